@@ -1,0 +1,2 @@
+//! The `aksnet` program.
+fn main() {}

@@ -1,0 +1,330 @@
+//! What can be asked of a region, already parsed. Not here: what it does (see [`crate::region`]).
+//!
+//! The first group of variants comes from the azure door, the second from the loops that make the
+//! region real and report back.
+
+use std::net::Ipv4Addr;
+
+use uuid::Uuid;
+
+use crate::{
+    addr::Prefix4,
+    fault::Fault,
+    model::{
+        Allocation, BalancingRule, Delegation, Generation, Kept, NetworkMode, NodePhase,
+        OutboundRule, OutboundType, PoolMode, Probe, RoleAssignment, Route, Tags,
+    },
+    name::{ArmId, Name},
+};
+
+/// One change to a region.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Command {
+    /// Makes or changes a resource group.
+    PutGroup {
+        /// Its id.
+        id: ArmId,
+        /// The region's name; may not change.
+        location: String,
+        /// Tags.
+        tags: Tags,
+    },
+    /// Removes a resource group and all that is in it.
+    DeleteGroup {
+        /// Its id.
+        id: ArmId,
+    },
+    /// Makes or replaces a virtual network. `subnets` is the whole list.
+    PutVnet {
+        /// Common fields.
+        common: Common,
+        /// The address space.
+        prefixes: Vec<Prefix4>,
+        /// All subnets; `None` keeps those that are there.
+        subnets: Option<Vec<PutSubnet>>,
+    },
+    /// Makes or replaces a subnet. Its id's parent is the virtual network.
+    PutSubnet {
+        /// Its id.
+        id: ArmId,
+        /// What it should be.
+        subnet: PutSubnet,
+    },
+    /// Makes or replaces a route table. `routes` is the whole list.
+    PutRouteTable {
+        /// Common fields.
+        common: Common,
+        /// All routes; `None` keeps those that are there.
+        routes: Option<Vec<Route>>,
+        /// Kept.
+        disable_bgp_route_propagation: bool,
+    },
+    /// Makes or replaces a route.
+    PutRoute {
+        /// The route's id; its parent is the route table.
+        id: ArmId,
+        /// The route.
+        route: Route,
+    },
+    /// Makes or changes a public IP.
+    PutPublicIp {
+        /// Common fields.
+        common: Common,
+        /// `Standard` or `Basic`.
+        sku: String,
+        /// Static or Dynamic.
+        allocation: Allocation,
+    },
+    /// Makes or replaces a NIC.
+    PutNic {
+        /// Common fields.
+        common: Common,
+        /// Whether foreign addresses pass.
+        ip_forwarding: bool,
+        /// At least one.
+        configs: Vec<PutIpConfiguration>,
+    },
+    /// Makes or changes a virtual machine (Microsoft.Compute/virtualMachines, the part that the network sees).
+    PutVm {
+        /// Common fields.
+        common: Common,
+        /// Its NIC, which must exist and be free.
+        nic: ArmId,
+    },
+    /// Makes or replaces a load balancer.
+    PutLoadBalancer {
+        /// Common fields.
+        common: Common,
+        /// What it should be.
+        balancer: PutLoadBalancer,
+    },
+    /// Makes or changes a cluster.
+    PutCluster {
+        /// Common fields.
+        common: Common,
+        /// What it should be.
+        cluster: PutCluster,
+    },
+    /// Makes or changes a node pool.
+    PutPool {
+        /// The pool's id; its parent is the cluster.
+        id: ArmId,
+        /// What it should be.
+        pool: PutPool,
+    },
+    /// Gives a role. Giving it again is success.
+    PutRoleAssignment(RoleAssignment),
+    /// Removes any resource or child by id: virtual network, subnet, route table, route, public IP, NIC,
+    /// VM, load balancer, cluster, agent pool. Removing what is not there succeeds and changes nothing.
+    Delete {
+        /// Its id.
+        id: ArmId,
+    },
+    /// Begins an operation that changes nothing and whose answer the door computes (`POST` actions).
+    BeginPost {
+        /// What it is about.
+        target: ArmId,
+    },
+
+    /// The fabric has made all of this generation real: network resources up to it are `Succeeded`, those
+    /// being deleted are gone.
+    FabricReal {
+        /// The generation that was compiled and applied.
+        generation: Generation,
+    },
+    /// A node got somewhere.
+    NodeReached {
+        /// The node's machine.
+        machine: ArmId,
+        /// Where.
+        phase: NodePhase,
+    },
+    /// A node wants more addresses of its pod subnet, or gives some back: its total should be this many,
+    /// a multiple of [`crate::model::POD_BATCH`]. Grants whole batches only, lowest free addresses first.
+    SetPodAddresses {
+        /// The node's machine.
+        machine: ArmId,
+        /// The wanted total.
+        total: u32,
+        /// Addresses that the node gives back; only these are taken from it when `total` is smaller.
+        released: Vec<Ipv4Addr>,
+    },
+    /// A cluster and its pools are what was asked up to this generation (nodes registered, or gone): its
+    /// state and its pools' become `Succeeded` and its operations end.
+    ClusterReal {
+        /// The cluster.
+        cluster: ArmId,
+        /// The generation that was seen.
+        generation: Generation,
+    },
+    /// A cluster's nodes and control plane are gone from the machine, so its resources may go.
+    ClusterGone {
+        /// The cluster.
+        cluster: ArmId,
+    },
+    /// What was begun cannot be done: the operation and its target become `Failed`.
+    Failed {
+        /// The operation's target.
+        target: ArmId,
+        /// Why.
+        fault: Fault,
+    },
+    /// Forgets operations that ended before this many operations ago, to keep the state small.
+    PruneOperations {
+        /// How many ended ones to keep.
+        keep: usize,
+    },
+}
+
+/// What every `PUT` of a top-level resource has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Common {
+    /// The resource's id.
+    pub id: ArmId,
+    /// The region's name; `None` keeps the stored one or takes the group's.
+    pub location: Option<String>,
+    /// Tags; `None` keeps the stored ones.
+    pub tags: Option<Tags>,
+    /// Properties that nothing acts on.
+    pub kept: Kept,
+}
+
+/// What a subnet should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutSubnet {
+    /// Its name.
+    pub name: Name,
+    /// Its prefix.
+    pub prefix: Prefix4,
+    /// Its route table.
+    pub route_table: Option<ArmId>,
+    /// Its delegations; actions are filled in by the region.
+    pub delegations: Vec<Delegation>,
+    /// `None` is `Disabled`.
+    pub private_endpoint_network_policies: Option<String>,
+    /// `None` is `Enabled`.
+    pub private_link_service_network_policies: Option<String>,
+    /// Properties that nothing acts on.
+    pub kept: Kept,
+}
+
+/// An IP configuration that is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutIpConfiguration {
+    /// Its name.
+    pub name: String,
+    /// The subnet's id.
+    pub subnet: ArmId,
+    /// A static address, or `None` for the lowest free one (or the one that it has).
+    pub address: Option<Ipv4Addr>,
+}
+
+/// What a load balancer should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutLoadBalancer {
+    /// `Standard`.
+    pub sku: String,
+    /// Front ends.
+    pub frontends: Vec<(Name, PutFrontend)>,
+    /// Back-end pools: name and the NICs' ids.
+    pub pools: Vec<(Name, Vec<ArmId>)>,
+    /// Probes.
+    pub probes: Vec<(Name, Probe)>,
+    /// Rules.
+    pub rules: Vec<(Name, BalancingRule)>,
+    /// Outbound rules.
+    pub outbound_rules: Vec<(Name, OutboundRule)>,
+}
+
+/// A front end that is asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PutFrontend {
+    /// In a subnet.
+    Internal {
+        /// The subnet's id.
+        subnet: ArmId,
+        /// A static address, or `None` for the lowest free one (or the one that it has).
+        address: Option<Ipv4Addr>,
+    },
+    /// With a public IP.
+    Public {
+        /// Its id.
+        public_ip: ArmId,
+    },
+}
+
+/// What a cluster should be. `None` is the default on creation and "as it is" on update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutCluster {
+    /// Kubernetes' version; the door has turned `1.36` into a version that can be had.
+    pub version: Option<String>,
+    /// For the FQDN.
+    pub dns_prefix: Option<String>,
+    /// The name of the node resource group; default `MC_<group>_<cluster>_<location>`.
+    pub node_group: Option<String>,
+    /// How pods get addresses; `None` is the service's default for the api-version, overlay today.
+    pub mode: Option<NetworkMode>,
+    /// The pods' range.
+    pub pod_cidr: Option<Prefix4>,
+    /// The services' range, default 10.0.0.0/16.
+    pub service_cidr: Option<Prefix4>,
+    /// Default 10.0.0.10.
+    pub dns_service_ip: Option<Ipv4Addr>,
+    /// Default `LoadBalancer`.
+    pub outbound: Option<OutboundType>,
+    /// All node pools; on update those that are not named stay.
+    pub pools: Vec<PutPool>,
+}
+
+/// What a node pool should be. `None` is the default on creation and "as it is" on update.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutPool {
+    /// Its name.
+    pub name: Name,
+    /// `None` is System for the first pool, User for others.
+    pub mode: Option<PoolMode>,
+    /// How many nodes.
+    pub count: Option<u32>,
+    /// Pods per node; default by mode.
+    pub max_pods: Option<u32>,
+    /// The node subnet; `None` is the first pool's, or a managed virtual network.
+    pub subnet: Option<ArmId>,
+    /// The pods' subnet.
+    pub pod_subnet: Option<ArmId>,
+    /// The version of its nodes; `None` is the cluster's.
+    pub version: Option<String>,
+    /// `None` is `Standard_D2s_v3`.
+    pub vm_size: Option<String>,
+    /// Labels of its nodes.
+    pub labels: Option<std::collections::BTreeMap<String, String>>,
+    /// Taints of its nodes.
+    pub taints: Option<Vec<String>>,
+    /// `None` is `10%`.
+    pub max_surge: Option<String>,
+    /// Minimum and maximum when the autoscaler is on.
+    pub autoscale: Option<(u32, u32)>,
+    /// Properties that nothing acts on.
+    pub kept: Kept,
+}
+
+/// What an accepted command did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Whether the resource is new (answered 201), was there (200), or nothing changed (204 for a delete).
+    pub outcome: Outcome,
+    /// The operation that ends when it is real; `None` when there is nothing to wait for.
+    pub operation: Option<Uuid>,
+}
+
+/// See [`Accepted::outcome`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Made.
+    Created,
+    /// Changed.
+    Updated,
+    /// As it was.
+    Unchanged,
+    /// Being removed.
+    Deleting,
+}

@@ -1,0 +1,1 @@
+//! What a Linux host must look like to behave as a region says.
