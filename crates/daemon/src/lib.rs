@@ -1,1 +1,9 @@
-//! TBD.
+//! The loops that make the machine match the region, and the clusters match both.
+//!
+//! Each loop reads, asks `vnet` or `cluster` what must be, has `linux` or an API do it, and reports. None decides.
+#![forbid(unsafe_code)]
+
+pub mod reconcile;
+pub mod fabric;
+pub mod node;
+pub mod controller;

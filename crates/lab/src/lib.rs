@@ -1,1 +1,4 @@
-//! TBD.
+//! Tests across crates. Nothing here ships.
+#![forbid(unsafe_code)]
+
+pub mod pods;

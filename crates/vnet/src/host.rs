@@ -1,1 +1,28 @@
-//! What a Linux host must look like to behave as a region says.
+//! What the network namespaces of a lab must look like to behave as a region says, and how to get there.
+//!
+//! [`fabric::compile_fabric`] turns a region into a [`state::Fabric`]: desired state, namespace by namespace.
+//! [`plan::plan`] compares it with what was observed and lists the actions between the two. Both are
+//! plain functions; `linux` observes and acts, `daemon` decides when.
+
+pub mod names;
+pub mod state;
+pub mod plan;
+pub mod health;
+mod balancing;
+mod control;
+pub mod fabric;
+mod routing;
+mod ruleset;
+mod text;
+mod view;
+
+#[cfg(test)]
+mod laws;
+
+pub use self::{
+    fabric::compile_fabric,
+    health::Health,
+    plan::{Action, Step, plan},
+    ruleset::{TABLE, digest},
+    state::{Fabric, NamespaceState, Observed},
+};

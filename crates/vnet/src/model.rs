@@ -50,6 +50,7 @@ pub enum ProvisioningState {
 
 /// What every resource has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Meta {
     /// The resource's id.
     pub id: ArmId,
@@ -71,6 +72,7 @@ pub struct Meta {
 
 /// A resource group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ResourceGroup {
     /// Its id.
     pub id: ArmId,
@@ -86,6 +88,7 @@ pub struct ResourceGroup {
 
 /// A virtual network with its subnets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Vnet {
     /// Id, location, tags, state.
     pub meta: Meta,
@@ -100,6 +103,7 @@ pub struct Vnet {
 
 /// A subnet and who holds its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Subnet {
     /// Its name.
     pub name: Name,
@@ -127,6 +131,7 @@ pub struct Subnet {
 
 /// A subnet given to a service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Delegation {
     /// `aks-delegation` when AKS made it.
     pub name: Name,
@@ -138,6 +143,7 @@ pub struct Delegation {
 
 /// Who holds an address of a subnet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum Holder {
     /// An IP configuration of a NIC.
     IpConfiguration {
@@ -166,6 +172,7 @@ pub const POD_BATCH: usize = 16;
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Nic {
     /// Id, location, tags, state. A scale set instance's NIC has its id below the instance.
     pub meta: Meta,
@@ -195,6 +202,7 @@ impl Nic {
 
 /// An address of a NIC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct IpConfiguration {
     /// `ipconfig1`, …
     pub name: String,
@@ -217,6 +225,7 @@ pub enum Allocation {
 
 /// A computer with one NIC: a virtual machine, or an instance of a node pool's scale set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Machine {
     /// Id, location, tags, state.
     pub meta: Meta,
@@ -239,6 +248,7 @@ pub enum Role {
 
 /// What makes a [`Machine`] a node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct NodeRole {
     /// The cluster.
     pub cluster: ArmId,
@@ -265,6 +275,7 @@ pub enum NodePhase {
 
 /// A route table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RouteTable {
     /// Id, location, tags, state.
     pub meta: Meta,
@@ -276,6 +287,7 @@ pub struct RouteTable {
 
 /// A user-defined route.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Route {
     /// Its name, up to 80 characters.
     pub name: Name,
@@ -300,6 +312,7 @@ pub enum NextHop {
 
 /// A public address.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PublicIp {
     /// Id, location, tags, state.
     pub meta: Meta,
@@ -315,6 +328,7 @@ pub struct PublicIp {
 
 /// A load balancer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LoadBalancer {
     /// Id, location, tags, state.
     pub meta: Meta,
@@ -334,6 +348,7 @@ pub struct LoadBalancer {
 
 /// A front end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub enum Frontend {
     /// A private address.
     Internal {
@@ -353,6 +368,7 @@ pub enum Frontend {
 
 /// Machines behind a load balancer.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BackendPool {
     /// The NICs, by id: their primary addresses are the members.
     pub members: Vec<ArmId>,
@@ -360,6 +376,7 @@ pub struct BackendPool {
 
 /// A health probe. It comes from 168.63.129.16.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Probe {
     /// TCP, HTTP or HTTPS.
     pub protocol: ProbeProtocol,
@@ -397,6 +414,7 @@ pub enum Transport {
 
 /// A load-balancing rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct BalancingRule {
     /// The front end's name.
     pub frontend: Name,
@@ -424,6 +442,7 @@ pub struct BalancingRule {
 
 /// An outbound rule: the pool's machines are seen outside with the front ends' addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct OutboundRule {
     /// The front ends' names.
     pub frontends: Vec<Name>,
@@ -465,6 +484,7 @@ pub enum OutboundType {
 
 /// A managed cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Cluster {
     /// Id, location, tags, state.
     pub meta: Meta,
@@ -504,6 +524,7 @@ pub struct Cluster {
 
 /// A node pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct AgentPool {
     /// Its name.
     pub name: Name,
@@ -554,6 +575,7 @@ pub enum PoolMode {
 
 /// A role given to a principal at a scope. Kept, shown, not enforced.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct RoleAssignment {
     /// The assignment's name, a GUID.
     pub name: String,
@@ -569,6 +591,7 @@ pub struct RoleAssignment {
 
 /// A long-running operation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Operation {
     /// Its id, in the operation's URL.
     pub id: Uuid,

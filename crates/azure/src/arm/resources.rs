@@ -1,0 +1,539 @@
+//! Reading, writing, listing and removing resources of any type. Not here: their shapes (see `wire`).
+
+use std::sync::Arc;
+
+use ::vnet::{
+    command::{Command, Outcome},
+    fault::Fault,
+    name::{ArmId, Name},
+    region::Region,
+};
+use http::{
+    HeaderName, Method, StatusCode,
+    header::{IF_MATCH, IF_NONE_MATCH},
+};
+use serde_json::{Value, json};
+
+use super::{
+    actions, deployments, groups, is_read, operations,
+    target::{Kind, Target, Within},
+    wrong_method,
+};
+use crate::{
+    answer::{Answer, Reply},
+    call::Call,
+    refuse::{NOT_SUPPORTED, unsupported},
+    wire::{
+        Asked, View, balancer, cluster, machine, nic, pool, public_ip, route_table, subnet, vnet,
+    },
+};
+
+/// Answers a request for a resource, for a list, or for something that a resource answers.
+pub(super) fn answer(call: &Call<'_>, target: &Target) -> Answer {
+    match target {
+        Target::One { kind: Kind::Deployment, id } => deployments::answer(call, id),
+        Target::One { kind, id } => one(call, *kind, id),
+        Target::All { kind, within } if is_read(&call.method) => list(call, *kind, within),
+        Target::All { .. } => Err(wrong_method(call)),
+        Target::Word { kind, id, word } => actions::answer(call, *kind, id, word),
+    }
+}
+
+fn one(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
+    match &call.method {
+        method if is_read(method) => Ok(Reply::ok(shown(call, kind, id)?)),
+        &Method::PUT => put(call, kind, id, None),
+        &Method::PATCH => patch(call, kind, id),
+        &Method::DELETE => delete(call, kind, id),
+        _ => Err(wrong_method(call)),
+    }
+}
+
+/// The resource as it is, or Azure's 404.
+pub(super) fn shown(call: &Call<'_>, kind: Kind, id: &ArmId) -> Result<Value, Fault> {
+    let region = call.region();
+    let view = View { region: &region, door: call.door() };
+    render(&view, kind, id).ok_or_else(|| not_found(&region, kind, id))
+}
+
+/// The resource as a `GET` shows it.
+fn render(view: &View<'_>, kind: Kind, id: &ArmId) -> Option<Value> {
+    let region = view.region;
+    let name = Name::new(id.name());
+    match kind {
+        Kind::Vnet => region.vnets.get(id).map(|it| vnet::render(it)),
+        Kind::Subnet => region.subnet(id).map(|(vnet, it)| subnet::render(vnet, it)),
+        Kind::RouteTable => region.route_tables.get(id).map(|it| route_table::render(view, it)),
+        Kind::Route => {
+            let table = region.route_tables.get(&id.parent()?)?;
+            table.routes.get(&name).map(|it| route_table::render_route(table, it))
+        }
+        Kind::PublicIp => region.public_ips.get(id).map(|it| public_ip::render(it)),
+        Kind::Nic | Kind::InstanceNic => region.nics.get(id).map(|it| nic::render(view, it)),
+        Kind::Balancer => region.balancers.get(id).map(|it| balancer::render(view, it)),
+        Kind::BackendPool => {
+            balancer::render_pool(view, region.balancers.get(&id.parent()?)?, &name)
+        }
+        Kind::Vm => region.machines.get(id).map(|it| machine::render(it)),
+        Kind::Instance => region.machines.get(id).map(|it| machine::render_instance(it)),
+        Kind::ScaleSet => machine::render_scale_set(view, id),
+        Kind::Cluster => region.clusters.get(id).map(|it| cluster::render(view, it)),
+        Kind::Pool => region.pool(id).map(|(cluster, it)| pool::render(cluster, it)),
+        Kind::Part(list) => {
+            let parent = id.parent()?;
+            let kind = if region.nics.contains_key(&parent) { Kind::Nic } else { Kind::Balancer };
+            let body = render(view, kind, &parent)?;
+            let parts = body["properties"][list].as_array()?;
+            let is_it =
+                |part: &&Value| part["name"].as_str().is_some_and(|it| Name::new(it) == name);
+            parts.iter().find(is_it).cloned()
+        }
+        Kind::Deployment | Kind::Refused(_) => None,
+    }
+}
+
+/// Azure's 404: for a child of something that is there it is the provider's own.
+pub(super) fn not_found(region: &Region, kind: Kind, id: &ArmId) -> Fault {
+    if !region.groups.contains_key(&id.resource_group_id()) {
+        return Fault::new(
+            404,
+            "ResourceGroupNotFound",
+            format!("Resource group '{}' could not be found.", id.resource_group()),
+        );
+    }
+    let parent = id.parent();
+    let has_parent = parent.as_ref().is_some_and(|parent| {
+        region.vnets.contains_key(parent)
+            || region.route_tables.contains_key(parent)
+            || region.balancers.contains_key(parent)
+            || region.nics.contains_key(parent)
+            || region.clusters.contains_key(parent)
+    });
+    if let (true, Kind::Pool, Some(cluster)) = (has_parent, kind, &parent) {
+        let message = format!(
+            "The agent pool '{}' of managed cluster '{}' was not found.",
+            id.name(),
+            cluster.name()
+        );
+        return Fault::new(404, "NotFound", message);
+    }
+    if has_parent {
+        return Fault::new(404, "NotFound", format!("Resource {id} not found."));
+    }
+    // A missing parent is what is reported, as the manager does before it asks the provider.
+    let mut top = id.clone();
+    while let Some(parent) = top.parent() {
+        top = parent;
+    }
+    let message = format!(
+        "The Resource '{}/{}' under resource group '{}' was not found. For more details please go to https://aka.ms/ARMResourceNotFoundFix",
+        top.kind(),
+        top.name(),
+        top.resource_group()
+    );
+    Fault::new(404, "ResourceNotFound", message)
+}
+
+/// Makes or replaces a resource. `body` stands for the request's own when it is given.
+pub(super) fn put(call: &Call<'_>, kind: Kind, id: &ArmId, body: Option<Value>) -> Answer {
+    if let Kind::Refused(what) = kind {
+        return Err(unsupported(NOT_SUPPORTED, what));
+    }
+    let (value, bytes) = match body {
+        Some(value) => {
+            let bytes = value.to_string().into_bytes();
+            (value, bytes)
+        }
+        None => (call.json()?, call.body.to_vec()),
+    };
+    let region = call.region();
+    let view = View { region: &region, door: call.door() };
+    let stored = render(&view, kind, id);
+    check_conditions(call, stored.as_ref())?;
+    // Children have no location of their own.
+    if stored.is_none()
+        && id.parent().is_none()
+        && value["location"].as_str().is_none_or(str::is_empty)
+    {
+        groups::find(call, &id.resource_group_id())?;
+        let message = "The location property is required for this definition.";
+        return Err(Fault::bad("LocationRequired", message));
+    }
+    let id = spelled(&region, id, stored.as_ref());
+    let asked = Asked::new(&view, id.clone(), value, if bytes.is_empty() { b"{}" } else { &bytes });
+    let mut pools = None;
+    let command = match kind {
+        Kind::Vnet => vnet::parse(&asked)?,
+        Kind::Subnet => subnet::parse(&asked)?,
+        Kind::RouteTable => route_table::parse(&asked)?,
+        Kind::Route => route_table::parse_route(&asked)?,
+        Kind::PublicIp => public_ip::parse(&asked)?,
+        Kind::Nic => {
+            let (command, wanted) = nic::parse(&asked)?;
+            pools = Some(wanted);
+            command
+        }
+        Kind::Balancer => balancer::parse(&asked)?,
+        Kind::BackendPool => balancer::parse_pool(&asked)?,
+        Kind::Vm => machine::parse(&asked)?,
+        Kind::Cluster => cluster::parse(&asked)?,
+        Kind::Pool => pool::parse(&asked)?,
+        Kind::ScaleSet | Kind::Instance | Kind::InstanceNic => {
+            return Err(unsupported(
+                NOT_SUPPORTED,
+                "changes to scale sets, which belong to their node pools",
+            ));
+        }
+        Kind::Part(_) => {
+            return Err(unsupported(NOT_SUPPORTED, "writing a part without its parent"));
+        }
+        Kind::Deployment | Kind::Refused(_) => return Err(wrong_method(call)),
+    };
+    let accepted = call.change(command)?;
+    let mut operation = accepted.operation;
+    if let Some(wanted) = pools {
+        operation = join_pools(call, &id, &wanted)?.or(operation);
+    }
+    let body = shown(call, kind, &id)?;
+    // A pool with a path of its own is a change of its load balancer.
+    let is_new = match kind {
+        Kind::BackendPool => stored.is_none(),
+        _ => accepted.outcome == Outcome::Created,
+    };
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let location = location_of(call, &id);
+    let reply = Reply::with_status(status, body);
+    Ok(match operation {
+        Some(operation) => operations::announce(call, reply, &id, &location, operation),
+        None => reply,
+    })
+}
+
+/// The id in the spelling of what is stored: the group's, the parents' and the resource's own.
+fn spelled(region: &Region, id: &ArmId, stored: Option<&Value>) -> ArmId {
+    // AKS shows its ids with `resourcegroups`; what is stored has Azure's usual spelling.
+    let known = stored.and_then(|stored| stored["id"].as_str());
+    let known = known.map(|text| text.replacen("/resourcegroups/", "/resourceGroups/", 1));
+    if let Some(known) =
+        known.and_then(|text| text.parse::<ArmId>().ok()).filter(|known| known == id)
+    {
+        return known;
+    }
+    if let Some(parent) = id.parent() {
+        let kind = id.kind();
+        let kind = kind.rsplit('/').next().unwrap_or_default();
+        let stored = region.vnets.get_key_value(&parent).map(|(id, _)| id);
+        let stored = stored
+            .or_else(|| region.route_tables.get_key_value(&parent).map(|(id, _)| id))
+            .or_else(|| region.balancers.get_key_value(&parent).map(|(id, _)| id))
+            .or_else(|| region.clusters.get_key_value(&parent).map(|(id, _)| id));
+        return stored.unwrap_or(&parent).child(kind, id.name());
+    }
+    let group = region.groups.get(&id.resource_group_id()).map(|group| group.id.clone());
+    group.map_or_else(|| id.clone(), |group| group.sibling(&id.kind(), id.name()))
+}
+
+/// Makes a NIC a member of exactly these back-end pools.
+fn join_pools(call: &Call<'_>, nic: &ArmId, wanted: &[ArmId]) -> Result<Option<uuid::Uuid>, Fault> {
+    let region = call.region();
+    for pool in wanted {
+        let balancer = pool.parent().and_then(|id| region.balancers.get(&id));
+        if balancer.is_none_or(|balancer| !balancer.pools.contains_key(&Name::new(pool.name()))) {
+            let message = format!(
+                "Resource {pool} referenced by resource {nic} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region."
+            );
+            return Err(Fault::bad("InvalidResourceReference", message));
+        }
+    }
+    let mut operation = None;
+    for (id, balancer) in &region.balancers {
+        let is_wanted =
+            |name: &Name| wanted.contains(&id.child("backendAddressPools", name.as_str()));
+        let differs =
+            balancer.pools.iter().any(|(name, pool)| pool.members.contains(nic) != is_wanted(name));
+        if differs {
+            let command = balancer::with_pools(balancer, |pools| {
+                for (name, members) in pools {
+                    members.retain(|member| member != nic);
+                    if is_wanted(name) {
+                        members.push(nic.clone());
+                    }
+                }
+            });
+            operation = call.change(command)?.operation;
+        }
+    }
+    Ok(operation)
+}
+
+/// Changes tags, the one thing that every type can have patched.
+fn patch(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
+    let mut body = shown(call, kind, id)?;
+    let change = call.json()?;
+    let Some(change) = change.as_object() else { return Err(wrong_method(call)) };
+    if change.keys().any(|key| key != "tags") {
+        let what = "PATCH of anything but tags (PUT the whole resource)";
+        return Err(unsupported(NOT_SUPPORTED, what));
+    }
+    if let Some(tags) = change.get("tags") {
+        body["tags"] = tags.clone();
+    }
+    put(call, kind, id, Some(body))
+}
+
+fn delete(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
+    let region = call.region();
+    let view = View { region: &region, door: call.door() };
+    let Some(stored) = render(&view, kind, id) else {
+        return Ok(Reply::empty(StatusCode::NO_CONTENT));
+    };
+    check_conditions(call, Some(&stored))?;
+    let location = location_of(call, id);
+    let command = match kind {
+        Kind::BackendPool => remove_pool(&region, id)?,
+        Kind::ScaleSet | Kind::Instance | Kind::InstanceNic => {
+            let what = "changes to scale sets, which belong to their node pools";
+            return Err(unsupported(NOT_SUPPORTED, what));
+        }
+        Kind::Part(_) => {
+            return Err(unsupported(NOT_SUPPORTED, "removing a part without its parent"));
+        }
+        _ => Command::Delete { id: id.clone() },
+    };
+    let accepted = call.change(command)?;
+    Ok(match (accepted.operation, accepted.outcome) {
+        (Some(operation), _) => operations::accepted(call, id, &location, operation),
+        (None, Outcome::Unchanged) => Reply::empty(StatusCode::NO_CONTENT),
+        // Done at once; never 200, which is an error to clients of AKS.
+        (None, Outcome::Created | Outcome::Updated | Outcome::Deleting) => {
+            Reply::empty(StatusCode::NO_CONTENT)
+        }
+    })
+}
+
+fn remove_pool(region: &Arc<Region>, id: &ArmId) -> Result<Command, Fault> {
+    let name = Name::new(id.name());
+    let balancer = id.parent().and_then(|id| region.balancers.get(&id));
+    let balancer = balancer.ok_or_else(|| not_found(region, Kind::BackendPool, id))?;
+    let rule = balancer.rules.iter().find(|(_, rule)| rule.pool == name).map(|(name, _)| name);
+    if let Some(rule) = rule {
+        let message = format!(
+            "Load Balancer backend address pool {id} cannot be deleted because it is in use by rule {rule}."
+        );
+        return Err(Fault::bad("LoadBalancerBackendAddressPoolInUse", message));
+    }
+    Ok(balancer::with_pools(balancer, |pools| pools.retain(|(other, _)| *other != name)))
+}
+
+/// `If-Match` and `If-None-Match`, against the entity tag that is shown.
+fn check_conditions(call: &Call<'_>, stored: Option<&Value>) -> Result<(), Fault> {
+    let header = |name: HeaderName| {
+        call.headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())
+    };
+    let etag = stored.map(|stored| {
+        stored["etag"].as_str().or(stored["eTag"].as_str()).unwrap_or_default().to_owned()
+    });
+    let bare = |text: &str| text.trim_start_matches("W/").trim_matches('"').to_ascii_lowercase();
+    let fails = match (header(IF_MATCH), header(IF_NONE_MATCH)) {
+        (Some("*"), _) => etag.is_none(),
+        (Some(wanted), _) => etag.is_none_or(|etag| bare(&etag) != bare(wanted)),
+        (None, Some("*")) => etag.is_some(),
+        (None, Some(unwanted)) => etag.is_some_and(|etag| bare(&etag) == bare(unwanted)),
+        (None, None) => false,
+    };
+    if fails {
+        let message = "The condition '{0}' in the HTTP conditional header(s) is not met.";
+        return Err(Fault::new(412, "PreconditionFailed", message.replace(" '{0}'", "")));
+    }
+    Ok(())
+}
+
+/// Where a resource is, for the URLs of its operations: its group's location will do.
+fn location_of(call: &Call<'_>, id: &ArmId) -> String {
+    let region = call.region();
+    let group = region.groups.get(&id.resource_group_id());
+    group.map_or_else(|| "eastus".to_owned(), |group| group.location.clone())
+}
+
+/// All resources of a type.
+fn list(call: &Call<'_>, kind: Kind, within: &Within) -> Answer {
+    let region = call.region();
+    let view = View { region: &region, door: call.door() };
+    if let Within::Group(group) = within {
+        groups::find(call, group)?;
+    }
+    if let Within::Parent(parent) = within {
+        return Ok(Reply::list(children(call, &view, kind, parent)?));
+    }
+    let is_within = |id: &ArmId| match within {
+        Within::Group(group) => id.resource_group_id() == *group,
+        Within::Subscription(subscription) => id.subscription().eq_ignore_ascii_case(subscription),
+        Within::Parent(_) => false,
+    };
+    let ids = top_level(&view, kind);
+    let items = ids.iter().filter(|id| is_within(id)).filter_map(|id| render(&view, kind, id));
+    let mut items: Vec<Value> = items.collect();
+    if kind == Kind::Deployment {
+        items = deployments::list(call, within);
+    }
+    Ok(Reply::list(items))
+}
+
+/// The ids of all resources of a top-level type.
+fn top_level(view: &View<'_>, kind: Kind) -> Vec<ArmId> {
+    let region = view.region;
+    match kind {
+        Kind::Vnet => region.vnets.keys().cloned().collect(),
+        Kind::RouteTable => region.route_tables.keys().cloned().collect(),
+        Kind::PublicIp => region.public_ips.keys().cloned().collect(),
+        // Scale sets' NICs are shown with their instances only.
+        Kind::Nic => {
+            region.nics.keys().filter(|id| id.is_kind(::vnet::kind::NIC)).cloned().collect()
+        }
+        Kind::Balancer => region.balancers.keys().cloned().collect(),
+        Kind::Vm => {
+            region.machines.keys().filter(|id| id.is_kind(::vnet::kind::VM)).cloned().collect()
+        }
+        Kind::ScaleSet => machine::scale_sets(view),
+        Kind::Cluster => region.clusters.keys().cloned().collect(),
+        Kind::Subnet
+        | Kind::Route
+        | Kind::BackendPool
+        | Kind::Instance
+        | Kind::InstanceNic
+        | Kind::Pool
+        | Kind::Deployment
+        | Kind::Part(_)
+        | Kind::Refused(_) => Vec::new(),
+    }
+}
+
+/// The children of a type of one resource.
+fn children(
+    call: &Call<'_>,
+    view: &View<'_>,
+    kind: Kind,
+    parent: &ArmId,
+) -> Result<Vec<Value>, Fault> {
+    let (parent_kind, list) = match kind {
+        Kind::Subnet => (Kind::Vnet, "subnets"),
+        Kind::Route => (Kind::RouteTable, "routes"),
+        Kind::BackendPool => (Kind::Balancer, "backendAddressPools"),
+        Kind::Part("ipConfigurations") => (Kind::Nic, "ipConfigurations"),
+        Kind::Part(list) => (Kind::Balancer, list),
+        Kind::Pool => {
+            let cluster = view.region.clusters.get(parent);
+            let cluster = cluster.ok_or_else(|| not_found(view.region, Kind::Cluster, parent))?;
+            return Ok(cluster.pools.values().map(|it| pool::render(cluster, it)).collect());
+        }
+        Kind::Instance => {
+            let instances = machine::instances(view, parent);
+            return Ok(instances.into_iter().map(machine::render_instance).collect());
+        }
+        Kind::InstanceNic => {
+            let machine = view.region.machines.get(parent);
+            let machine = machine.ok_or_else(|| not_found(view.region, kind, parent))?;
+            let nic = view.region.nics.get(&machine.nic);
+            return Ok(nic.map(|it| nic::render(view, it)).into_iter().collect());
+        }
+        _ => return Ok(Vec::new()),
+    };
+    let body = shown(call, parent_kind, parent)?;
+    Ok(body["properties"][list].as_array().cloned().unwrap_or_default())
+}
+
+/// `GET …/resources`, with the parts of `$filter` that tools use.
+pub(super) fn search(call: &Call<'_>, subscription: &str, group: Option<&str>) -> Answer {
+    if !is_read(&call.method) {
+        return Err(wrong_method(call));
+    }
+    if let Some(group) = group {
+        groups::find(call, &ArmId::group(subscription, group))?;
+    }
+    let filter = Filter::parse(call.query.get("$filter").map_or("", String::as_str))?;
+    let top = call.query.get("$top").and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
+    let region = call.region();
+    let view = View { region: &region, door: call.door() };
+    let kinds = [
+        Kind::Vnet,
+        Kind::RouteTable,
+        Kind::PublicIp,
+        Kind::Nic,
+        Kind::Balancer,
+        Kind::Vm,
+        Kind::ScaleSet,
+        Kind::Cluster,
+    ];
+    let mut found = Vec::new();
+    for kind in kinds {
+        for id in top_level(&view, kind) {
+            let is_in = group.is_none_or(|group| id.resource_group().eq_ignore_ascii_case(group))
+                && id.subscription().eq_ignore_ascii_case(subscription);
+            if !is_in {
+                continue;
+            }
+            let Some(body) = render(&view, kind, &id) else { continue };
+            if filter.matches(&id, &body) {
+                found.push(brief(&body));
+            }
+        }
+    }
+    found.sort_by(|a, b| a["id"].as_str().cmp(&b["id"].as_str()));
+    found.truncate(top);
+    Ok(Reply::list(found))
+}
+
+/// A resource without its properties.
+fn brief(body: &Value) -> Value {
+    let mut brief = json!({});
+    for key in ["id", "name", "type", "location", "tags", "sku", "identity"] {
+        if let Some(value) = body.get(key) {
+            brief[key] = value.clone();
+        }
+    }
+    if let Some(state) = body.pointer("/properties/provisioningState") {
+        brief["provisioningState"] = state.clone();
+    }
+    brief
+}
+
+/// `a eq 'b' and c eq 'd'`.
+struct Filter(Vec<(String, String)>);
+
+impl Filter {
+    fn parse(text: &str) -> Result<Self, Fault> {
+        let mut terms = Vec::new();
+        // Quoted values are every second part, so that ` and ` in a name does no harm.
+        let parts: Vec<&str> = text.split('\'').collect();
+        for pair in parts.chunks(2) {
+            let [before, value] = pair else { continue };
+            let before = before.trim().trim_start_matches("and ").trim();
+            let key = before.strip_suffix(" eq").ok_or_else(|| {
+                Fault::bad("InvalidFilterInQueryString", format!("Invalid $filter '{text}' specified in the query string: this lab understands terms of the form name eq 'value' joined by and."))
+            })?;
+            terms.push((key.trim().to_ascii_lowercase(), (*value).to_owned()));
+        }
+        Ok(Self(terms))
+    }
+
+    fn matches(&self, id: &ArmId, body: &Value) -> bool {
+        let mut tag = None;
+        self.0.iter().all(|(key, value)| {
+            let is = |text: &str| text.eq_ignore_ascii_case(value);
+            match key.as_str() {
+                "resourcegroup" => is(id.resource_group()),
+                "name" => is(id.name()),
+                "resourcetype" => is(&id.kind()),
+                "location" => body["location"].as_str().is_some_and(is),
+                "tagname" => {
+                    tag = Some(value.clone());
+                    body["tags"].get(value).is_some()
+                }
+                "tagvalue" => {
+                    tag.as_ref().is_some_and(|tag| body["tags"][tag].as_str() == Some(value))
+                }
+                _ => false,
+            }
+        })
+    }
+}

@@ -1,0 +1,477 @@
+//! `Microsoft.Network/loadBalancers` with their parts: how a `PUT` becomes a command.
+//! How they are rendered is in [`render`].
+
+mod render;
+
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::Value;
+use vnet::{
+    command::{Command, PutFrontend, PutLoadBalancer},
+    fault::Fault,
+    kind,
+    model::{
+        Allocation, BalancingRule, Frontend, LoadBalancer, OutboundRule, Probe, ProbeProtocol,
+        Transport,
+    },
+    name::{ArmId, Name},
+};
+
+pub(crate) use self::render::{render, render_pool};
+use super::{Asked, Named, Reference, Resource, id_of, public_ip::one_of};
+use crate::{
+    call::content,
+    findings::{Findings, address, arm_id, arm_id_of, given, missing},
+    refuse::{Refusal, When, refusal},
+};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Properties {
+    #[serde(rename = "frontendIPConfigurations")]
+    frontends: Option<Vec<Named<FrontendProperties>>>,
+    #[serde(rename = "backendAddressPools")]
+    pools: Option<Vec<Named<PoolProperties>>>,
+    probes: Option<Vec<Named<ProbeProperties>>>,
+    #[serde(rename = "loadBalancingRules")]
+    rules: Option<Vec<Named<RuleProperties>>>,
+    outbound_rules: Option<Vec<Named<OutboundProperties>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct FrontendProperties {
+    #[serde(rename = "privateIPAddress")]
+    address: Option<String>,
+    #[serde(rename = "privateIPAllocationMethod")]
+    allocation: Option<String>,
+    subnet: Option<Reference>,
+    #[serde(rename = "publicIPAddress")]
+    public_ip: Option<Reference>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PoolProperties {
+    #[serde(rename = "backendIPConfigurations")]
+    members: Option<Vec<Reference>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ProbeProperties {
+    protocol: Option<String>,
+    port: Option<u16>,
+    request_path: Option<String>,
+    interval_in_seconds: Option<u32>,
+    number_of_probes: Option<u32>,
+    probe_threshold: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RuleProperties {
+    #[serde(rename = "frontendIPConfiguration")]
+    frontend: Option<Reference>,
+    backend_address_pool: Option<Reference>,
+    backend_address_pools: Option<Vec<Reference>>,
+    probe: Option<Reference>,
+    protocol: Option<String>,
+    frontend_port: Option<u16>,
+    backend_port: Option<u16>,
+    #[serde(rename = "enableFloatingIP")]
+    floating_ip: Option<bool>,
+    load_distribution: Option<String>,
+    idle_timeout_in_minutes: Option<u32>,
+    enable_tcp_reset: Option<bool>,
+    disable_outbound_snat: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct OutboundProperties {
+    #[serde(rename = "frontendIPConfigurations")]
+    frontends: Option<Vec<Reference>>,
+    backend_address_pool: Option<Reference>,
+    protocol: Option<String>,
+    allocated_outbound_ports: Option<u32>,
+    idle_timeout_in_minutes: Option<u32>,
+    enable_tcp_reset: Option<bool>,
+}
+
+const KNOWN: [&str; 46] = [
+    "/sku/name",
+    "/properties/inboundNatRules",
+    "/properties/inboundNatPools",
+    "/properties/frontendIPConfigurations/*/id",
+    "/properties/frontendIPConfigurations/*/name",
+    "/properties/frontendIPConfigurations/*/type",
+    "/properties/frontendIPConfigurations/*/etag",
+    "/properties/frontendIPConfigurations/*/properties/provisioningState",
+    "/properties/frontendIPConfigurations/*/properties/privateIPAddress",
+    "/properties/frontendIPConfigurations/*/properties/privateIPAddressVersion",
+    "/properties/frontendIPConfigurations/*/properties/privateIPAllocationMethod",
+    "/properties/frontendIPConfigurations/*/properties/subnet",
+    "/properties/frontendIPConfigurations/*/properties/publicIPAddress",
+    "/properties/frontendIPConfigurations/*/properties/loadBalancingRules",
+    "/properties/frontendIPConfigurations/*/properties/outboundRules",
+    "/properties/backendAddressPools",
+    "/properties/probes/*/id",
+    "/properties/probes/*/name",
+    "/properties/probes/*/type",
+    "/properties/probes/*/etag",
+    "/properties/probes/*/properties/provisioningState",
+    "/properties/probes/*/properties/protocol",
+    "/properties/probes/*/properties/port",
+    "/properties/probes/*/properties/requestPath",
+    "/properties/probes/*/properties/intervalInSeconds",
+    "/properties/probes/*/properties/probeThreshold",
+    "/properties/probes/*/properties/loadBalancingRules",
+    "/properties/loadBalancingRules/*/id",
+    "/properties/loadBalancingRules/*/name",
+    "/properties/loadBalancingRules/*/type",
+    "/properties/loadBalancingRules/*/etag",
+    "/properties/loadBalancingRules/*/properties/provisioningState",
+    "/properties/loadBalancingRules/*/properties/frontendIPConfiguration",
+    "/properties/loadBalancingRules/*/properties/backendAddressPool",
+    "/properties/loadBalancingRules/*/properties/backendAddressPools",
+    "/properties/loadBalancingRules/*/properties/probe",
+    "/properties/loadBalancingRules/*/properties/protocol",
+    "/properties/loadBalancingRules/*/properties/frontendPort",
+    "/properties/loadBalancingRules/*/properties/backendPort",
+    "/properties/loadBalancingRules/*/properties/enableFloatingIP",
+    "/properties/loadBalancingRules/*/properties/loadDistribution",
+    "/properties/loadBalancingRules/*/properties/idleTimeoutInMinutes",
+    "/properties/loadBalancingRules/*/properties/enableTcpReset",
+    "/properties/loadBalancingRules/*/properties/disableOutboundSnat",
+    // Every property of an outbound rule is acted on or rendered.
+    "/properties/outboundRules",
+    "/properties/frontendIPConfigurations/*/properties/inboundNatRules",
+];
+
+const REFUSED: [Refusal; 10] = [
+    refusal("/sku/tier", When::Is(&["Global"]), "global load balancers"),
+    refusal("/sku/name", When::Is(&["Gateway"]), "gateway load balancers"),
+    refusal("/properties/inboundNatRules", When::Given, "inbound NAT rules"),
+    refusal("/properties/inboundNatPools", When::Given, "inbound NAT pools"),
+    refusal(
+        "/properties/frontendIPConfigurations/*/properties/privateIPAddressVersion",
+        When::Is(&["IPv6"]),
+        "IPv6 and dual stack",
+    )
+    .code("IPv6NotSupported"),
+    refusal(
+        "/properties/frontendIPConfigurations/*/properties/publicIPPrefix",
+        When::Given,
+        "public IP prefixes",
+    ),
+    refusal(
+        "/properties/frontendIPConfigurations/*/properties/gatewayLoadBalancer",
+        When::Given,
+        "gateway load balancers",
+    ),
+    refusal(
+        "/properties/backendAddressPools/*/properties/loadBalancerBackendAddresses",
+        When::Given,
+        "back-end pools of IP addresses (network interfaces can be members)",
+    ),
+    refusal(
+        "/properties/backendAddressPools/*/properties/tunnelInterfaces",
+        When::Given,
+        "gateway load balancers",
+    ),
+    refusal(
+        "/properties/loadBalancingRules/*/properties/backendAddressPools",
+        When::Several,
+        "rules with more than one back-end pool",
+    ),
+];
+
+/// The command that a `PUT` asks for.
+pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
+    let resource: Resource<Properties> = asked.read()?;
+    let findings = asked.findings(&REFUSED);
+    let common = asked.common(&resource, &KNOWN);
+    let mut parser = Parser { id: &asked.id, findings };
+    let sku = given(resource.sku.and_then(|sku| sku.name)).unwrap_or_else(|| "Basic".to_owned());
+    let sku = parser.findings.take(one_of(&sku, &["Basic", "Standard", "Gateway"], "sku.name"));
+    let properties = resource.properties.unwrap_or_default();
+    let stored = asked.view.region.balancers.get(&asked.id);
+    let pools = parser.each("backendAddressPools", properties.pools, |parser, name, pool| {
+        let members = pool.and_then(|pool| pool.members);
+        Some(parser.members(members, stored.map(AsRef::as_ref), name))
+    });
+    let frontends =
+        parser.each("frontendIPConfigurations", properties.frontends, |parser, _, it| {
+            parser.frontend(it?)
+        });
+    let probes = parser.each("probes", properties.probes, |parser, _, it| parser.probe(it?));
+    let rules =
+        parser.each("loadBalancingRules", properties.rules, |parser, _, it| parser.rule(it?));
+    let outbound_rules =
+        parser
+            .each("outboundRules", properties.outbound_rules, |parser, _, it| parser.outbound(it?));
+    parser.findings.then(|| {
+        let balancer = PutLoadBalancer {
+            sku: sku?.to_owned(),
+            frontends,
+            pools,
+            probes,
+            rules,
+            outbound_rules,
+        };
+        Some(Command::PutLoadBalancer { common, balancer })
+    })
+}
+
+struct Parser<'a> {
+    id: &'a ArmId,
+    findings: Findings,
+}
+
+impl Parser<'_> {
+    /// Parses every element of a list of named parts.
+    fn each<P, T>(
+        &mut self,
+        kind: &str,
+        parts: Option<Vec<Named<P>>>,
+        mut parse: impl FnMut(&mut Self, &Name, Option<P>) -> Option<T>,
+    ) -> Vec<(Name, T)> {
+        let mut all: Vec<(Name, T)> = Vec::new();
+        for part in parts.unwrap_or_default() {
+            let Some(name) = given(part.name) else {
+                self.findings.add(missing(&format!("properties.{kind}.name")));
+                continue;
+            };
+            let name = Name::new(&name);
+            if all.iter().any(|(other, _)| *other == name) {
+                let message = format!("{kind} has more than one element of the name '{name}'.");
+                self.findings.add(Fault::bad("InvalidRequestFormat", message));
+            }
+            all.extend(parse(self, &name, part.properties).map(|parsed| (name, parsed)));
+        }
+        all
+    }
+
+    /// A pool's members. Clients that change something else leave them out, so that those that are there stay.
+    fn members(
+        &mut self,
+        given: Option<Vec<Reference>>,
+        stored: Option<&LoadBalancer>,
+        name: &Name,
+    ) -> Vec<ArmId> {
+        let Some(references) = given else {
+            let pool = stored.and_then(|stored| stored.pools.get(name));
+            return pool.map_or_else(Vec::new, |pool| pool.members.clone());
+        };
+        let target = "properties.backendAddressPools.backendIPConfigurations.id";
+        let mut members = Vec::new();
+        for id in references.into_iter().filter_map(|reference| reference.id) {
+            // A member is named by its IP configuration; the primary one is meant.
+            let nic = self.findings.take(arm_id(&id, target)).and_then(|id| id.parent());
+            members.extend(nic.filter(|nic| !members.contains(nic)));
+        }
+        members
+    }
+
+    fn frontend(&mut self, part: FrontendProperties) -> Option<PutFrontend> {
+        let path = "properties.frontendIPConfigurations";
+        if let Some(id) = id_of(part.public_ip) {
+            let target = format!("{path}.publicIPAddress.id");
+            let public_ip = arm_id_of(&id, kind::PUBLIC_IP, &target);
+            return Some(PutFrontend::Public { public_ip: self.findings.take(public_ip)? });
+        }
+        let Some(id) = id_of(part.subnet) else {
+            let message = format!(
+                "A front end of load balancer {} must have a subnet or a public IP.",
+                self.id
+            );
+            self.findings.add(
+                Fault::bad("LoadBalancerFrontendIPConfigMustReferenceSubnetOrPublicIP", message)
+                    .at(path),
+            );
+            return None;
+        };
+        let subnet = arm_id_of(&id, kind::SUBNET, &format!("{path}.subnet.id"));
+        let subnet = self.findings.take(subnet);
+        let target = format!("{path}.privateIPAddress");
+        let is_static = part.allocation.is_some_and(|text| text.eq_ignore_ascii_case("Static"));
+        let text = given(part.address).filter(|_| is_static);
+        if is_static && text.is_none() {
+            self.findings.add(missing(&target));
+        }
+        let address = self.findings.take_some(text, |text| address(&text, &target));
+        Some(PutFrontend::Internal { subnet: subnet?, address })
+    }
+
+    fn probe(&mut self, part: ProbeProperties) -> Option<Probe> {
+        let text = part.protocol.unwrap_or_default();
+        let target = "properties.probes.protocol";
+        let protocol = match self.findings.take(one_of(&text, &["Tcp", "Http", "Https"], target))? {
+            "Http" => ProbeProtocol::Http,
+            "Https" => ProbeProtocol::Https,
+            _ => ProbeProtocol::Tcp,
+        };
+        let number = part.port.ok_or_else(|| missing("properties.probes.port"));
+        Some(Probe {
+            protocol,
+            port: self.findings.take(number)?,
+            path: part.request_path.unwrap_or_default(),
+            interval_seconds: part.interval_in_seconds.unwrap_or(15),
+            threshold: part.probe_threshold.or(part.number_of_probes).unwrap_or(1).max(1),
+        })
+    }
+
+    fn rule(&mut self, part: RuleProperties) -> Option<BalancingRule> {
+        let path = "properties.loadBalancingRules";
+        let pool = part
+            .backend_address_pool
+            .or_else(|| part.backend_address_pools.and_then(|pools| pools.into_iter().next()));
+        let frontend = self.part(
+            part.frontend,
+            "frontendIPConfigurations",
+            &format!("{path}.frontendIPConfiguration"),
+        );
+        let pool = self.part(pool, "backendAddressPools", &format!("{path}.backendAddressPool"));
+        let probe = match id_of(part.probe) {
+            None => None,
+            Some(id) => Some(self.part(
+                Some(Reference { id: Some(id) }),
+                "probes",
+                &format!("{path}.probe"),
+            )?),
+        };
+        let protocol = self.protocol(part.protocol, &format!("{path}.protocol"));
+        let distribution = part.load_distribution.unwrap_or_else(|| "Default".to_owned());
+        let known = &["Default", "SourceIP", "SourceIPProtocol"];
+        let distribution =
+            self.findings.take(one_of(&distribution, known, &format!("{path}.loadDistribution")));
+        Some(BalancingRule {
+            frontend: frontend?,
+            pool: pool?,
+            probe,
+            protocol: protocol?,
+            frontend_port: part.frontend_port.unwrap_or(0),
+            backend_port: part.backend_port.unwrap_or(0),
+            floating_ip: part.floating_ip.unwrap_or(false),
+            source_ip_affinity: distribution? != "Default",
+            idle_timeout_minutes: part.idle_timeout_in_minutes.unwrap_or(4),
+            enable_tcp_reset: part.enable_tcp_reset.unwrap_or(false),
+            disable_outbound_snat: part.disable_outbound_snat.unwrap_or(false),
+        })
+    }
+
+    fn outbound(&mut self, part: OutboundProperties) -> Option<OutboundRule> {
+        let path = "properties.outboundRules";
+        let mut frontends = Vec::new();
+        for frontend in part.frontends.unwrap_or_default() {
+            let target = format!("{path}.frontendIPConfigurations");
+            frontends.extend(self.part(Some(frontend), "frontendIPConfigurations", &target));
+        }
+        let target = format!("{path}.backendAddressPool");
+        let pool = self.part(part.backend_address_pool, "backendAddressPools", &target);
+        let protocol = self.protocol(part.protocol, &format!("{path}.protocol"));
+        Some(OutboundRule {
+            frontends,
+            pool: pool?,
+            protocol: protocol?,
+            allocated_ports: part.allocated_outbound_ports.unwrap_or(0),
+            idle_timeout_minutes: part.idle_timeout_in_minutes.unwrap_or(4),
+            enable_tcp_reset: part.enable_tcp_reset.unwrap_or(false),
+        })
+    }
+
+    fn protocol(&mut self, text: Option<String>, target: &str) -> Option<Transport> {
+        let text = text.unwrap_or_default();
+        Some(match self.findings.take(one_of(&text, &["Tcp", "Udp", "All"], target))? {
+            "Udp" => Transport::Udp,
+            "All" => Transport::All,
+            _ => Transport::Tcp,
+        })
+    }
+
+    /// The name of a part of this load balancer that another part refers to by id.
+    fn part(&mut self, reference: Option<Reference>, kind: &str, target: &str) -> Option<Name> {
+        let id = id_of(reference).ok_or_else(|| missing(&format!("{target}.id")));
+        let id = self.findings.take(id.and_then(|id| arm_id(&id, target)))?;
+        if id == self.id.child(kind, id.name()) {
+            return Some(Name::new(id.name()));
+        }
+        let message = format!(
+            "Resource {id} referenced by resource {} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region.",
+            self.id
+        );
+        self.findings.add(Fault::bad("InvalidResourceReference", message).at(target));
+        None
+    }
+}
+
+/// A `PUT` of one back-end pool by its own path: the stored load balancer with that pool.
+pub(crate) fn parse_pool(asked: &Asked<'_>) -> Result<Command, Fault> {
+    let stored = stored(asked)?;
+    let named = read_value::<Named<PoolProperties>>(&asked.value)?;
+    let mut parser = Parser { id: &stored.meta.id, findings: asked.findings(&POOL_REFUSED) };
+    let name = Name::new(asked.id.name());
+    let members = named.properties.and_then(|properties| properties.members);
+    let members = parser.members(members, Some(stored), &name);
+    parser.findings.finish()?;
+    Ok(with_pools(stored, |pools| {
+        pools.retain(|(other, _)| *other != name);
+        pools.push((name, members));
+    }))
+}
+
+const POOL_REFUSED: [Refusal; 2] = [
+    refusal(
+        "/properties/loadBalancerBackendAddresses",
+        When::Given,
+        "back-end pools of IP addresses (network interfaces can be members)",
+    ),
+    refusal("/properties/tunnelInterfaces", When::Given, "gateway load balancers"),
+];
+
+fn stored<'a>(asked: &'a Asked<'_>) -> Result<&'a LoadBalancer, Fault> {
+    let id = asked.id.parent().unwrap_or_else(|| asked.id.clone());
+    asked.view.region.balancers.get(&id).map(AsRef::as_ref).ok_or_else(|| {
+        Fault::new(404, "ParentResourceNotFound", format!("Failed to perform 'write' on resource(s) of type 'loadBalancers/backendAddressPools', because the parent resource '{id}' could not be found."))
+    })
+}
+
+fn read_value<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
+    serde_json::from_value(value.clone()).map_err(|error| content(&error))
+}
+
+/// The load balancer as it is, but for its pools.
+pub(crate) fn with_pools(
+    stored: &LoadBalancer,
+    change: impl FnOnce(&mut Vec<(Name, Vec<ArmId>)>),
+) -> Command {
+    let frontend = |frontend: &Frontend| match frontend {
+        Frontend::Internal { subnet, address, allocation } => PutFrontend::Internal {
+            subnet: subnet.clone(),
+            address: (*allocation == Allocation::Static).then_some(*address),
+        },
+        Frontend::Public { public_ip } => PutFrontend::Public { public_ip: public_ip.clone() },
+    };
+    let mut pools =
+        stored.pools.iter().map(|(name, pool)| (name.clone(), pool.members.clone())).collect();
+    change(&mut pools);
+    let common = vnet::command::Common {
+        id: stored.meta.id.clone(),
+        location: None,
+        tags: None,
+        kept: stored.meta.kept.clone(),
+    };
+    let balancer = PutLoadBalancer {
+        sku: stored.sku.clone(),
+        frontends: stored.frontends.iter().map(|(name, it)| (name.clone(), frontend(it))).collect(),
+        pools,
+        probes: stored.probes.iter().map(|(name, it)| (name.clone(), it.clone())).collect(),
+        rules: stored.rules.iter().map(|(name, it)| (name.clone(), it.clone())).collect(),
+        outbound_rules: stored
+            .outbound_rules
+            .iter()
+            .map(|(name, it)| (name.clone(), it.clone()))
+            .collect(),
+    };
+    Command::PutLoadBalancer { common, balancer }
+}

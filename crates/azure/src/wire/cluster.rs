@@ -1,0 +1,213 @@
+//! `Microsoft.ContainerService/managedClusters`: how a `PUT` becomes a command.
+//! How they are rendered is in [`render`].
+
+mod refused;
+mod render;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use vnet::{
+    command::{Command, PutCluster},
+    fault::Fault,
+    model::{NetworkMode, OutboundType},
+    name::ArmId,
+};
+
+use self::refused::{KNOWN, REFUSED};
+pub(crate) use self::render::{
+    render, render_pool_upgrades, render_upgrades, render_versions, shown_id,
+};
+use super::{Asked, Resource, pool};
+use crate::{
+    findings::{Findings, address, cluster_prefix, given, missing, not_one_of},
+    refuse::{NOT_SUPPORTED, unsupported},
+};
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Properties {
+    kubernetes_version: Option<String>,
+    dns_prefix: Option<String>,
+    node_resource_group: Option<String>,
+    network_profile: Option<NetworkProfile>,
+    agent_pool_profiles: Option<Vec<Value>>,
+    service_principal_profile: Option<ServicePrincipal>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct NetworkProfile {
+    network_plugin: Option<String>,
+    network_plugin_mode: Option<String>,
+    pod_cidr: Option<String>,
+    pod_cidrs: Option<Vec<String>>,
+    service_cidr: Option<String>,
+    service_cidrs: Option<Vec<String>>,
+    #[serde(rename = "dnsServiceIP")]
+    dns_service_ip: Option<String>,
+    outbound_type: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ServicePrincipal {
+    client_id: Option<String>,
+}
+
+/// Where a service principal's client id is kept; its secret is not.
+const SERVICE_PRINCIPAL: &str = "/properties/servicePrincipalProfile/clientId";
+
+/// The command that a `PUT` asks for.
+pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
+    let resource: Resource<Properties> = asked.read()?;
+    let mut findings = asked.findings(&REFUSED);
+    let mut common = asked.common(&resource, &KNOWN);
+    let properties = resource.properties.unwrap_or_default();
+    let principal = properties.service_principal_profile.and_then(|profile| profile.client_id);
+    if let Some(id) = given(principal).filter(|id| !id.eq_ignore_ascii_case("msi")) {
+        common.kept.insert(SERVICE_PRINCIPAL.to_owned(), json!(id).to_string());
+    }
+
+    let version = findings
+        .take_some(given(properties.kubernetes_version), |text| resolve_version(asked, &text));
+    let stored = asked.view.region.clusters.get(&asked.id);
+    if let (Some(stored), Some(version)) = (stored, &version)
+        && stored.version != *version
+    {
+        findings.add(no_upgrade(&stored.version, version).at("kubernetesVersion"));
+    }
+
+    let mut pools = Vec::new();
+    for value in properties.agent_pool_profiles.unwrap_or_default() {
+        let name = value["name"].as_str().unwrap_or_default().to_owned();
+        if name.is_empty() {
+            findings.add(missing("agentPoolProfile.name"));
+        }
+        pools.extend(pool::parse_body(asked, &name, &value, &mut findings));
+    }
+    if pools.is_empty() && stored.is_none() {
+        findings.add(
+            Fault::bad(
+                "InvalidParameter",
+                "Required parameter agentPoolProfiles is missing (null).",
+            )
+            .at("agentPoolProfiles"),
+        );
+    }
+
+    let network = network(properties.network_profile.unwrap_or_default(), &mut findings);
+    findings.then(|| {
+        let cluster = PutCluster {
+            version: version.or_else(|| match stored {
+                Some(_) => None,
+                None => asked.view.door.available_versions.first().cloned(),
+            }),
+            dns_prefix: given(properties.dns_prefix),
+            node_group: given(properties.node_resource_group),
+            pools,
+            ..network
+        };
+        Some(Command::PutCluster { common, cluster })
+    })
+}
+
+/// The network's part of a cluster.
+fn network(profile: NetworkProfile, findings: &mut Findings) -> PutCluster {
+    let first = |one: Option<String>, several: Option<Vec<String>>| {
+        given(one).or_else(|| several.and_then(|several| several.into_iter().next()))
+    };
+    let mode = findings.take(mode(
+        given(profile.network_plugin).as_deref(),
+        given(profile.network_plugin_mode).as_deref(),
+    ));
+    let pod_cidr = findings.take_some(first(profile.pod_cidr, profile.pod_cidrs), |text| {
+        cluster_prefix(&text, "networkProfile.podCIDR")
+    });
+    let service_cidr = first(profile.service_cidr, profile.service_cidrs);
+    let service_cidr = findings
+        .take_some(service_cidr, |text| cluster_prefix(&text, "networkProfile.serviceCIDR"));
+    let dns_service_ip = findings.take_some(given(profile.dns_service_ip), |text| {
+        address(&text, "networkProfile.dnsServiceIP")
+    });
+    let outbound = findings.take_some(given(profile.outbound_type), |text| outbound_type(&text));
+    PutCluster {
+        version: None,
+        dns_prefix: None,
+        node_group: None,
+        mode: mode.flatten(),
+        pod_cidr,
+        service_cidr,
+        dns_service_ip,
+        outbound,
+        pools: Vec::new(),
+    }
+}
+
+/// How pods get addresses; `None` when nothing is said, so that the service decides.
+fn mode(plugin: Option<&str>, mode: Option<&str>) -> Result<Option<NetworkMode>, Fault> {
+    let plugin = plugin.map(str::to_ascii_lowercase);
+    let overlay = match mode.map(str::to_ascii_lowercase).as_deref() {
+        None => false,
+        Some("overlay") => true,
+        Some(other) => {
+            return Err(not_one_of(other, &["overlay"], "networkProfile.networkPluginMode"));
+        }
+    };
+    match (plugin.as_deref(), overlay) {
+        (None, false) => Ok(None),
+        (None | Some("azure"), true) => Ok(Some(NetworkMode::Overlay)),
+        (Some("azure"), false) => Ok(Some(NetworkMode::Azure)),
+        (Some("kubenet"), false) => Ok(Some(NetworkMode::Kubenet)),
+        (Some("none"), false) => Ok(Some(NetworkMode::None)),
+        (Some(plugin @ ("kubenet" | "none")), true) => Err(Fault::bad(
+            "NetworkModeNotSupported",
+            format!("Network plugin mode overlay is not supported for network plugin {plugin}."),
+        )
+        .at("networkProfile.networkPluginMode")),
+        (Some(other), _) => Err(Fault::bad(
+            "UnknownNetworkPlugin",
+            format!("Network plugin {other} is unknown. It must be one of: azure, kubenet, none."),
+        )
+        .at("networkProfile.networkPlugin")),
+    }
+}
+
+fn outbound_type(text: &str) -> Result<OutboundType, Fault> {
+    let target = "networkProfile.outboundType";
+    match text.to_ascii_lowercase().as_str() {
+        "loadbalancer" => Ok(OutboundType::LoadBalancer),
+        "userdefinedrouting" => Ok(OutboundType::UserDefinedRouting),
+        "none" => Ok(OutboundType::None),
+        "managednatgateway" | "managednatgatewayv2" | "userassignednatgateway" | "block" => {
+            Err(unsupported("UnsupportedOutboundType", &format!("outbound type {text}")).at(target))
+        }
+        _ => Err(not_one_of(text, &["loadBalancer", "userDefinedRouting", "none"], target)),
+    }
+}
+
+/// `1.36` is the newest version that begins so; a whole version must be one of those that can be had.
+pub(super) fn resolve_version(asked: &Asked<'_>, text: &str) -> Result<String, Fault> {
+    let versions = &asked.view.door.available_versions;
+    let prefix = format!("{text}.");
+    let exact = versions.iter().find(|version| *version == text);
+    let newest =
+        versions.iter().filter(|version| version.starts_with(&prefix)).max_by_key(|version| {
+            version.rsplit('.').next().and_then(|patch| patch.parse::<u32>().ok())
+        });
+    exact.or(newest).cloned().ok_or_else(|| {
+        Fault::bad("K8sVersionNotSupported", format!(
+            "Managed cluster {} is on version {text} which is not supported in this region. Please use [az aks get-versions] command to get the supported version list in this region ({}). For more information, please check https://aka.ms/supported-version-list",
+            cluster_name(&asked.id),
+            versions.join(", "),
+        ))
+    })
+}
+
+fn cluster_name(id: &ArmId) -> String {
+    id.parent().unwrap_or_else(|| id.clone()).name().to_owned()
+}
+
+/// A version that a cluster or pool has stays.
+pub(super) fn no_upgrade(is: &str, asked: &str) -> Fault {
+    unsupported(NOT_SUPPORTED, &format!("upgrades (from {is} to {asked})"))
+}

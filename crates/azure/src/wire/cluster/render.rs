@@ -1,0 +1,223 @@
+//! Clusters as a `GET` shows them, and what is answered about versions.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+use vnet::{
+    kind,
+    model::{AgentPool, Cluster, Frontend, NetworkMode, OutboundType, ProvisioningState},
+    name::ArmId,
+};
+
+use super::SERVICE_PRINCIPAL;
+use crate::{
+    identity::TENANT,
+    kept,
+    wire::{NODES_TAG, View, cluster_state, fill, pool, references},
+};
+
+/// AKS writes `resourcegroups` in the ids of clusters and their parts.
+pub(crate) fn shown_id(id: &ArmId) -> String {
+    id.as_str().replacen("/resourceGroups/", "/resourcegroups/", 1)
+}
+
+/// The resource as a `GET` shows it.
+pub(crate) fn render(view: &View<'_>, cluster: &Cluster) -> Value {
+    let meta = &cluster.meta;
+    let mut tags = meta.tags.clone();
+    if let Some(nodes) = view.door.nodes.tag() {
+        tags.insert(NODES_TAG.to_owned(), nodes.to_owned());
+    }
+    let mut body = json!({
+        "id": shown_id(&meta.id),
+        "location": meta.location,
+        "name": meta.id.name(),
+        // Other than any other type, with a capital M.
+        "type": "Microsoft.ContainerService/ManagedClusters",
+    });
+    if !tags.is_empty() {
+        body["tags"] = json!(tags);
+    }
+    let has_service_principal = meta.kept.contains_key(SERVICE_PRINCIPAL);
+    if !has_service_principal {
+        body["identity"] = json!({
+            "type": "SystemAssigned",
+            "principalId": cluster.principal,
+            "tenantId": TENANT,
+        });
+    }
+    body["properties"] = properties(view, cluster);
+    kept::merge(&mut body, &meta.kept);
+    fill(&mut body, defaults());
+    body["eTag"] = json!(meta.etag);
+    body
+}
+
+fn properties(view: &View<'_>, cluster: &Cluster) -> Value {
+    let meta = &cluster.meta;
+    let portal = cluster.fqdn.replacen(".hcp.", ".portal.hcp.", 1);
+    let mut properties = json!({
+        "provisioningState": cluster_state(meta.state),
+        "powerState": { "code": "Running" },
+        "kubernetesVersion": cluster.version,
+        "currentKubernetesVersion": cluster.version,
+        "dnsPrefix": cluster.dns_prefix,
+        "fqdn": cluster.fqdn,
+        "azurePortalFQDN": portal,
+        "agentPoolProfiles": cluster.pools.values().map(pool::render_profile).collect::<Vec<_>>(),
+        "nodeResourceGroup": cluster.node_group.resource_group(),
+        "networkProfile": network_profile(view, cluster),
+        "maxAgentPools": 100,
+        "resourceUID": meta.guid.simple().to_string().get(..24),
+    });
+    if meta.state == ProvisioningState::Succeeded {
+        let name = format!("{}-agentpool", meta.id.name());
+        let identity =
+            cluster.node_group.sibling("Microsoft.ManagedIdentity/userAssignedIdentities", &name);
+        properties["identityProfile"] = json!({ "kubeletidentity": {
+            "resourceId": shown_id(&identity),
+            "clientId": Uuid::new_v5(&meta.guid, b"kubelet client"),
+            "objectId": Uuid::new_v5(&meta.guid, b"kubelet object"),
+        } });
+    }
+    properties
+}
+
+fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
+    let (plugin, is_azure) = match cluster.mode {
+        NetworkMode::Kubenet => ("kubenet", false),
+        NetworkMode::Azure | NetworkMode::Overlay => ("azure", true),
+        NetworkMode::None => ("none", false),
+    };
+    let mut profile = json!({ "networkPlugin": plugin });
+    if cluster.mode == NetworkMode::Overlay {
+        profile["networkPluginMode"] = json!("overlay");
+    }
+    if is_azure {
+        profile["networkDataplane"] = json!("azure");
+    }
+    profile["loadBalancerSku"] = json!("standard");
+    if cluster.outbound == OutboundType::LoadBalancer {
+        profile["loadBalancerProfile"] = json!({ "managedOutboundIPs": { "count": 1 } });
+        let ips = effective_outbound_ips(view, cluster);
+        if cluster.meta.state == ProvisioningState::Succeeded && !ips.is_empty() {
+            profile["loadBalancerProfile"]["effectiveOutboundIPs"] = json!(references(ips));
+        }
+        profile["loadBalancerProfile"]["backendPoolType"] = json!("nodeIPConfiguration");
+    }
+    if let Some(cidr) = cluster.pod_cidr {
+        profile["podCidr"] = json!(cidr);
+        profile["podCidrs"] = json!([cidr]);
+    }
+    profile["serviceCidr"] = json!(cluster.service_cidr);
+    profile["serviceCidrs"] = json!([cluster.service_cidr]);
+    profile["dnsServiceIP"] = json!(cluster.dns_service_ip);
+    profile["outboundType"] = json!(match cluster.outbound {
+        OutboundType::LoadBalancer => "loadBalancer",
+        OutboundType::UserDefinedRouting => "userDefinedRouting",
+        OutboundType::None => "none",
+    });
+    profile["ipFamilies"] = json!(["IPv4"]);
+    profile
+}
+
+/// The public IPs of the outbound rules of load balancer `kubernetes`.
+fn effective_outbound_ips(view: &View<'_>, cluster: &Cluster) -> Vec<ArmId> {
+    let id = cluster.node_group.sibling(kind::LOAD_BALANCER, "kubernetes");
+    let Some(balancer) = view.region.balancers.get(&id) else { return Vec::new() };
+    let names = balancer.outbound_rules.values().flat_map(|rule| &rule.frontends);
+    names
+        .filter_map(|name| match balancer.frontends.get(name)? {
+            Frontend::Public { public_ip } => Some(public_ip.clone()),
+            Frontend::Internal { .. } => None,
+        })
+        .collect()
+}
+
+/// What AKS shows when nothing was asked.
+fn defaults() -> Value {
+    json!({
+        "sku": { "name": "Base", "tier": "Free" },
+        "properties": {
+            "servicePrincipalProfile": { "clientId": "msi" },
+            "enableRBAC": true,
+            "supportPlan": "KubernetesOfficial",
+            "disableLocalAccounts": false,
+            "securityProfile": {},
+            "storageProfile": {
+                "diskCSIDriver": { "enabled": true },
+                "fileCSIDriver": { "enabled": true },
+                "snapshotController": { "enabled": true },
+            },
+            "oidcIssuerProfile": { "enabled": false },
+            "workloadAutoScalerProfile": {},
+            "autoUpgradeProfile": { "nodeOSUpgradeChannel": "NodeImage" },
+            "metricsProfile": { "costAnalysis": { "enabled": false } },
+            "nodeProvisioningProfile": { "mode": "Manual", "defaultNodePools": "Auto" },
+            "bootstrapProfile": { "artifactSource": "Direct" },
+        },
+    })
+}
+
+/// What a cluster could be upgraded to: nothing.
+pub(crate) fn render_upgrades(cluster: &Cluster) -> Value {
+    let profile =
+        |version: &str| json!({ "kubernetesVersion": version, "osType": "Linux", "upgrades": [] });
+    let pools = cluster.pools.values().map(|pool| {
+        let mut body = profile(&pool.version);
+        body["name"] = json!(pool.name.as_str());
+        body
+    });
+    json!({
+        "id": format!("{}/upgradeprofiles/default", shown_id(&cluster.meta.id)),
+        "name": "default",
+        "type": "Microsoft.ContainerService/managedClusters/upgradeprofiles",
+        "properties": {
+            "controlPlaneProfile": profile(&cluster.version),
+            "agentPoolProfiles": pools.collect::<Vec<_>>(),
+        },
+    })
+}
+
+/// The same for a pool.
+pub(crate) fn render_pool_upgrades(cluster: &Cluster, pool: &AgentPool) -> Value {
+    let id = cluster.meta.id.child("agentPools", pool.name.as_str());
+    json!({
+        "id": format!("{}/upgradeProfiles/default", shown_id(&id)),
+        "name": "default",
+        "type": "Microsoft.ContainerService/managedClusters/agentPools/upgradeProfiles",
+        "properties": {
+            "kubernetesVersion": pool.version,
+            "osType": "Linux",
+            "upgrades": [],
+            "latestNodeImageVersion": pool::NODE_IMAGE,
+        },
+    })
+}
+
+/// The versions of Kubernetes that clusters can have, by minor version.
+pub(crate) fn render_versions(versions: &[String]) -> Value {
+    let minor =
+        |version: &str| version.rsplit_once('.').map_or(version, |(minor, _)| minor).to_owned();
+    let default = versions.first().map(|version| minor(version));
+    let mut by_minor: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
+    for version in versions {
+        by_minor
+            .entry(minor(version))
+            .or_default()
+            .insert(version.clone(), json!({ "upgrades": [] }));
+    }
+    let values: Vec<Value> = by_minor
+        .into_iter()
+        .map(|(minor, patches)| {
+            json!({
+                "version": minor,
+                "capabilities": { "supportPlan": ["KubernetesOfficial"] },
+                "isDefault": Some(&minor) == default.as_ref(),
+                "patchVersions": patches,
+            })
+        })
+        .collect();
+    json!({ "values": values })
+}

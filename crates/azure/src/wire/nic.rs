@@ -1,0 +1,237 @@
+//! `Microsoft.Network/networkInterfaces`, and the NICs of scale sets' instances.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use vnet::{
+    command::{Command, PutIpConfiguration},
+    fault::Fault,
+    kind,
+    model::{IpConfiguration, Nic},
+    name::ArmId,
+};
+
+use super::{
+    Asked, Named, Reference, Resource, View, fill, frame, id_of, network_state, references,
+};
+use crate::{
+    findings::{Findings, address, arm_id_of, given, missing},
+    kept,
+    refuse::{Refusal, When, refusal},
+    wire::{etag, public_ip},
+};
+
+/// The type of a scale set instance's NIC.
+pub(crate) const INSTANCE_NIC: &str =
+    "Microsoft.Compute/virtualMachineScaleSets/virtualMachines/networkInterfaces";
+
+#[derive(Debug, Deserialize)]
+struct Properties {
+    #[serde(rename = "enableIPForwarding")]
+    ip_forwarding: Option<bool>,
+    #[serde(rename = "ipConfigurations")]
+    configurations: Option<Vec<Named<Configuration>>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Configuration {
+    #[serde(rename = "privateIPAddress")]
+    address: Option<String>,
+    #[serde(rename = "privateIPAllocationMethod")]
+    allocation: Option<String>,
+    subnet: Option<Reference>,
+    load_balancer_backend_address_pools: Option<Vec<Reference>>,
+}
+
+const KNOWN: [&str; 21] = [
+    "/properties/enableIPForwarding",
+    "/properties/macAddress",
+    "/properties/primary",
+    "/properties/virtualMachine",
+    "/properties/networkSecurityGroup",
+    "/properties/hostedWorkloads",
+    "/properties/tapConfigurations",
+    "/properties/dnsSettings/appliedDnsServers",
+    "/properties/nicType",
+    "/properties/vnetEncryptionSupported",
+    "/properties/ipConfigurations/*/id",
+    "/properties/ipConfigurations/*/name",
+    "/properties/ipConfigurations/*/etag",
+    "/properties/ipConfigurations/*/type",
+    "/properties/ipConfigurations/*/properties/provisioningState",
+    "/properties/ipConfigurations/*/properties/privateIPAddress",
+    "/properties/ipConfigurations/*/properties/privateIPAddressVersion",
+    "/properties/ipConfigurations/*/properties/privateIPAllocationMethod",
+    "/properties/ipConfigurations/*/properties/subnet",
+    "/properties/ipConfigurations/*/properties/primary",
+    "/properties/ipConfigurations/*/properties/loadBalancerBackendAddressPools",
+];
+
+const REFUSED: [Refusal; 7] = [
+    refusal("/properties/networkSecurityGroup", When::Given, "network security groups"),
+    refusal(
+        "/properties/ipConfigurations/*/properties/privateIPAddressVersion",
+        When::Is(&["IPv6"]),
+        "IPv6 and dual stack",
+    )
+    .code("IPv6NotSupported"),
+    refusal(
+        "/properties/ipConfigurations/*/properties/publicIPAddress",
+        When::Given,
+        "public IPs on network interfaces",
+    ),
+    refusal(
+        "/properties/ipConfigurations/*/properties/applicationSecurityGroups",
+        When::Given,
+        "application security groups",
+    ),
+    refusal(
+        "/properties/ipConfigurations/*/properties/loadBalancerInboundNatRules",
+        When::Given,
+        "inbound NAT rules",
+    ),
+    refusal(
+        "/properties/ipConfigurations/*/properties/applicationGatewayBackendAddressPools",
+        When::Given,
+        "application gateways",
+    ),
+    refusal(
+        "/properties/ipConfigurations/*/properties/gatewayLoadBalancer",
+        When::Given,
+        "gateway load balancers",
+    ),
+];
+
+/// The command that a `PUT` asks for, and the back-end pools that the NIC shall be in.
+pub(crate) fn parse(asked: &Asked<'_>) -> Result<(Command, Vec<ArmId>), Fault> {
+    let resource: Resource<Properties> = asked.read()?;
+    let mut findings = asked.findings(&REFUSED);
+    let common = asked.common(&resource, &KNOWN);
+    let mut pools = Vec::new();
+    let (ip_forwarding, configurations) = resource
+        .properties
+        .map_or((None, None), |given| (given.ip_forwarding, given.configurations));
+    let configs: Vec<PutIpConfiguration> = configurations
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|configuration| parse_configuration(configuration, &mut pools, &mut findings))
+        .collect();
+    if configs.is_empty() {
+        findings.add(missing("properties.ipConfigurations"));
+    }
+    findings.finish()?;
+    let ip_forwarding = ip_forwarding.unwrap_or(false);
+    Ok((Command::PutNic { common, ip_forwarding, configs }, pools))
+}
+
+fn parse_configuration(
+    configuration: Named<Configuration>,
+    pools: &mut Vec<ArmId>,
+    findings: &mut Findings,
+) -> Option<PutIpConfiguration> {
+    let path = "properties.ipConfigurations";
+    let Some(properties) = configuration.properties else {
+        findings.add(missing(&format!("{path}.properties")));
+        return None;
+    };
+    let name = given(configuration.name).ok_or_else(|| missing(&format!("{path}.name")));
+    let name = findings.take(name);
+    let subnet = id_of(properties.subnet).ok_or_else(|| missing(&format!("{path}.subnet.id")));
+    let subnet = subnet.and_then(|id| arm_id_of(&id, kind::SUBNET, &format!("{path}.subnet.id")));
+    let subnet = findings.take(subnet);
+    let is_static =
+        properties.allocation.is_some_and(|method| method.eq_ignore_ascii_case("Static"));
+    let target = format!("{path}.privateIPAddress");
+    // A dynamic address that a client read is not a wish for it.
+    let text = given(properties.address).filter(|_| is_static);
+    if is_static && text.is_none() {
+        findings.add(missing(&target));
+    }
+    let address = findings.take_some(text, |text| address(&text, &target));
+    for pool in properties.load_balancer_backend_address_pools.unwrap_or_default() {
+        let target = format!("{path}.loadBalancerBackendAddressPools.id");
+        let kind = format!("{}/backendAddressPools", kind::LOAD_BALANCER);
+        pools.extend(findings.take_some(pool.id, |id| arm_id_of(&id, &kind, &target)));
+    }
+    Some(PutIpConfiguration { name: name?, subnet: subnet?, address })
+}
+
+/// The resource as a `GET` shows it.
+pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
+    let is_instance = nic.meta.id.is_kind(INSTANCE_NIC);
+    let mut body = frame(&nic.meta, if is_instance { INSTANCE_NIC } else { kind::NIC });
+    let first = nic.configs.first().map(|config| config.name.as_str());
+    let pools = pools_of(view, &nic.meta.id);
+    let configurations: Vec<Value> = nic
+        .configs
+        .iter()
+        .map(|config| {
+            let is_primary = Some(config.name.as_str()) == first;
+            render_configuration(nic, config, is_primary, &pools)
+        })
+        .collect();
+    body["properties"] = json!({
+        "provisioningState": network_state(nic.meta.state),
+        "resourceGuid": nic.meta.guid,
+        "ipConfigurations": configurations,
+        "enableIPForwarding": nic.ip_forwarding,
+        "hostedWorkloads": [],
+        "tapConfigurations": [],
+        "nicType": "Standard",
+        "vnetEncryptionSupported": false,
+    });
+    if let Some(machine) = &nic.machine {
+        let mac = nic.mac.to_string().to_ascii_uppercase().replace(':', "-");
+        body["properties"]["macAddress"] = json!(mac);
+        body["properties"]["primary"] = json!(true);
+        body["properties"]["virtualMachine"] = json!({ "id": machine });
+    }
+    kept::merge(&mut body, &nic.meta.kept);
+    fill(
+        &mut body,
+        json!({ "properties": {
+            "dnsSettings": { "dnsServers": [], "appliedDnsServers": [] },
+            "enableAcceleratedNetworking": false,
+        } }),
+    );
+    body
+}
+
+fn render_configuration(
+    nic: &Nic,
+    config: &IpConfiguration,
+    is_primary: bool,
+    pools: &[ArmId],
+) -> Value {
+    let mut body = json!({
+        "name": config.name,
+        "id": nic.meta.id.child("ipConfigurations", &config.name),
+        "etag": etag(nic.meta.etag),
+        "type": format!("{}/ipConfigurations", kind::NIC),
+        "properties": {
+            "provisioningState": network_state(nic.meta.state),
+            "privateIPAddress": config.address,
+            "privateIPAllocationMethod": public_ip::method(config.allocation),
+            "privateIPAddressVersion": "IPv4",
+            "primary": is_primary,
+            "subnet": { "id": config.subnet },
+        },
+    });
+    if is_primary && !pools.is_empty() {
+        body["properties"]["loadBalancerBackendAddressPools"] = json!(references(pools));
+    }
+    body
+}
+
+/// The back-end pools that a NIC is a member of, as ids.
+pub(crate) fn pools_of(view: &View<'_>, nic: &ArmId) -> Vec<ArmId> {
+    let mut pools = Vec::new();
+    for balancer in view.region.balancers.values() {
+        for (name, pool) in &balancer.pools {
+            if pool.members.contains(nic) {
+                pools.push(balancer.meta.id.child("backendAddressPools", name.as_str()));
+            }
+        }
+    }
+    pools
+}

@@ -1,0 +1,122 @@
+//! `Microsoft.Network/publicIPAddresses`.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use vnet::{
+    command::Command,
+    fault::Fault,
+    kind,
+    model::{Allocation, PublicIp},
+};
+
+use super::{Asked, Resource, fill, frame, network_state};
+use crate::{
+    findings::{given, not_one_of},
+    kept,
+    refuse::{Refusal, When, refusal},
+};
+
+#[derive(Debug, Deserialize)]
+struct Properties {
+    #[serde(rename = "publicIPAllocationMethod")]
+    allocation: Option<String>,
+}
+
+const KNOWN: [&str; 6] = [
+    "/sku/name",
+    "/properties/publicIPAllocationMethod",
+    "/properties/publicIPAddressVersion",
+    "/properties/ipAddress",
+    "/properties/ipConfiguration",
+    "/properties/ipTags",
+];
+
+const REFUSED: [Refusal; 6] = [
+    refusal("/properties/publicIPAddressVersion", When::Is(&["IPv6"]), "IPv6 and dual stack")
+        .code("IPv6NotSupported"),
+    refusal("/properties/publicIPPrefix", When::Given, "public IP prefixes"),
+    refusal("/properties/natGateway", When::Given, "NAT gateways"),
+    refusal("/properties/ipTags", When::Given, "IP tags"),
+    refusal("/properties/linkedPublicIPAddress", When::Given, "linked public IPs"),
+    refusal("/sku/tier", When::Is(&["Global"]), "global public IPs"),
+];
+
+/// The command that a `PUT` asks for.
+pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
+    let resource: Resource<Properties> = asked.read()?;
+    let mut findings = asked.findings(&REFUSED);
+    let common = asked.common(&resource, &KNOWN);
+    let sku = given(resource.sku.and_then(|sku| sku.name)).unwrap_or_else(|| "Basic".to_owned());
+    let sku = findings.take(one_of(&sku, &["Basic", "Standard"], "sku.name"));
+    let method = given(resource.properties.and_then(|properties| properties.allocation));
+    let target = "properties.publicIPAllocationMethod";
+    let allocation = match method {
+        None if sku == Some("Standard") => Some(Allocation::Static),
+        None => Some(Allocation::Dynamic),
+        Some(text) => findings
+            .take(one_of(&text, &["Static", "Dynamic"], target))
+            .map(|text| if text == "Static" { Allocation::Static } else { Allocation::Dynamic }),
+    };
+    if sku == Some("Standard") && allocation == Some(Allocation::Dynamic) {
+        findings.add(
+            Fault::bad(
+                "PublicIPAddressStandardSkuDynamicNotAllowed",
+                format!(
+                    "Standard sku publicIp {} must have AllocationMethod set to Static.",
+                    asked.id
+                ),
+            )
+            .at(target),
+        );
+    }
+    findings.then(|| {
+        Some(Command::PutPublicIp { common, sku: sku?.to_owned(), allocation: allocation? })
+    })
+}
+
+/// The one of `known` that `text` is, as Azure spells it.
+pub(super) fn one_of(
+    text: &str,
+    known: &'static [&'static str],
+    target: &str,
+) -> Result<&'static str, Fault> {
+    let found = known.iter().find(|other| text.eq_ignore_ascii_case(other));
+    found.copied().ok_or_else(|| not_one_of(text, known, target))
+}
+
+/// The resource as a `GET` shows it.
+pub(crate) fn render(public_ip: &PublicIp) -> Value {
+    let mut body = frame(&public_ip.meta, kind::PUBLIC_IP);
+    body["sku"] = json!({ "name": public_ip.sku });
+    body["properties"] = json!({
+        "provisioningState": network_state(public_ip.meta.state),
+        "resourceGuid": public_ip.meta.guid,
+        "ipAddress": public_ip.address,
+        "publicIPAddressVersion": "IPv4",
+        "publicIPAllocationMethod": method(public_ip.allocation),
+        "ipTags": [],
+    });
+    if let Some(user) = &public_ip.used_by {
+        body["properties"]["ipConfiguration"] = json!({ "id": user });
+    }
+    kept::merge(&mut body, &public_ip.meta.kept);
+    fill(
+        &mut body,
+        json!({
+            "sku": { "tier": "Regional" },
+            "properties": {
+                "idleTimeoutInMinutes": 4,
+                "ddosSettings": { "protectionMode": "VirtualNetworkInherited" },
+            },
+        }),
+    );
+    body
+}
+
+/// An allocation method as Azure spells it.
+pub(super) fn method(allocation: Allocation) -> &'static str {
+    match allocation {
+        Allocation::Static => "Static",
+        Allocation::Dynamic => "Dynamic",
+    }
+}

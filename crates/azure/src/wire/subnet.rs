@@ -1,0 +1,191 @@
+//! `Microsoft.Network/virtualNetworks/subnets`, alone and inside of a virtual network.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use vnet::{
+    command::{Command, PutSubnet},
+    fault::Fault,
+    kind,
+    model::{Delegation, ProvisioningState, Subnet, Vnet},
+    name::{ArmId, Name},
+};
+
+use super::{Asked, Named, Reference, child_frame, etag, id_of, network_state, references};
+use crate::{
+    call::content,
+    findings::{Findings, arm_id_of, given, missing, network_prefix},
+    kept,
+    refuse::{self, Refusal, When, refusal},
+};
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Properties {
+    address_prefix: Option<String>,
+    address_prefixes: Option<Vec<String>>,
+    route_table: Option<Reference>,
+    delegations: Option<Vec<Named<DelegationProperties>>>,
+    private_endpoint_network_policies: Option<String>,
+    private_link_service_network_policies: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DelegationProperties {
+    service_name: Option<String>,
+}
+
+const KNOWN: [&str; 19] = [
+    "/id",
+    "/name",
+    "/type",
+    "/etag",
+    "/resourceGroup",
+    "/properties/provisioningState",
+    "/properties/addressPrefix",
+    "/properties/addressPrefixes",
+    "/properties/routeTable",
+    "/properties/delegations",
+    "/properties/privateEndpointNetworkPolicies",
+    "/properties/privateLinkServiceNetworkPolicies",
+    "/properties/ipConfigurations",
+    "/properties/ipConfigurationProfiles",
+    "/properties/privateEndpoints",
+    "/properties/resourceNavigationLinks",
+    "/properties/serviceAssociationLinks",
+    "/properties/purpose",
+    "/properties/serviceEndpoints/*/provisioningState",
+];
+
+const REFUSED: [Refusal; 9] = [
+    refusal(
+        "/properties/addressPrefixes",
+        When::Several,
+        "more than one address prefix in a subnet",
+    )
+    .code("MultipleAddressPrefixesSubnetNotSupported"),
+    refusal("/properties/networkSecurityGroup", When::Given, "network security groups"),
+    refusal("/properties/natGateway", When::Given, "NAT gateways"),
+    refusal("/properties/serviceEndpointPolicies", When::Given, "service endpoint policies"),
+    refusal("/properties/ipAllocations", When::Given, "IP allocations"),
+    refusal("/properties/applicationGatewayIPConfigurations", When::Given, "application gateways"),
+    refusal("/properties/ipamPoolPrefixAllocations", When::Given, "IPAM pools"),
+    refusal("/properties/sharingScope", When::Given, "subnet sharing"),
+    refusal(
+        "/properties/defaultOutboundAccess",
+        When::False,
+        "subnets without default outbound access",
+    ),
+];
+
+/// The command that a `PUT` asks for.
+pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
+    asked.read::<Named<Properties>>()?;
+    let mut findings = Findings::default();
+    let subnet = parse_body(&asked.id, &asked.value, &mut findings);
+    findings.then(|| Some(Command::PutSubnet { id: asked.id.clone(), subnet: subnet? }))
+}
+
+/// What a subnet should be, alone or as a part of its virtual network.
+pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> Option<PutSubnet> {
+    refuse::check(value, &REFUSED, findings);
+    let body = serde_json::from_value::<Named<Properties>>(value.clone());
+    let body = findings.take(body.map_err(|error| content(&error)))?;
+    let Some(properties) = body.properties else {
+        findings.add(missing("properties.addressPrefix"));
+        return None;
+    };
+    let text = given(properties.address_prefix)
+        .or_else(|| properties.address_prefixes.and_then(|prefixes| prefixes.into_iter().next()));
+    if text.is_none() {
+        findings.add(missing("properties.addressPrefix"));
+    }
+    let prefix =
+        findings.take_some(text, |text| network_prefix(&text, id, "properties.addressPrefix"));
+    let route_table = findings.take_some(id_of(properties.route_table), |text| {
+        arm_id_of(&text, kind::ROUTE_TABLE, "properties.routeTable.id")
+    });
+    let mut delegations = Vec::new();
+    for delegation in properties.delegations.unwrap_or_default() {
+        match given(delegation.properties.and_then(|properties| properties.service_name)) {
+            Some(service) => delegations.push(Delegation {
+                name: given(delegation.name).unwrap_or_else(|| "0".to_owned()).into(),
+                service,
+                actions: Vec::new(),
+            }),
+            None => findings.add(missing("properties.delegations.serviceName")),
+        }
+    }
+    Some(PutSubnet {
+        name: Name::new(id.name()),
+        prefix: prefix?,
+        route_table,
+        delegations,
+        private_endpoint_network_policies: given(properties.private_endpoint_network_policies),
+        private_link_service_network_policies: given(
+            properties.private_link_service_network_policies,
+        ),
+        kept: kept::collect(value, &KNOWN),
+    })
+}
+
+/// The resource as a `GET` shows it, alone or inside of its virtual network.
+pub(crate) fn render(vnet: &Vnet, subnet: &Subnet) -> Value {
+    let id = vnet.meta.id.child("subnets", subnet.name.as_str());
+    let mut body = child_frame(&id, kind::SUBNET, &vnet.meta);
+    let mut properties = json!({
+        "provisioningState": network_state(subnet.state),
+        "addressPrefix": subnet.prefix,
+    });
+    if let Some(table) = &subnet.route_table {
+        properties["routeTable"] = json!({ "id": table });
+    }
+    let users: Vec<ArmId> =
+        subnet.held.values().filter_map(vnet::model::Holder::configuration_id).collect();
+    if !users.is_empty() {
+        properties["ipConfigurations"] = json!(references(users));
+    }
+    if !subnet.association_links.is_empty() {
+        properties["serviceAssociationLinks"] = render_links(vnet, &id, subnet);
+    }
+    properties["delegations"] = subnet
+        .delegations
+        .iter()
+        .map(|delegation| {
+            let id = id.child("delegations", delegation.name.as_str());
+            let kind = format!("{}/delegations", kind::SUBNET);
+            let mut body = child_frame(&id, &kind, &vnet.meta);
+            body["properties"] = json!({
+                "provisioningState": network_state(ProvisioningState::Succeeded),
+                "serviceName": delegation.service,
+                "actions": delegation.actions,
+            });
+            body
+        })
+        .collect();
+    properties["privateEndpointNetworkPolicies"] = json!(subnet.private_endpoint_network_policies);
+    properties["privateLinkServiceNetworkPolicies"] =
+        json!(subnet.private_link_service_network_policies);
+    body["properties"] = properties;
+    kept::merge(&mut body, &subnet.kept);
+    body
+}
+
+fn render_links(vnet: &Vnet, id: &ArmId, subnet: &Subnet) -> Value {
+    let link = |cluster: &ArmId| {
+        json!({
+            "name": "AzureKubernetesService",
+            "id": id.child("serviceAssociationLinks", "AzureKubernetesService"),
+            "etag": etag(vnet.meta.etag),
+            "type": format!("{}/serviceAssociationLinks", kind::SUBNET),
+            "properties": {
+                "provisioningState": "Succeeded",
+                "linkedResourceType": kind::AKS_SERVICE,
+                "link": cluster,
+                "allowDelete": false,
+                "locations": [],
+            },
+        })
+    };
+    subnet.association_links.iter().map(link).collect()
+}

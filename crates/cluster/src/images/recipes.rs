@@ -1,0 +1,153 @@
+//! The images that the lab makes from this machine's programs. Not here: where they are pushed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use serde_json::{Value, json};
+
+use super::{Image, ImageError, Reference, tree::Tree};
+use crate::{addons::COREDNS_IMAGE, programs::PAUSE_IMAGE};
+
+/// An image that the lab makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Recipe {
+    /// Holds a pod's namespaces.
+    Pause,
+    /// The cluster's name server.
+    CoreDns,
+    /// The web server, answering its welcome page.
+    Nginx,
+    /// A shell and small tools.
+    Busybox,
+}
+
+/// Programs that are not found on `PATH`.
+#[derive(Clone, Debug)]
+pub struct Ingredients {
+    /// The `coredns` executable.
+    pub coredns: PathBuf,
+}
+
+impl Recipe {
+    /// All of them, those first without which no pod runs.
+    pub const ALL: [Self; 4] = [Self::Pause, Self::CoreDns, Self::Nginx, Self::Busybox];
+
+    /// The names by which pods ask for it.
+    #[must_use]
+    pub fn references(self) -> Vec<Reference> {
+        let names: &[&str] = match self {
+            Self::Pause => &[PAUSE_IMAGE],
+            Self::CoreDns => &[COREDNS_IMAGE],
+            Self::Nginx => &["nginx:latest", "nginx:stable"],
+            Self::Busybox => &["busybox:latest", "busybox:stable"],
+        };
+        names.iter().map(|name| name.parse().expect("these are names of images")).collect()
+    }
+
+    /// Makes the image. Its layer stays in `folder`, and is used again if it is there.
+    pub fn make(self, folder: &Path, ingredients: &Ingredients) -> Result<Image, ImageError> {
+        let layer = folder.join(format!("{}.tar", self.name()));
+        let scratch = folder.join(format!("{}.{}.tmp", self.name(), std::process::id()));
+        let error = |source| ImageError::File { action: "make", path: layer.clone(), source };
+        fs::create_dir_all(folder).map_err(error)?;
+        if !layer.exists() {
+            let made = self.pack(&scratch, ingredients);
+            let packed = scratch.join("layer.tar");
+            let made = made.and_then(|()| fs::rename(&packed, &layer).map_err(error));
+            let removed = fs::remove_dir_all(&scratch);
+            made?;
+            removed.map_err(error)?;
+        }
+        Image::of_layer(&layer, &self.config())
+    }
+
+    fn pack(self, scratch: &Path, ingredients: &Ingredients) -> Result<(), ImageError> {
+        let tree = Tree::new(&scratch.join("tree"))?;
+        match self {
+            Self::Pause => tree.copy(&self.find("busybox")?, "/bin/busybox")?,
+            Self::CoreDns => tree.copy(&ingredients.coredns, "/coredns")?,
+            Self::Nginx => {
+                self.busybox(&tree)?;
+                self.nginx(&tree)?;
+            }
+            Self::Busybox => self.busybox(&tree)?,
+        }
+        tree.pack(&scratch.join("layer.tar"))
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::CoreDns => "coredns",
+            Self::Nginx => "nginx",
+            Self::Busybox => "busybox",
+        }
+    }
+
+    fn config(self) -> Value {
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        match self {
+            Self::Pause => {
+                json!({"Entrypoint": ["/bin/busybox", "sleep", "2147483647"], "Env": [path]})
+            }
+            Self::CoreDns => json!({
+                "Entrypoint": ["/coredns"],
+                "Env": [path],
+                "ExposedPorts": {"53/tcp": {}, "53/udp": {}},
+            }),
+            Self::Nginx => json!({
+                "Entrypoint": ["/usr/sbin/nginx"],
+                "Cmd": ["-g", "daemon off;"],
+                "Env": [path],
+                "ExposedPorts": {"80/tcp": {}},
+                "StopSignal": "SIGQUIT",
+            }),
+            Self::Busybox => json!({"Cmd": ["sh"], "Env": [path]}),
+        }
+    }
+
+    fn busybox(self, tree: &Tree) -> Result<(), ImageError> {
+        let program = self.find("busybox")?;
+        tree.copy(&program, "/bin/busybox")?;
+        let error =
+            |source| ImageError::File { action: "run", path: program.clone(), source };
+        let applets = Command::new(&program).arg("--list").output().map_err(error)?;
+        for applet in String::from_utf8_lossy(&applets.stdout).lines() {
+            tree.link(&format!("/bin/{applet}"), "busybox")?;
+        }
+        tree.folder("/tmp", 0o1777)?;
+        tree.file("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\n")?;
+        tree.file("/etc/group", "root:x:0:\nwww-data:x:33:\n")
+    }
+
+    /// Debian's nginx, set up as Docker's: in the foreground, logs where the kubelet finds them.
+    fn nginx(self, tree: &Tree) -> Result<(), ImageError> {
+        tree.program(&self.find("nginx")?, "/usr/sbin/nginx")?;
+        for file in ["/etc/nginx/mime.types", "/usr/share/nginx/html/index.html"] {
+            tree.copy(Path::new(file), file)?;
+        }
+        // Docker's image has it, and readers of articles use it to look around.
+        if let Ok(curl) = self.find("curl") {
+            tree.program(&curl, "/usr/bin/curl")?;
+        }
+        for folder in ["/var/log/nginx", "/var/lib/nginx", "/run"] {
+            tree.folder(folder, 0o755)?;
+        }
+        tree.link("/var/log/nginx/access.log", "/dev/stdout")?;
+        tree.link("/var/log/nginx/error.log", "/dev/stderr")?;
+        tree.file("/etc/nginx/nginx.conf", include_str!("nginx.conf"))
+    }
+
+    /// A program on `PATH`.
+    fn find(self, program: &str) -> Result<PathBuf, ImageError> {
+        let folders = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+        folders
+            .iter()
+            .map(|folder| Path::new(folder).join(program))
+            .find(|path| path.is_file())
+            .ok_or_else(|| ImageError::Missing { program: program.to_owned(), image: self.name() })
+    }
+}

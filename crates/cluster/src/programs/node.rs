@@ -1,0 +1,381 @@
+//! containerd, the kubelet, kube-proxy and the network agent of a node.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::PathBuf,
+};
+
+use serde_json::{Value, json};
+use vnet::{
+    addr::Prefix4,
+    model::{AgentPool, Cluster, Machine, NetworkMode, PoolMode},
+};
+
+use super::{CNI_BIN, Computer, Need, PAUSE_IMAGE, Program, TextFile, hosts};
+use crate::{
+    kubeconfig::Kubeconfig,
+    pki::{NodeCertificates, Pair},
+};
+
+const PKI: &str = "/etc/kubernetes/pki";
+const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+/// Azure's platform resolver.
+const RESOLVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+
+/// What a node is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Node<'a> {
+    /// Its cluster.
+    pub cluster: &'a Cluster,
+    /// Its pool.
+    pub pool: &'a AgentPool,
+    /// Its machine.
+    pub machine: &'a Machine,
+    /// Its NIC's primary address.
+    pub address: Ipv4Addr,
+    /// The address space of its virtual network.
+    pub vnet: &'a [Prefix4],
+    /// The authority's certificate.
+    pub authority: &'a str,
+    /// Its certificates.
+    pub certificates: &'a NodeCertificates,
+    /// The lab's image registry, which every pull asks first.
+    pub registry: SocketAddrV4,
+}
+
+/// Who wires pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plugin {
+    /// The lab's plugin and its agent.
+    Aksnet(CniMode),
+    /// Whatever the user installs.
+    Own,
+}
+
+/// How the lab's plugin gets a pod's address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CniMode {
+    /// From the node's range, on a bridge.
+    Kubenet,
+    /// From the NIC's secondary addresses.
+    NodeSubnet,
+    /// From batches of a delegated subnet.
+    PodSubnet,
+    /// From the node's range, routed by the fabric.
+    Overlay,
+}
+
+impl CniMode {
+    /// Its name in the agent's configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Kubenet => "kubenet",
+            Self::NodeSubnet => "node-subnet",
+            Self::PodSubnet => "pod-subnet",
+            Self::Overlay => "overlay",
+        }
+    }
+}
+
+impl Node<'_> {
+    /// Who wires this node's pods.
+    #[must_use]
+    pub fn plugin(&self) -> Plugin {
+        match self.cluster.mode {
+            NetworkMode::Kubenet => Plugin::Aksnet(CniMode::Kubenet),
+            NetworkMode::Overlay => Plugin::Aksnet(CniMode::Overlay),
+            NetworkMode::Azure if self.pool.pod_subnet.is_some() => {
+                Plugin::Aksnet(CniMode::PodSubnet)
+            }
+            NetworkMode::Azure => Plugin::Aksnet(CniMode::NodeSubnet),
+            NetworkMode::None => Plugin::Own,
+        }
+    }
+
+    /// Destinations that pods reach with their own address (the ip-masq-agent's `nonMasqueradeCIDRs`).
+    fn no_masquerade(&self, mode: CniMode) -> Vec<Prefix4> {
+        match mode {
+            CniMode::Kubenet | CniMode::Overlay => self.cluster.pod_cidr.into_iter().collect(),
+            CniMode::NodeSubnet => self.vnet.to_vec(),
+            // Pods of a pod subnet keep their address everywhere.
+            CniMode::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
+        }
+    }
+
+    /// `azure://` and the machine's id, the resource group in lower case as AKS writes it.
+    #[must_use]
+    pub fn provider_id(&self) -> String {
+        let id = &self.machine.meta.id;
+        let group = format!("/{}/", id.resource_group());
+        format!("azure://{}", id.as_str().replacen(&group, &group.to_ascii_lowercase(), 1))
+    }
+
+    /// AKS's own labels and the pool's.
+    #[must_use]
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        let mode = match self.pool.mode {
+            PoolMode::System => "system",
+            PoolMode::User => "user",
+        };
+        let azure = [
+            ("agentpool", self.pool.name.as_str()),
+            ("cluster", self.cluster.node_group.name()),
+            ("mode", mode),
+            ("nodepool-type", "VirtualMachineScaleSets"),
+            ("role", "agent"),
+        ];
+        let mut labels: BTreeMap<String, String> = azure
+            .into_iter()
+            .map(|(name, value)| (format!("kubernetes.azure.com/{name}"), label_value(value)))
+            .collect();
+        labels.insert("agentpool".to_owned(), self.pool.name.to_string());
+        if self.cluster.mode == NetworkMode::Overlay {
+            labels.insert("kubernetes.azure.com/azure-cni-overlay".to_owned(), "true".to_owned());
+            labels.insert("kubernetes.azure.com/podnetwork-type".to_owned(), "overlay".to_owned());
+        }
+        if let Some(subnet) = &self.pool.pod_subnet {
+            let vnet = subnet.parent();
+            for (name, value) in [
+                ("podnetwork-subnet", subnet.name()),
+                ("podnetwork-name", vnet.as_ref().map_or("", |vnet| vnet.name())),
+                ("podnetwork-resourcegroup", subnet.resource_group()),
+                ("podnetwork-subscription", subnet.subscription()),
+            ] {
+                labels.insert(format!("kubernetes.azure.com/{name}"), label_value(value));
+            }
+        }
+        labels.extend(self.pool.labels.clone());
+        labels
+    }
+}
+
+/// A label's value has at most 63 characters and ends with a letter or digit.
+fn label_value(text: &str) -> String {
+    let short: String = text.chars().take(63).collect();
+    short.trim_end_matches(|c: char| !c.is_ascii_alphanumeric()).to_owned()
+}
+
+/// The computer that a node is.
+#[must_use]
+pub fn node(input: &Node<'_>) -> Computer {
+    let mut programs = vec![containerd(), kubelet(input), kube_proxy()];
+    if let Plugin::Aksnet(_) = input.plugin() {
+        programs.push(Program::new(
+            "agent",
+            super::AKSNET,
+            ["agent", "--config", "/etc/aksnet/agent.json"],
+        ));
+    }
+    let mut folders = vec![
+        CNI_BIN,
+        "/var/lib/containerd",
+        "/var/lib/kubelet",
+        "/var/log/containers",
+        "/var/log/pods",
+    ];
+    if input.plugin() == Plugin::Own {
+        // What users install stays. The agent's own file must go with the agent: a node is Ready as
+        // soon as it is there.
+        folders.extend(["/etc/cni/net.d", "/var/lib/cni"]);
+    }
+    Computer { hostname: input.machine.hostname.clone(), programs, files: files(input), folders }
+}
+
+fn containerd() -> Program {
+    Program::new("containerd", "containerd", ["--config", "/etc/containerd/config.toml"])
+}
+
+fn kubelet(input: &Node<'_>) -> Program {
+    let labels: Vec<String> =
+        input.labels().iter().map(|(name, value)| format!("{name}={value}")).collect();
+    Program::kubernetes(
+        "kubelet",
+        [
+            // Nodes wait for the lab's controller, as they wait for AKS's cloud provider.
+            "--cloud-provider=external".to_owned(),
+            "--config=/etc/kubernetes/kubelet.json".to_owned(),
+            format!("--hostname-override={}", input.machine.hostname),
+            "--kubeconfig=/etc/kubernetes/kubelet.conf".to_owned(),
+            format!("--node-ip={}", input.address),
+            format!("--node-labels={}", labels.join(",")),
+        ],
+    )
+    .after(Need::Path(PathBuf::from(CONTAINERD_SOCKET)))
+}
+
+fn kube_proxy() -> Program {
+    Program::kubernetes("kube-proxy", ["--config=/etc/kubernetes/kube-proxy.json"])
+}
+
+fn files(input: &Node<'_>) -> Vec<TextFile> {
+    let Node { cluster, certificates, .. } = input;
+    let config = |path: &str, user: &str, client: &Pair| {
+        let text = Kubeconfig {
+            cluster: "kubernetes",
+            user,
+            server: &format!("https://{}:443", cluster.fqdn),
+            tls_server_name: None,
+            authority: input.authority,
+            client,
+        };
+        TextFile::secret(path, text.render())
+    };
+    let json = |path: &str, value: &Value| TextFile::public(path, format!("{value:#}\n"));
+    let mut files = vec![
+        TextFile::public("/etc/containerd/config.toml", containerd_config()),
+        TextFile::public(
+            "/etc/containerd/certs.d/_default/hosts.toml",
+            registry_config(input.registry),
+        ),
+        TextFile::public(&format!("{PKI}/ca.crt"), input.authority),
+        json("/etc/kubernetes/kubelet.json", &kubelet_config(input)),
+        json("/etc/kubernetes/kube-proxy.json", &kube_proxy_config(input)),
+        config("/etc/kubernetes/kubelet.conf", "kubelet", &certificates.kubelet),
+        config("/etc/kubernetes/kube-proxy.conf", "kube-proxy", &certificates.kube_proxy),
+        hosts(
+            Some((&input.machine.hostname, input.address)),
+            (&cluster.fqdn, cluster.api_address),
+        ),
+        TextFile::public("/etc/hostname", format!("{}\n", input.machine.hostname)),
+        TextFile::public("/etc/resolv.conf", format!("nameserver {RESOLVER}\n")),
+    ];
+    files.extend(TextFile::pair(&format!("{PKI}/kubelet-server"), &certificates.kubelet_server));
+    if let Plugin::Aksnet(mode) = input.plugin() {
+        files.push(config("/etc/kubernetes/agent.kubeconfig", "agent", &certificates.agent));
+        files.push(json("/etc/aksnet/agent.json", &agent_config(input, mode)));
+    }
+    files
+}
+
+/// The configuration of the network agent.
+#[must_use]
+pub fn agent_config(input: &Node<'_>, mode: CniMode) -> Value {
+    json!({
+        "version": 1,
+        "node": input.machine.hostname,
+        "mode": mode.as_str(),
+        "kubeconfig": "/etc/kubernetes/agent.kubeconfig",
+        "pod_cidr": input.cluster.pod_cidr,
+        "no_masquerade": input.no_masquerade(mode),
+        "socket": "/run/aksnet/agent.sock",
+        "interface": "eth0",
+    })
+}
+
+fn containerd_config() -> String {
+    // `restrict_oom_score_adj`: a root without CAP_SYS_RESOURCE may not lower a score, and runc fails
+    // on each pod without it.
+    format!(
+        r#"version = 2
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", "io.containerd.tracing.processor.v1.otlp"]
+
+[grpc]
+  address = "{CONTAINERD_SOCKET}"
+
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE_IMAGE}"
+  restrict_oom_score_adj = true
+  tolerate_missing_hugetlb_controller = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "{CNI_BIN}"
+    conf_dir = "/etc/cni/net.d"
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "overlayfs"
+    default_runtime_name = "runc"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+  [plugins."io.containerd.grpc.v1.cri".registry]
+    config_path = "/etc/containerd/certs.d"
+"#
+    )
+}
+
+/// Every pull asks the lab's registry first; what it lacks comes from the image's own.
+fn registry_config(registry: SocketAddrV4) -> String {
+    format!(
+        "[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+    )
+}
+
+fn kubelet_config(input: &Node<'_>) -> Value {
+    json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": false},
+            "webhook": {"enabled": true},
+            "x509": {"clientCAFile": format!("{PKI}/ca.crt")},
+        },
+        "authorization": {"mode": "Webhook"},
+        "cgroupDriver": "cgroupfs",
+        "cgroupsPerQOS": true,
+        // The node shares memory and disk with the machine: their totals are not its own.
+        "enforceNodeAllocatable": [],
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "0%",
+            "nodefs.inodesFree": "0%",
+            "imagefs.available": "0%",
+            "imagefs.inodesFree": "0%",
+        },
+        "imageGCHighThresholdPercent": 100,
+        "clusterDNS": [input.cluster.dns_service_ip],
+        "clusterDomain": "cluster.local",
+        "containerRuntimeEndpoint": format!("unix://{CONTAINERD_SOCKET}"),
+        "failCgroupV1": false,
+        "failSwapOn": false,
+        "healthzBindAddress": "127.0.0.1",
+        "maxPods": input.pool.max_pods,
+        "providerID": input.provider_id(),
+        "registerWithTaints": input.pool.taints.iter().filter_map(|text| taint(text)).collect::<Vec<_>>(),
+        "resolvConf": "/etc/resolv.conf",
+        "rotateCertificates": false,
+        "serializeImagePulls": false,
+        "tlsCertFile": format!("{PKI}/kubelet-server.crt"),
+        "tlsPrivateKeyFile": format!("{PKI}/kubelet-server.key"),
+    })
+}
+
+/// `key=value:Effect` or `key:Effect`.
+fn taint(text: &str) -> Option<Value> {
+    let (pair, effect) = text.rsplit_once(':')?;
+    let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+    Some(json!({"key": key, "value": value, "effect": effect}))
+}
+
+fn kube_proxy_config(input: &Node<'_>) -> Value {
+    let mut config = json!({
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "clientConnection": {"kubeconfig": "/etc/kubernetes/kube-proxy.conf"},
+        "hostnameOverride": input.machine.hostname,
+        "mode": "nftables",
+        // These are the machine's, and a network namespace may not change them.
+        "conntrack": {
+            "maxPerCore": 0,
+            "min": 0,
+            "tcpEstablishedTimeout": "0s",
+            "tcpCloseWaitTimeout": "0s",
+        },
+        "nftables": {"minSyncPeriod": "200ms"},
+    });
+    // What tells a pod's packet from others: its range, or the link that it comes from.
+    match (input.plugin(), input.cluster.pod_cidr) {
+        (Plugin::Aksnet(CniMode::NodeSubnet | CniMode::PodSubnet), _) => {
+            config["detectLocalMode"] = json!("InterfaceNamePrefix");
+            config["detectLocal"] = json!({"interfaceNamePrefix": "azv"});
+        }
+        (Plugin::Aksnet(CniMode::Kubenet | CniMode::Overlay) | Plugin::Own, Some(range)) => {
+            config["detectLocalMode"] = json!("ClusterCIDR");
+            config["clusterCIDR"] = json!(range);
+        }
+        (Plugin::Aksnet(CniMode::Kubenet | CniMode::Overlay) | Plugin::Own, None) => {}
+    }
+    config
+}

@@ -1,0 +1,149 @@
+//! The network configuration on stdin. Not here: the environment.
+
+use std::{io::Read, path::PathBuf};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::{
+    invocation::check_identifier,
+    spec::{Code, Failure, Version, shorten},
+    talk::Attachment,
+};
+
+/// Where the agent listens unless the configuration says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/aksnet/agent.sock";
+/// A configuration of a node with thousands of attachments (GC lists them) is far below this.
+const LARGEST_BYTES: u64 = 4 << 20;
+
+/// A network configuration, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworkConfig {
+    /// The version that the answer must have.
+    pub version: Version,
+    /// Where the agent listens.
+    pub socket: PathBuf,
+    /// What pods are told about DNS, handed on as it is.
+    pub dns: Option<Value>,
+    /// The result of the plugin before this one, or of the ADD that is being checked.
+    pub previous: Option<Map<String, Value>>,
+    /// The attachments that GC must keep, if the runtime listed them.
+    pub valid: Option<Vec<Attachment>>,
+}
+
+// Unknown fields are allowed: the runtime adds its own, and chains share one configuration.
+#[derive(Deserialize)]
+struct Wire {
+    name: Option<String>,
+    #[serde(rename = "agentSocket")]
+    agent_socket: Option<PathBuf>,
+    dns: Option<Value>,
+    #[serde(rename = "prevResult")]
+    previous: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    valid: Option<Vec<WireAttachment>>,
+}
+
+#[derive(Deserialize)]
+struct WireAttachment {
+    #[serde(rename = "containerID")]
+    container: String,
+    ifname: String,
+}
+
+#[derive(Deserialize)]
+struct WireVersion {
+    #[serde(rename = "cniVersion")]
+    version: Option<String>,
+}
+
+/// Reads stdin to its end, or to the limit.
+pub fn read_input(input: &mut dyn Read) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    input.take(LARGEST_BYTES + 1).read_to_end(&mut bytes).map_err(|error| {
+        Failure::new(Code::Io, "stdin cannot be read").details(error.to_string())
+    })?;
+    if u64::try_from(bytes.len()).is_ok_and(|n_bytes| n_bytes > LARGEST_BYTES) {
+        return Err(Failure::new(Code::Config, "the network configuration is too large")
+            .details(format!("more than {LARGEST_BYTES} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// The version that `input` says, as text, for answers to requests that are otherwise wrong.
+#[must_use]
+pub fn version_text(input: &[u8]) -> Option<String> {
+    serde_json::from_slice::<WireVersion>(input).ok()?.version.filter(|text| text.len() <= 32)
+}
+
+/// Parses and checks a configuration.
+pub fn parse(input: &[u8]) -> Result<NetworkConfig, Failure> {
+    // The version first and alone, so that a request of a later one is refused by its version.
+    let version: WireVersion = decode(input)?;
+    let version: Version = version
+        .version
+        .ok_or_else(|| {
+            Failure::new(Code::Version, "the network configuration does not say its version")
+                .details("cniVersion is missing, which means 0.1.0; that is not spoken here")
+        })?
+        .parse()?;
+    let wire: Wire = decode(input)?;
+    let invalid = |details: String| {
+        Failure::new(Code::Config, "the network configuration is wrong").details(details)
+    };
+    let name = wire.name.unwrap_or_default();
+    check_identifier(&name).map_err(|why| invalid(format!("name is `{}`: {why}", shorten(&name))))?;
+    let socket = wire.agent_socket.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    if !socket.is_absolute() {
+        return Err(invalid(format!("agentSocket `{}` is not an absolute path", socket.display())));
+    }
+    let previous = match wire.previous {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(previous)) => {
+            check_previous(&previous).map_err(invalid)?;
+            Some(previous)
+        }
+        Some(_) => return Err(invalid("prevResult is not an object".to_owned())),
+    };
+    let valid = wire.valid.map(|list| {
+        list.into_iter()
+            .map(|one| Attachment { container: one.container, interface: one.ifname })
+            .collect()
+    });
+    Ok(NetworkConfig { version, socket, dns: wire.dns, previous, valid })
+}
+
+fn decode<'a, T: Deserialize<'a>>(input: &'a [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(input).map_err(|error| {
+        Failure::new(Code::Decode, "the network configuration is not readable")
+            .details(error.to_string())
+    })
+}
+
+/// What is added to must be lists, and what points into them must point at something.
+fn check_previous(previous: &Map<String, Value>) -> Result<(), String> {
+    for list in ["interfaces", "ips", "routes"] {
+        match previous.get(list) {
+            None | Some(Value::Null | Value::Array(_)) => (),
+            Some(_) => return Err(format!("prevResult.{list} is not a list")),
+        }
+    }
+    let n_interfaces = list(previous, "interfaces").len();
+    for address in list(previous, "ips") {
+        match address.get("interface") {
+            None | Some(Value::Null) => (),
+            Some(index) => {
+                let index = index.as_u64().and_then(|index| usize::try_from(index).ok());
+                if index.is_none_or(|index| index >= n_interfaces) {
+                    return Err("prevResult.ips names an interface that it does not list".to_owned());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The list called `name` in a result; missing is empty.
+pub(crate) fn list<'a>(result: &'a Map<String, Value>, name: &str) -> &'a [Value] {
+    result.get(name).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}

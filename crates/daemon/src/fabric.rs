@@ -1,0 +1,160 @@
+//! The fabric: network namespaces that match the region.
+//!
+//! # Expected flow
+//! A change of the region or of a probe's verdict wakes the loop. It takes a snapshot, compiles what must
+//! be, looks at what changed, applies the difference and reports the generation that is real now.
+//!
+//! # Guarantees
+//! The loop is told nothing: whatever was missed, the next pass finds. A pass that finds everything as it
+//! must be changes nothing. What others broke is mended within [`RESYNC`].
+//!
+//! # Assumptions
+//! Nothing runs any more in the namespace of a machine that has left the region, nor in that of a control
+//! plane: the clusters' loop sees to it first.
+//!
+//! # Caveats
+//! Health is not durable. After a start every member is down until its probe has succeeded once; flows
+//! that live keep their members meanwhile.
+
+pub mod reconciler;
+mod internet;
+mod probes;
+
+use std::time::Duration;
+
+use linux::LinuxError;
+use store::Store;
+use tokio::{sync::watch, time::Instant};
+use vnet::{
+    command::Command,
+    host::{Health, compile_fabric, health::questions},
+    model::Generation,
+};
+
+use self::{internet::Internet, probes::Probes};
+use crate::reconcile::{Chain, now};
+
+pub use self::reconciler::{Reconciler, Scope, down};
+
+/// How long damage that others did may last.
+pub const RESYNC: Duration = Duration::from_secs(10);
+/// How long a world that refuses is left alone.
+const REST: Duration = Duration::from_millis(500);
+
+/// Why a pass failed.
+#[derive(Debug, thiserror::Error)]
+enum FabricError {
+    #[error("making namespaces match the region")]
+    Linux(#[source] LinuxError),
+    #[error("reporting generation {generation} as real")]
+    Report {
+        generation: Generation,
+        #[source]
+        source: store::StoreError,
+    },
+}
+
+/// Makes the machine match the region, for ever. Cancel by dropping.
+pub async fn run(store: Store, lab: String) {
+    let (verdicts, mut health) = watch::channel(Health::default());
+    let mut generation = store.watch();
+    let mut fabric = Loop {
+        reconciler: Some(Reconciler::new(&lab)),
+        internet: Internet::new(&lab),
+        probes: Probes::new(verdicts),
+        looked: None,
+        settled: None,
+        store,
+        lab,
+    };
+    loop {
+        generation.mark_unchanged();
+        health.mark_unchanged();
+        let current = health.borrow().clone();
+        let again = match fabric.pass(&current).await {
+            Ok(()) => fabric.looked.map_or(RESYNC, |looked| RESYNC.saturating_sub(looked.elapsed())),
+            Err(error) => {
+                tracing::warn!(lab = fabric.lab, error = %Chain(&error),
+                    "the fabric does not match the region; it will be tried again");
+                tokio::time::sleep(REST).await;
+                Duration::ZERO
+            }
+        };
+        tokio::select! {
+            woken = generation.changed() => if woken.is_err() { return },
+            _ = health.changed() => (),
+            () = tokio::time::sleep(again) => (),
+        }
+    }
+}
+
+struct Loop {
+    store: Store,
+    lab: String,
+    /// `None` while a pass has it, and after one that was cancelled.
+    reconciler: Option<Reconciler>,
+    internet: Internet,
+    probes: Probes,
+    /// When every namespace was looked at last, successfully.
+    looked: Option<Instant>,
+    /// The generation that our own last report made, when nobody came between.
+    settled: Option<Generation>,
+}
+
+impl Loop {
+    async fn pass(&mut self, health: &Health) -> Result<(), FabricError> {
+        let region = self.store.snapshot();
+        let desired = compile_fabric(&self.lab, &region, health);
+        let scope = match self.looked {
+            Some(looked) if looked.elapsed() < RESYNC => Scope::Changed,
+            _ => Scope::All,
+        };
+        let mut reconciler =
+            self.reconciler.take().unwrap_or_else(|| Reconciler::new(&self.lab));
+        let (reconciler, done) = tokio::task::spawn_blocking(move || {
+            let done = reconciler.pass(&desired, scope);
+            (reconciler, done)
+        })
+        .await
+        .unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()));
+        self.reconciler = Some(reconciler);
+        let done = match done {
+            Ok(done) => done,
+            Err(source) => {
+                self.looked = None;
+                return Err(FabricError::Linux(source));
+            }
+        };
+        if scope == Scope::All {
+            self.looked = Some(Instant::now());
+        }
+        if !done.is_nothing() {
+            tracing::info!(
+                lab = self.lab,
+                generation = region.generation,
+                n_created = done.created.len(),
+                n_deleted = done.deleted.len(),
+                n_steps = done.steps.len(),
+                "the fabric changed"
+            );
+        }
+        self.internet.serve(&done.created).map_err(FabricError::Linux)?;
+        self.probes.ask(questions(&self.lab, &region));
+        self.report(region.generation)
+    }
+
+    /// Says what is real, once for each change that was not our own saying so.
+    fn report(&mut self, generation: Generation) -> Result<(), FabricError> {
+        if self.settled == Some(generation) {
+            return Ok(());
+        }
+        let report = Command::FabricReal { generation };
+        // An fsync of well under a millisecond, and nothing else waits for this task.
+        self.store
+            .change(report, now())
+            .map_err(|source| FabricError::Report { generation, source })?;
+        let after = self.store.snapshot().generation;
+        self.settled = (after <= generation + 1).then_some(after);
+        Ok(())
+    }
+}

@@ -1,0 +1,528 @@
+//! The agent's verbs: what happens to one attachment. Not here: the socket, and where addresses
+//! come from.
+//!
+//! *Expected flow.* ADD takes an address (in memory, under a short lock), writes the lease down, wires
+//! the pod, answers. DEL marks the lease as leaving, takes the route away, marks the link, answers;
+//! the reaper deletes marked links together and only then sets the addresses free.
+//!
+//! *Guarantees.* An address has at most one holder, whatever is killed when: it is written down
+//! before the pod is wired, and struck out after the link is gone. A second ADD of the same
+//! attachment gives the same address, a DEL of nothing succeeds.
+//!
+//! *Assumptions.* One agent per node (the ledger's lock), and nobody else changes the links of
+//! [`linux::pod::GROUP`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    sync::{Condvar, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use cni::{
+    queue,
+    spec::{Code, Failure},
+    talk::{Added, Address, Attachment, Interface, Pod, Reply, Request, Route},
+};
+use linux::pod::{PodError, Sandbox, Wirer};
+use tokio::sync::Notify;
+use vnet::{
+    addr::Prefix4,
+    pods::{
+        PodNetwork,
+        pool::{Grant, Pool},
+        wiring::Wiring,
+    },
+};
+
+use super::{
+    chain,
+    ledger::{Found, Lease, Ledger, Phase},
+};
+
+/// How long links are gathered before they are deleted together.
+const GATHER: Duration = Duration::from_millis(50);
+/// How often the queue of releases is looked at.
+const QUEUE_LOOK: Duration = Duration::from_secs(1);
+/// How long an ADD waits for an earlier link of the same attachment to go.
+const LINK_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Everything about this node's pods.
+pub struct Agent {
+    network: PodNetwork,
+    ledger: Ledger,
+    releases: PathBuf,
+    state: Mutex<State>,
+    /// Told whenever an attachment is no longer busy, or a link is gone.
+    changed: Condvar,
+    /// Told whenever use of addresses changes; for whoever asks for more of them.
+    pub(super) used: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    pool: Pool<Attachment>,
+    leases: BTreeMap<Attachment, Lease>,
+    leaving: BTreeMap<Ipv4Addr, Leaving>,
+    busy: BTreeSet<Attachment>,
+    node: Option<Node>,
+}
+
+struct Leaving {
+    lease: Lease,
+    /// The link is in the dead group, or was not there.
+    is_marked: bool,
+}
+
+/// What must be known before a pod can be wired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The node's block, in modes that have one.
+    pub block: Option<Prefix4>,
+    /// The MTU of its NIC in bytes.
+    pub mtu: u32,
+}
+
+/// How full the node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Use {
+    /// Addresses granted.
+    pub granted: usize,
+    /// Of these, in use or still leaving.
+    pub in_use: usize,
+}
+
+impl Agent {
+    /// An agent over the leases that were found, none of which has been looked at yet.
+    #[must_use]
+    pub fn new(network: PodNetwork, ledger: Ledger, found: Found, socket: &Path) -> Self {
+        let mut state = State::default();
+        for (path, why) in found.unreadable {
+            tracing::warn!(path = %path.display(), why, "not a lease; left alone");
+        }
+        for lease in found.leases {
+            let (attachment, address) = (lease.attachment.clone(), lease.address);
+            let is_held = lease.phase == Phase::Held
+                && is_same_namespace(&lease)
+                && state.pool.hold(attachment.clone(), address).is_ok();
+            if is_held {
+                state.leases.insert(attachment, lease);
+            } else {
+                state.retire(lease);
+            }
+        }
+        Self {
+            network,
+            ledger,
+            releases: queue::directory(socket),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            used: Notify::new(),
+        }
+    }
+
+    /// Clears what a killed agent left: links that no lease names, and links marked before.
+    pub fn sweep(&self, wirer: &mut Wirer) -> Result<(), linux::LinuxError> {
+        let known: BTreeSet<String> =
+            self.state().leases.values().map(|lease| lease.wiring().host_link).collect();
+        for link in wirer.links()? {
+            if !link.is_dead && !known.contains(&link.name) {
+                tracing::info!(link = link.name, "no pod has this link; it goes");
+                wirer.retire_link(&link)?;
+            }
+        }
+        wirer.reap()?;
+        self.release_queued(wirer);
+        self.reap(wirer);
+        Ok(())
+    }
+
+    /// From now on the node has these addresses.
+    pub fn set_grant(&self, grant: &Grant, node: Node) {
+        let mut state = self.state();
+        state.pool.set_grant(grant);
+        state.node = Some(node);
+        drop(state);
+        self.used.notify_one();
+    }
+
+    /// How full the node is.
+    pub fn usage(&self) -> Use {
+        let state = self.state();
+        Use { granted: state.pool.n_granted(), in_use: state.pool.n_in_use() }
+    }
+
+    /// Runs `work` on the pool of addresses.
+    pub(super) fn with_pool<T>(&self, work: impl FnOnce(&mut Pool<Attachment>) -> T) -> T {
+        work(&mut self.state().pool)
+    }
+
+    /// Answers one request.
+    pub fn answer(&self, wirer: &mut Wirer, request: Request) -> Reply {
+        let outcome = match request {
+            Request::Add { attachment, netns, pod } => {
+                self.add(wirer, &attachment, Path::new(&netns), pod).map(Reply::Added)
+            }
+            Request::Del { attachment } => {
+                self.delete(wirer, &attachment);
+                Ok(Reply::Done)
+            }
+            Request::Check { attachment, netns, addresses } => {
+                self.check(wirer, &attachment, Path::new(&netns), &addresses).map(|()| Reply::Done)
+            }
+            Request::Gc { keep } => {
+                self.collect(wirer, &keep.into_iter().collect());
+                Ok(Reply::Done)
+            }
+            Request::Status => self.status().map(|()| Reply::Done),
+        };
+        outcome.unwrap_or_else(Reply::from)
+    }
+
+    fn add(
+        &self,
+        wirer: &mut Wirer,
+        attachment: &Attachment,
+        netns: &Path,
+        pod: Option<Pod>,
+    ) -> Result<Added, Failure> {
+        let sandbox = Sandbox::open(netns).map_err(|error| not_wired(&error))?;
+        if queue::has(&self.releases, attachment) {
+            self.release(wirer, attachment);
+        }
+        let _busy = self.claim(attachment);
+        self.wait_for_link(attachment)?;
+        let (lease, is_new) = self.lease(attachment, netns, &sandbox, pod)?;
+        let wiring = lease.wiring();
+        let interface = &attachment.interface;
+        if is_new {
+            self.ledger.write(&lease).map_err(|error| {
+                self.begin_leaving(attachment);
+                not_written(&error)
+            })?;
+            if let Err(error) = wirer.wire(&sandbox, interface, &wiring) {
+                self.finish_leaving(wirer, attachment);
+                return Err(not_wired(&error));
+            }
+            self.used.notify_one();
+        } else {
+            self.wire_again(wirer, &lease, &sandbox, netns)?;
+        }
+        Ok(added(interface, &wiring))
+    }
+
+    /// A second ADD: nothing is done if all is well, else the pod is wired anew with its address.
+    fn wire_again(
+        &self,
+        wirer: &mut Wirer,
+        lease: &Lease,
+        sandbox: &Sandbox,
+        netns: &Path,
+    ) -> Result<(), Failure> {
+        let (wiring, interface) = (lease.wiring(), &lease.attachment.interface);
+        if lease.netns_id == sandbox.id() {
+            let faults =
+                wirer.verify(sandbox, interface, &wiring).map_err(|error| not_wired(&error))?;
+            if faults.is_empty() {
+                return Ok(());
+            }
+        }
+        wirer.remove(&wiring).map_err(|error| not_wired(&error.into()))?;
+        let lease =
+            Lease { netns: netns.to_owned(), netns_id: sandbox.id(), ..lease.clone() };
+        self.ledger.write(&lease).map_err(|error| not_written(&error))?;
+        self.state().leases.insert(lease.attachment.clone(), lease.clone());
+        wirer.wire(sandbox, interface, &wiring).map_err(|error| not_wired(&error))
+    }
+
+    /// The lease of this attachment, and whether it was made just now.
+    fn lease(
+        &self,
+        attachment: &Attachment,
+        netns: &Path,
+        sandbox: &Sandbox,
+        pod: Option<Pod>,
+    ) -> Result<(Lease, bool), Failure> {
+        let mut state = self.state();
+        if let Some(lease) = state.leases.get(attachment) {
+            return Ok((lease.clone(), false));
+        }
+        let Some(node) = state.node else {
+            return Err(Failure::new(Code::TryAgain, "the node has no pod addresses yet")
+                .details("the agent waits until the cluster grants it some"));
+        };
+        let address = state.pool.take(attachment).map_err(|error| {
+            Failure::new(Code::TryAgain, "not enough IPs available, waiting for more")
+                .details(error.to_string())
+        })?;
+        let lease = Lease {
+            attachment: attachment.clone(),
+            address,
+            pod,
+            netns: netns.to_owned(),
+            netns_id: sandbox.id(),
+            network: self.network,
+            block: node.block,
+            mtu: node.mtu,
+            phase: Phase::Held,
+        };
+        state.leases.insert(attachment.clone(), lease.clone());
+        Ok((lease, true))
+    }
+
+    fn delete(&self, wirer: &mut Wirer, attachment: &Attachment) {
+        let _busy = self.claim(attachment);
+        self.finish_leaving(wirer, attachment);
+    }
+
+    /// Ends a lease, if there is one: in memory, on disk, then in the kernel.
+    fn finish_leaving(&self, wirer: &mut Wirer, attachment: &Attachment) {
+        let Some(lease) = self.begin_leaving(attachment) else { return };
+        if let Err(error) = self.ledger.write(&lease) {
+            // The lease will be found as held, and its namespace gone: it goes then.
+            tracing::warn!(error = %chain(&error), "a lease's end is not written down");
+        }
+        self.mark(wirer, &lease);
+        self.changed.notify_all();
+        self.used.notify_one();
+    }
+
+    fn begin_leaving(&self, attachment: &Attachment) -> Option<Lease> {
+        let mut state = self.state();
+        let lease = state.leases.remove(attachment)?;
+        state.pool.leave(attachment);
+        let lease = Lease { phase: Phase::Leaving, ..lease };
+        state.leaving.insert(lease.address, Leaving { lease: lease.clone(), is_marked: false });
+        Some(lease)
+    }
+
+    fn mark(&self, wirer: &mut Wirer, lease: &Lease) {
+        match wirer.retire(&lease.wiring()) {
+            Ok(()) => {
+                if let Some(leaving) = self.state().leaving.get_mut(&lease.address) {
+                    leaving.is_marked = true;
+                }
+            }
+            // The reaper tries again.
+            Err(error) => tracing::warn!(
+                address = %lease.address, error = %chain(&error), "a pod's link is not retired yet"
+            ),
+        }
+    }
+
+    fn check(
+        &self,
+        wirer: &mut Wirer,
+        attachment: &Attachment,
+        netns: &Path,
+        addresses: &[String],
+    ) -> Result<(), Failure> {
+        let broken =
+            |why: String| Failure::new(Code::Broken, "the pod is not as it was").details(why);
+        let sandbox = Sandbox::open(netns).map_err(|error| not_wired(&error))?;
+        let _busy = self.claim(attachment);
+        let lease = self.state().leases.get(attachment).cloned().ok_or_else(|| {
+            Failure::new(Code::UnknownContainer, "no address is held for this container")
+                .details(format!("{} {}", attachment.container, attachment.interface))
+        })?;
+        let held = lease.address.to_string();
+        if let Some(other) = addresses.iter().find(|address| **address != held) {
+            return Err(broken(format!("it was told {other} and holds {held}")));
+        }
+        if lease.netns_id != sandbox.id() {
+            return Err(broken("it was connected in another network namespace".to_owned()));
+        }
+        let faults = wirer
+            .verify(&sandbox, &attachment.interface, &lease.wiring())
+            .map_err(|error| not_wired(&error))?;
+        if faults.is_empty() {
+            return Ok(());
+        }
+        let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        Err(broken(faults.join("; ")))
+    }
+
+    fn collect(&self, wirer: &mut Wirer, keep: &BTreeSet<Attachment>) {
+        let stale: Vec<_> =
+            self.state().leases.keys().filter(|held| !keep.contains(*held)).cloned().collect();
+        for attachment in stale {
+            tracing::info!(container = attachment.container, "collected");
+            self.delete(wirer, &attachment);
+        }
+    }
+
+    fn status(&self) -> Result<(), Failure> {
+        let state = self.state();
+        if state.node.is_none() {
+            return Err(Failure::new(Code::Unavailable, "the node has no pod addresses yet"));
+        }
+        if state.pool.n_free() == 0 && state.leaving.is_empty() {
+            return Err(Failure::new(Code::Unavailable, "all of the node's pod addresses are held")
+                .details(format!("it has {}", state.pool.n_granted())));
+        }
+        Ok(())
+    }
+
+    /// Deletes retired links and releases queued ones, for ever.
+    pub fn run_reaper(&self, wirer: &mut Wirer) {
+        loop {
+            let state = self.state();
+            let idle = |state: &mut State| state.leaving.is_empty();
+            let waited = self.changed.wait_timeout_while(state, QUEUE_LOOK, idle);
+            let is_idle = waited.expect(NEVER_POISONED).0.leaving.is_empty();
+            self.release_queued(wirer);
+            if !is_idle {
+                std::thread::sleep(GATHER);
+                self.reap(wirer);
+            }
+        }
+    }
+
+    /// One round: links that are marked go, and their addresses are free after that.
+    pub fn reap(&self, wirer: &mut Wirer) {
+        let unmarked: Vec<_> = {
+            let state = self.state();
+            let unmarked = state.leaving.values().filter(|leaving| !leaving.is_marked);
+            unmarked
+                .filter(|leaving| !state.busy.contains(&leaving.lease.attachment))
+                .map(|leaving| leaving.lease.clone())
+                .collect()
+        };
+        for lease in unmarked {
+            self.mark(wirer, &lease);
+        }
+        let marked: Vec<_> = {
+            let state = self.state();
+            let marked = state.leaving.iter().filter(|(_, leaving)| leaving.is_marked);
+            marked.map(|(address, _)| *address).collect()
+        };
+        if marked.is_empty() {
+            return;
+        }
+        if let Err(error) = wirer.reap() {
+            tracing::warn!(error = %chain(&error), "retired links are not deleted yet");
+            return;
+        }
+        for address in marked {
+            if let Err(error) = self.ledger.remove(address) {
+                tracing::warn!(error = %chain(&error), "a lease is not struck out yet");
+                continue;
+            }
+            let mut state = self.state();
+            state.leaving.remove(&address);
+            state.pool.free(address);
+        }
+        self.changed.notify_all();
+        self.used.notify_one();
+    }
+
+    fn release_queued(&self, wirer: &mut Wirer) {
+        match queue::list(&self.releases) {
+            Ok(releases) => releases.iter().for_each(|one| self.release(wirer, one)),
+            Err(error) => tracing::warn!(%error, "the queue of releases cannot be read"),
+        }
+    }
+
+    fn release(&self, wirer: &mut Wirer, attachment: &Attachment) {
+        self.delete(wirer, attachment);
+        if let Err(error) = queue::remove(&self.releases, attachment) {
+            tracing::warn!(%error, "a queued release is done and stays in the queue");
+        }
+    }
+
+    /// Waits until nobody else is busy with this attachment, and is, until the guard goes.
+    fn claim(&self, attachment: &Attachment) -> Busy<'_> {
+        let is_busy = |state: &mut State| state.busy.contains(attachment);
+        let mut state =
+            self.changed.wait_while(self.state(), is_busy).expect(NEVER_POISONED);
+        state.busy.insert(attachment.clone());
+        Busy { agent: self, attachment: attachment.clone() }
+    }
+
+    /// An earlier link of the same attachment has the name that the next one will have.
+    fn wait_for_link(&self, attachment: &Attachment) -> Result<(), Failure> {
+        let is_leaving = |state: &mut State| {
+            state.leaving.values().any(|leaving| leaving.lease.attachment == *attachment)
+        };
+        let begin = Instant::now();
+        let (_state, waited) = self
+            .changed
+            .wait_timeout_while(self.state(), LINK_PATIENCE, is_leaving)
+            .expect(NEVER_POISONED);
+        if waited.timed_out() {
+            return Err(Failure::new(Code::TryAgain, "the container's last link is still there")
+                .details(format!("waited {:?}", begin.elapsed())));
+        }
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect(NEVER_POISONED)
+    }
+}
+
+const NEVER_POISONED: &str = "nothing panics while it holds the state";
+
+impl State {
+    fn retire(&mut self, lease: Lease) {
+        let lease = Lease { phase: Phase::Leaving, ..lease };
+        // Holding and leaving at once is how the pool learns of an address that rests.
+        if self.pool.hold(lease.attachment.clone(), lease.address).is_ok() {
+            self.pool.leave(&lease.attachment);
+        }
+        self.leaving.insert(lease.address, Leaving { lease, is_marked: false });
+    }
+}
+
+/// While this lives, its attachment is one thread's.
+struct Busy<'a> {
+    agent: &'a Agent,
+    attachment: Attachment,
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        self.agent.state().busy.remove(&self.attachment);
+        self.agent.changed.notify_all();
+    }
+}
+
+/// Whether the namespace that a lease was made for is still at its path.
+fn is_same_namespace(lease: &Lease) -> bool {
+    Sandbox::open(&lease.netns).is_ok_and(|sandbox| sandbox.id() == lease.netns_id)
+}
+
+fn added(interface: &str, wiring: &Wiring) -> Added {
+    let end = |name: &str, mac: vnet::addr::Mac, in_container| Interface {
+        name: name.to_owned(),
+        mac: mac.to_string(),
+        mtu: wiring.mtu,
+        in_container,
+    };
+    let gateway = wiring.gateway();
+    Added {
+        interfaces: vec![
+            end(&wiring.host_link, wiring.host_mac, false),
+            end(interface, wiring.pod_mac, true),
+        ],
+        addresses: vec![Address {
+            interface: 1,
+            address: format!("{}/{}", wiring.address, wiring.prefix_length()),
+            gateway,
+        }],
+        routes: vec![Route { destination: "0.0.0.0/0".to_owned(), gateway: Some(gateway) }],
+    }
+}
+
+fn not_wired(error: &PodError) -> Failure {
+    let code = match error {
+        PodError::NotNamespace { .. } | PodError::OwnNamespace { .. } => Code::Environment,
+        PodError::InterfaceExists { .. } | PodError::Linux(_) => Code::Wiring,
+    };
+    Failure::new(code, "the pod cannot be connected").details(chain(error))
+}
+
+fn not_written(error: &super::ledger::LedgerError) -> Failure {
+    Failure::new(Code::Io, "the lease cannot be written down").details(chain(error))
+}

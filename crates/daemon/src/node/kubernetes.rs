@@ -1,0 +1,339 @@
+//! What the cluster says about the node's addresses: its own Node object (kubenet) or its own
+//! `NodeNetworkConfig` (the other modes), and what the node asks for in the latter.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::Arc,
+};
+
+use futures::{Stream, TryStreamExt};
+use k8s_openapi::api::core::v1::Node;
+use kube::{
+    Api, Client, Config,
+    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::watcher::watch_object,
+};
+use serde::Deserialize;
+use serde_json::json;
+use vnet::{
+    addr::Prefix4,
+    pods::{
+        PodNetwork,
+        demand::{Scaler, Step, Supply, step},
+    },
+};
+
+use super::{
+    NodeError,
+    agent::Agent,
+    setup::{Learnt, Setup},
+    source::{AddressSource, learn},
+};
+
+/// Where the cluster keeps a `NodeNetworkConfig` for each node.
+const NAMESPACE: &str = "kube-system";
+
+/// Why the cluster could not be asked, or what it said that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub enum KubernetesError {
+    /// The credentials are no good.
+    #[error("the credentials in {}", path.display())]
+    Kubeconfig {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: Box<kube::config::KubeconfigError>,
+    },
+    /// A request failed.
+    #[error("{what}")]
+    Request {
+        /// What was asked.
+        what: &'static str,
+        /// Why it failed.
+        source: Box<kube::Error>,
+    },
+    /// A watch broke and could not be mended.
+    #[error("watching {what}")]
+    Watch {
+        /// What was watched.
+        what: &'static str,
+        /// Why it broke.
+        source: Box<kube::runtime::watcher::Error>,
+    },
+    /// A watch ended, which it never should.
+    #[error("the watch of {what} ended")]
+    Ended {
+        /// What was watched.
+        what: &'static str,
+    },
+    /// An object says something that is not understood.
+    #[error("{what} of `{node}` is not understood")]
+    Object {
+        /// Which kind.
+        what: &'static str,
+        /// Its name.
+        node: String,
+        /// Where it goes wrong.
+        source: serde_json::Error,
+    },
+}
+
+/// Kubenet: the block is the Node's `spec.podCIDR`.
+pub struct NodeSource {
+    kubeconfig: PathBuf,
+}
+
+impl NodeSource {
+    /// A source that asks with these credentials.
+    #[must_use]
+    pub fn new(kubeconfig: &Path) -> Self {
+        Self { kubeconfig: kubeconfig.to_owned() }
+    }
+}
+
+impl AddressSource for NodeSource {
+    async fn run(
+        &mut self,
+        agent: &Arc<Agent>,
+        setup: &mut Setup,
+    ) -> Result<Infallible, NodeError> {
+        const WHAT: &str = "the node";
+        let api: Api<Node> = Api::all(client(&self.kubeconfig).await?);
+        let name = setup.config().node.clone();
+        let mut changes = pin!(watch_object(api, &name));
+        loop {
+            let Some(node) = next(&mut changes, WHAT).await? else { continue };
+            let Some(block) = node.spec.and_then(|spec| spec.pod_cidr) else { continue };
+            match block.parse::<Prefix4>() {
+                Ok(block) => {
+                    let network = setup.config().network;
+                    setup.apply(agent, learn(network, Some(block), []))?;
+                }
+                Err(error) => tracing::warn!(%error, "spec.podCIDR of the node"),
+            }
+        }
+    }
+}
+
+/// The other modes: addresses come from the node's `NodeNetworkConfig`, and in a pod subnet the node
+/// asks there for as many as it needs.
+pub struct NetworkConfigSource {
+    kubeconfig: PathBuf,
+}
+
+impl NetworkConfigSource {
+    /// A source that asks with these credentials.
+    #[must_use]
+    pub fn new(kubeconfig: &Path) -> Self {
+        Self { kubeconfig: kubeconfig.to_owned() }
+    }
+}
+
+impl AddressSource for NetworkConfigSource {
+    async fn run(
+        &mut self,
+        agent: &Arc<Agent>,
+        setup: &mut Setup,
+    ) -> Result<Infallible, NodeError> {
+        const WHAT: &str = "the NodeNetworkConfig";
+        let client = client(&self.kubeconfig).await?;
+        let kind = GroupVersionKind::gvk("acn.azure.com", "v1alpha", "NodeNetworkConfig");
+        let resource = ApiResource::from_gvk(&kind);
+        let api: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &resource);
+        let name = setup.config().node.clone();
+        let network = setup.config().network;
+        let mut changes = pin!(watch_object(api.clone(), &name));
+        let mut current = None;
+        loop {
+            tokio::select! {
+                change = next(&mut changes, WHAT) => {
+                    let Some(object) = change? else { continue };
+                    let config = NetworkConfig::parse(&name, &object.data)?;
+                    if let Some(learnt) = config.learnt(network) {
+                        setup.apply(agent, learnt)?;
+                        config.set_aside(agent);
+                    }
+                    current = Some(config);
+                }
+                () = agent.used.notified() => (),
+            }
+            if network != PodNetwork::PodSubnet {
+                continue;
+            }
+            // The object that our own patch makes comes by the watch as well; taking it from the
+            // answer keeps a burst of pods from asking for the same batch twice.
+            if let Some(config) = &current
+                && let Some(spec) = config.wants(agent)
+            {
+                let patch = Patch::Merge(json!({ "spec": spec }));
+                let object = api.patch(&name, &PatchParams::default(), &patch).await.map_err(
+                    |source| KubernetesError::Request {
+                        what: "asking for addresses",
+                        source: Box::new(source),
+                    },
+                )?;
+                tracing::info!(node = name, %spec, "asked for addresses");
+                current = Some(NetworkConfig::parse(&name, &object.data)?);
+            }
+        }
+    }
+}
+
+async fn client(kubeconfig: &Path) -> Result<Client, KubernetesError> {
+    let bad = |source| KubernetesError::Kubeconfig {
+        path: kubeconfig.to_owned(),
+        source: Box::new(source),
+    };
+    let file = Kubeconfig::read_from(kubeconfig).map_err(bad)?;
+    let options = KubeConfigOptions::default();
+    let config = Config::from_custom_kubeconfig(file, &options).await.map_err(bad)?;
+    Client::try_from(config).map_err(|source| KubernetesError::Request {
+        what: "preparing a client",
+        source: Box::new(source),
+    })
+}
+
+type Watched<T> = Result<Option<T>, kube::runtime::watcher::Error>;
+
+async fn next<T>(
+    changes: &mut (impl Stream<Item = Watched<T>> + Unpin),
+    what: &'static str,
+) -> Result<Option<T>, KubernetesError> {
+    changes
+        .try_next()
+        .await
+        .map_err(|source| KubernetesError::Watch { what, source: Box::new(source) })?
+        .ok_or(KubernetesError::Ended { what })
+}
+
+/// A node's `NodeNetworkConfig`, as far as the agent reads it. Others add fields; they are ignored.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct NetworkConfig {
+    spec: Spec,
+    status: Status,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    #[serde(rename = "requestedIPCount")]
+    requested: u32,
+    #[serde(rename = "ipsNotInUse")]
+    not_in_use: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Status {
+    scaler: WireScaler,
+    network_containers: Vec<Container>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct WireScaler {
+    batch_size: Option<u32>,
+    request_threshold_percent: Option<u32>,
+    release_threshold_percent: Option<u32>,
+    #[serde(rename = "maxIPCount")]
+    max_ip_count: Option<u32>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Container {
+    #[serde(rename = "primaryIP")]
+    primary: Option<String>,
+    ip_assignments: Vec<Assignment>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Assignment {
+    name: String,
+    ip: Ipv4Addr,
+}
+
+impl NetworkConfig {
+    /// Reads what the object `node` says.
+    pub fn parse(node: &str, data: &serde_json::Value) -> Result<Self, KubernetesError> {
+        Self::deserialize(data).map_err(|source| KubernetesError::Object {
+            what: "the NodeNetworkConfig",
+            node: node.to_owned(),
+            source,
+        })
+    }
+
+    /// The addresses, once there are any.
+    fn learnt(&self, network: PodNetwork) -> Option<Learnt> {
+        let container = self.status.network_containers.first()?;
+        match network {
+            PodNetwork::Kubenet | PodNetwork::Overlay => {
+                let block = container.primary.as_deref()?.parse::<Prefix4>().ok()?;
+                Some(learn(network, Some(block), []))
+            }
+            PodNetwork::NodeSubnet | PodNetwork::PodSubnet => {
+                let addresses = container.ip_assignments.iter().map(|assignment| assignment.ip);
+                Some(learn(network, None, addresses))
+            }
+        }
+    }
+
+    /// What was offered back before the agent was started anew stays aside.
+    fn set_aside(&self, agent: &Agent) {
+        let listed = self.assignments().filter(|one| self.spec.not_in_use.contains(&one.name));
+        agent.with_pool(|pool| listed.for_each(|one| pool.set_aside(one.ip)));
+    }
+
+    /// The spec that the node should have, when it should have another.
+    fn wants(&self, agent: &Agent) -> Option<serde_json::Value> {
+        agent.with_pool(|pool| {
+            let supply = Supply {
+                requested: self.spec.requested,
+                granted: number(pool.n_granted()),
+                in_use: number(pool.n_in_use()),
+                returning: number(pool.returning().len()),
+                listed: number(self.spec.not_in_use.len()),
+            };
+            let requested = match step(self.scaler(), supply) {
+                Step::Rest => return None,
+                Step::Tidy => self.spec.requested,
+                Step::Ask { requested } => requested,
+                Step::GiveBack { requested, n } => {
+                    pool.give_back(usize::try_from(n).unwrap_or_default());
+                    requested
+                }
+            };
+            let names: BTreeMap<_, _> =
+                self.assignments().map(|one| (one.ip, one.name.as_str())).collect();
+            let not_in_use: Vec<_> =
+                pool.returning().iter().filter_map(|address| names.get(address)).collect();
+            Some(json!({ "requestedIPCount": requested, "ipsNotInUse": not_in_use }))
+        })
+    }
+
+    fn assignments(&self) -> impl Iterator<Item = &Assignment> {
+        self.status.network_containers.iter().flat_map(|container| &container.ip_assignments)
+    }
+
+    fn scaler(&self) -> Scaler {
+        let (default, wire) = (Scaler::default(), self.status.scaler);
+        // A controller that does not set one writes zero.
+        let or = |value: Option<u32>, default| value.filter(|value| *value > 0).unwrap_or(default);
+        Scaler {
+            batch: or(wire.batch_size, default.batch),
+            request_percent: or(wire.request_threshold_percent, default.request_percent),
+            release_percent: or(wire.release_threshold_percent, default.release_percent),
+            max: or(wire.max_ip_count, default.max),
+        }
+    }
+}
+
+fn number(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,157 @@
+//! What a node needs beside its pods: forwarding, a bridge, masquerade rules, and the file that tells
+//! the container runtime that there is a network.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use linux::pod::Wirer;
+use serde_json::json;
+use vnet::{
+    addr::Prefix4,
+    pods::{
+        PodNetwork,
+        masquerade::{masquerade, render},
+        pool::Grant,
+        wiring::bridge,
+    },
+};
+
+use super::{
+    NodeError,
+    agent::{Agent, Node},
+    config::Config,
+};
+
+/// What the agent has learnt of its addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Learnt {
+    /// The node's block, in modes that have one.
+    pub block: Option<Prefix4>,
+    /// All its addresses.
+    pub grant: Grant,
+}
+
+/// Makes the node fit for what was learnt, and the agent ready; does only what has changed.
+pub struct Setup {
+    config: Config,
+    wirer: Wirer,
+    rules: Option<String>,
+    learnt: Option<Learnt>,
+}
+
+impl Setup {
+    /// For the node whose namespace the calling thread is in.
+    pub fn new(config: Config) -> Result<Self, NodeError> {
+        Ok(Self { config, wirer: Wirer::new()?, rules: None, learnt: None })
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Forwarding and what else the kernel must do for any pod.
+    pub fn prepare(&mut self, agent: &Agent) -> Result<(), NodeError> {
+        write_sysctl("net/ipv4/ip_forward", "1")?;
+        if self.config.network == PodNetwork::Kubenet {
+            // Two pods on one bridge that meet through a service: the answer must pass the rules
+            // that translate it back.
+            write_sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+        }
+        Ok(agent.sweep(&mut self.wirer)?)
+    }
+
+    /// The node has these addresses: rules first, the network's file last.
+    pub fn apply(&mut self, agent: &Agent, learnt: Learnt) -> Result<(), NodeError> {
+        if self.learnt.as_ref() == Some(&learnt) {
+            return Ok(());
+        }
+        let mtu = self.wirer.mtu_of(&self.config.interface)?;
+        if let (PodNetwork::Kubenet, Some(block)) = (self.config.network, learnt.block) {
+            self.wirer.ensure_bridge(&bridge(block, mtu))?;
+        }
+        let masquerade =
+            masquerade(self.config.network, &learnt.grant, &self.config.no_masquerade);
+        let rules = render(&self.config.interface, &masquerade);
+        if self.rules.as_ref() != Some(&rules) {
+            load(&rules)?;
+            self.rules = Some(rules);
+        }
+        agent.set_grant(&learnt.grant, Node { block: learnt.block, mtu });
+        tracing::info!(
+            node = self.config.node,
+            n_addresses = learnt.grant.addresses().len(),
+            "the node has pod addresses"
+        );
+        if !learnt.grant.addresses().is_empty() {
+            self.write_network()?;
+        }
+        self.learnt = Some(learnt);
+        Ok(())
+    }
+
+    /// The node turns Ready when the runtime sees this file.
+    fn write_network(&self) -> Result<(), NodeError> {
+        let (file, name) = match self.config.network {
+            PodNetwork::Kubenet => ("10-containerd-net.conflist", "kubenet"),
+            PodNetwork::NodeSubnet | PodNetwork::PodSubnet | PodNetwork::Overlay => {
+                ("10-azure.conflist", "azure")
+            }
+        };
+        let mut plugins = vec![json!({ "type": "aksnet-cni", "agentSocket": self.config.socket })];
+        if self.config.host_ports {
+            plugins.push(json!({
+                "type": "portmap",
+                "capabilities": { "portMappings": true },
+                "snat": true,
+            }));
+        }
+        // 1.0.0 is the newest that containerd 1.6 asks for.
+        let network = json!({ "cniVersion": "1.0.0", "name": name, "plugins": plugins });
+        let directory = &self.config.cni_directory;
+        let path = directory.join(file);
+        let beside = directory.join(format!(".{file}"));
+        let write = || {
+            fs::create_dir_all(directory)?;
+            fs::write(&beside, format!("{network:#}\n"))?;
+            fs::rename(&beside, &path)
+        };
+        write().map_err(|source| NodeError::File { path: path.clone(), source })
+    }
+}
+
+fn write_sysctl(name: &str, value: &str) -> Result<(), NodeError> {
+    let path = PathBuf::from("/proc/sys").join(name);
+    // The kernel may be built without it; then it does nothing that must be switched on.
+    if !path.exists() {
+        return Ok(());
+    }
+    write_file(&path, value)
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), NodeError> {
+    fs::write(path, text).map_err(|source| NodeError::File { path: path.to_owned(), source })
+}
+
+/// Replaces the node's table in one transaction. Once per change of the grant, never per pod.
+fn load(rules: &str) -> Result<(), NodeError> {
+    let failed = |source| NodeError::Nft { source };
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let written = nft.stdin.take().map_or(Ok(()), |mut input| input.write_all(rules.as_bytes()));
+    let output = nft.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return written.map_err(failed);
+    }
+    Err(NodeError::Rules { text: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+}

@@ -1,0 +1,334 @@
+//! A throw-away node for tests and benches of pod networking: a namespace with a NIC, a neighbour on
+//! its other end, an agent, and containers that are namespaces without processes.
+//!
+//! All of it carries one name, and goes when the [`World`] does.
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use linux::netns::{self, Netns};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The node's address on its NIC.
+pub const NODE: &str = "10.0.0.4";
+/// The neighbour on the other end, which is the node's default gateway as well.
+pub const NEIGHBOUR: &str = "10.0.0.9";
+/// An address that only the neighbour has: "the internet".
+pub const OUTSIDE: &str = "203.0.113.7";
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+/// A node, its neighbour and its agent.
+pub struct World {
+    name: String,
+    /// The program with the subcommands `agent` and `plugin`.
+    program: PathBuf,
+    directory: TempDir,
+    agent: Option<Child>,
+}
+
+/// What a plugin said.
+#[derive(Debug)]
+pub struct Said {
+    /// Exit code 0?
+    pub success: bool,
+    /// Its standard output.
+    pub stdout: String,
+}
+
+impl Said {
+    /// The standard output as JSON.
+    ///
+    /// # Panics
+    /// When it is none.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// The address of the first interface, without its length.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn address(&self) -> String {
+        let result = self.json();
+        let address = result["ips"][0]["address"].as_str();
+        let address = address.unwrap_or_else(|| panic!("no address: {self:?}"));
+        address.split('/').next().unwrap_or_default().to_owned()
+    }
+}
+
+impl World {
+    /// A node without an agent. `program` is the path of `cni-lab`.
+    ///
+    /// # Panics
+    /// Without root, `ip` or a kernel with namespaces: there is nothing to test with then.
+    #[must_use]
+    pub fn new(program: &str) -> Self {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("cnilab{}x{number}", std::process::id());
+        let directory = TempDir::with_prefix(&name).expect("a scratch directory can be made");
+        let world = Self { name, program: program.into(), directory, agent: None };
+        for suffix in ["node", "out"] {
+            Netns::create(&world.netns(suffix)).expect("root can make a namespace");
+        }
+        let (node, out) = (world.netns("node"), world.netns("out"));
+        world.ip(&node, &format!("link add eth0 mtu 1400 type veth peer name in netns {out}"));
+        world.ip(&node, &format!("addr add {NODE}/24 dev eth0"));
+        world.ip(&out, &format!("addr add {NEIGHBOUR}/24 dev in"));
+        world.ip(&out, &format!("addr add {OUTSIDE}/32 dev lo"));
+        for (netns, link) in [(&node, "lo"), (&node, "eth0"), (&out, "lo"), (&out, "in")] {
+            world.ip(netns, &format!("link set {link} up"));
+        }
+        world.ip(&node, &format!("route add default via {NEIGHBOUR}"));
+        world
+    }
+
+    /// The full name of one of this world's namespaces.
+    #[must_use]
+    pub fn netns(&self, suffix: &str) -> String {
+        format!("{}-{suffix}", self.name)
+    }
+
+    /// A file of this world.
+    #[must_use]
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The agent's socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.path("run/agent.sock")
+    }
+
+    /// Starts the agent in `mode` with these addresses (the file source's JSON) and waits until it
+    /// has written the network's file.
+    ///
+    /// # Panics
+    /// When it does not within ten seconds.
+    pub fn start_agent(&mut self, mode: &str, addresses: &Value) {
+        let config = json!({
+            "version": 1,
+            "node": "node",
+            "mode": mode,
+            "kubeconfig": null,
+            "pod_cidr": "10.244.0.0/16",
+            "no_masquerade": if mode == "node-subnet" { json!(["10.0.0.0/16"]) } else { json!([]) },
+            "socket": self.socket(),
+            "interface": "eth0",
+            "addresses_file": self.path("addresses.json"),
+            "cni_directory": self.path("net.d"),
+        });
+        let write = |name: &str, value: &Value| {
+            fs::write(self.path(name), value.to_string()).expect("a scratch file can be written");
+        };
+        write("agent.json", &config);
+        write("addresses.json", addresses);
+        let _ = fs::remove_dir_all(self.path("net.d"));
+        let log = fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.path("agent.log"))
+            .expect("a scratch file can be made");
+        let mut command = Command::new(&self.program);
+        command.arg("agent").arg(self.path("agent.json")).stdout(Stdio::null()).stderr(log);
+        self.agent = Some(self.spawn("node", &mut command));
+        let network = self.path("net.d");
+        let written = || fs::read_dir(&network).is_ok_and(|mut files| files.next().is_some());
+        assert!(
+            wait(Duration::from_secs(10), written),
+            "the agent does not begin: {}",
+            self.agent_log()
+        );
+    }
+
+    /// What the agent said so far.
+    #[must_use]
+    pub fn agent_log(&self) -> String {
+        fs::read_to_string(self.path("agent.log")).unwrap_or_default()
+    }
+
+    /// Resident memory of the agent in kilobytes.
+    #[must_use]
+    pub fn agent_memory_kb(&self) -> Option<u64> {
+        let id = self.agent.as_ref()?.id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Kills the agent at once, as a power failure of that process alone.
+    pub fn kill_agent(&mut self) {
+        if let Some(mut agent) = self.agent.take() {
+            let _ = agent.kill();
+            let _ = agent.wait();
+        }
+    }
+
+    /// Kills the agent like [`World::kill_agent`], while others use the world.
+    ///
+    /// # Panics
+    /// When `kill` cannot be started.
+    pub fn kill_agent_now(&self) {
+        if let Some(agent) = &self.agent {
+            let id = agent.id().to_string();
+            let _ = Command::new("kill").args(["-KILL", &id]).status().expect("`kill` is there");
+        }
+    }
+
+    /// Makes a container, unless it is there: a namespace. Answers with its path.
+    ///
+    /// # Panics
+    /// When the kernel has no more.
+    #[must_use]
+    pub fn container(&self, name: &str) -> PathBuf {
+        let name = self.netns(name);
+        Netns::ensure(&name).expect("a namespace can be made");
+        netns::path(&name)
+    }
+
+    /// Removes a container's namespace, as a runtime does after DEL.
+    pub fn remove_container(&self, name: &str) {
+        let _ = Netns::delete(&self.netns(name));
+    }
+
+    /// A network configuration for our plugin.
+    #[must_use]
+    pub fn network(&self, version: &str) -> Value {
+        json!({ "cniVersion": version, "name": "azure", "type": "aksnet-cni", "agentSocket": self.socket() })
+    }
+
+    /// Runs our plugin on the node for the container `name`.
+    #[must_use]
+    pub fn plugin(&self, verb: &str, name: &str, network: &Value) -> Said {
+        let mut command = Command::new(&self.program);
+        command.arg("plugin");
+        self.run_plugin(&mut command, verb, name, network)
+    }
+
+    /// Runs any plugin on the node for the container `name`.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn run_plugin(
+        &self,
+        command: &mut Command,
+        verb: &str,
+        name: &str,
+        network: &Value,
+    ) -> Said {
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", name)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", netns::path(&self.netns(name)))
+            .env("CNI_PATH", "/usr/lib/cni")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self.spawn("node", command);
+        if let Some(mut input) = child.stdin.take() {
+            // A plugin that refuses early does not read to the end.
+            let _ = input.write_all(network.to_string().as_bytes());
+        }
+        let output = child.wait_with_output().expect("a child can be waited for");
+        Said {
+            success: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        }
+    }
+
+    /// Runs a command line in one of this world's namespaces.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn run(&self, suffix: &str, line: &str) -> Output {
+        let mut words = line.split_whitespace();
+        let mut command = Command::new(words.next().unwrap_or("true"));
+        command.args(words).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        self.spawn(suffix, &mut command).wait_with_output().expect("a child can be waited for")
+    }
+
+    /// The standard output of a command line in one of this world's namespaces.
+    #[must_use]
+    pub fn output(&self, suffix: &str, line: &str) -> String {
+        String::from_utf8_lossy(&self.run(suffix, line).stdout).into_owned()
+    }
+
+    /// Whether a ping gets through.
+    #[must_use]
+    pub fn pings(&self, from: &str, to: &str) -> bool {
+        self.run(from, &format!("ping -c 1 -W 2 -n -q {to}")).status.success()
+    }
+
+    /// Starts a command in one of this world's namespaces.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn spawn(&self, suffix: &str, command: &mut Command) -> Child {
+        let netns = Netns::open(&self.netns(suffix)).expect("the namespace is there");
+        let child = netns.run(|| command.spawn()).expect("the namespace can be entered");
+        child.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    }
+
+    fn ip(&self, netns: &str, words: &str) {
+        let status = Command::new("ip")
+            .args(["-n", netns])
+            .args(words.split_whitespace())
+            .status()
+            .expect("`ip` can be started");
+        assert!(status.success(), "{}: ip -n {netns} {words}", self.name);
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.kill_agent();
+        let prefix = format!("{}-", self.name);
+        for name in Netns::list().unwrap_or_default() {
+            if name.starts_with(&prefix) {
+                let _ = Netns::delete(&name);
+            }
+        }
+    }
+}
+
+/// Whether `condition` comes true within `patience`.
+pub fn wait(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let end = Instant::now() + patience;
+    while !condition() {
+        if Instant::now() >= end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// The leases that an agent's record in `run` holds, by address.
+#[must_use]
+pub fn leases(run: &Path) -> Vec<(String, Value)> {
+    let Ok(files) = fs::read_dir(run.join("leases")) else { return Vec::new() };
+    let mut leases: Vec<_> = files
+        .filter_map(Result::ok)
+        .filter_map(|file| {
+            let name = file.file_name().into_string().ok()?;
+            let bytes = fs::read(file.path()).ok()?;
+            Some((name, serde_json::from_slice(&bytes).ok()?))
+        })
+        .collect();
+    leases.sort_by(|a, b| a.0.cmp(&b.0));
+    leases
+}

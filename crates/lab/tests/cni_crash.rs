@@ -1,0 +1,128 @@
+//! The agent is killed again and again while pods come and go; afterwards every law holds. Needs root.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use lab::pods::{World, leases, wait};
+use serde_json::json;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_cni-lab");
+const N_CONTAINERS: usize = 12;
+const N_THREADS: usize = 4;
+const N_KILLS: u64 = 12;
+
+/// What the runtime believes of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Belief {
+    /// DEL has succeeded, or nothing was asked yet.
+    Absent,
+    /// ADD has said this address.
+    Present(String),
+    /// ADD was tried and broke off: either may be so, until a DEL.
+    Unknown,
+}
+
+/// A few numbers that look like chance and are the same each time.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+#[test]
+fn whatever_is_killed_when_no_address_is_doubled_or_lost() {
+    let mut world = World::new(PROGRAM);
+    // Fewer addresses than could be held at once with leaving ones: they are used again and again.
+    let addresses: Vec<_> = (10..26).map(|last| format!("10.1.0.{last}")).collect();
+    let addresses = json!({ "version": 1, "addresses": addresses });
+    world.start_agent("pod-subnet", &addresses);
+    let names: Vec<_> = (0..N_CONTAINERS).map(|n| format!("c{n}")).collect();
+    for name in &names {
+        let _ = world.container(name);
+    }
+    let beliefs: BTreeMap<_, _> =
+        names.iter().map(|name| (name.clone(), Mutex::new(Belief::Absent))).collect();
+    let network = world.network("1.0.0");
+    let mut chance = Chance(20_231_102);
+    for kill in 0..N_KILLS {
+        let stop = AtomicBool::new(false);
+        let pause = Duration::from_millis(20 + chance.below(150));
+        thread::scope(|scope| {
+            for thread in 0..N_THREADS {
+                let (stop, beliefs, world, network, names) =
+                    (&stop, &beliefs, &world, &network, &names);
+                let mut chance = Chance(kill * 100 + u64::try_from(thread).unwrap());
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        let n_mine = u64::try_from(N_CONTAINERS / N_THREADS).unwrap();
+                        let mine = usize::try_from(chance.below(n_mine)).unwrap();
+                        step(world, network, &names[mine * N_THREADS + thread], beliefs);
+                    }
+                });
+            }
+            thread::sleep(pause);
+            // The children of `world` are not ours to borrow mutably here: kill by its number.
+            world.kill_agent_now();
+            thread::sleep(Duration::from_millis(20));
+            stop.store(true, Ordering::Relaxed);
+        });
+        world.kill_agent();
+        world.start_agent("pod-subnet", &addresses);
+        let mut holders = BTreeMap::new();
+        for (name, belief) in &beliefs {
+            let Belief::Present(address) = &*belief.lock().unwrap() else { continue };
+            let other = holders.insert(address.clone(), name.clone());
+            assert_eq!(other, None, "{address} is held by {name} too");
+            let again = world.plugin("ADD", name, &network);
+            assert_eq!(&again.address(), address, "{name} keeps its address over a crash");
+            let mut checked = network.clone();
+            checked["prevResult"] = again.json();
+            let said = world.plugin("CHECK", name, &checked);
+            assert!(said.success, "{name}: {said:?}\n{}", world.agent_log());
+        }
+        let on_disk: BTreeMap<_, _> = leases(&world.path("run"))
+            .into_iter()
+            .map(|(address, lease)| (lease["attachment"].to_string(), address))
+            .collect();
+        assert!(on_disk.len() <= N_CONTAINERS, "an attachment has one lease");
+    }
+    for name in &names {
+        assert!(world.plugin("DEL", name, &network).success);
+    }
+    let is_clean = || {
+        let links = world.output("node", "ip -o link show type veth");
+        leases(&world.path("run")).is_empty() && links.lines().count() == 1
+    };
+    assert!(wait(Duration::from_secs(5), is_clean), "something is left\n{}", world.agent_log());
+}
+
+/// The next thing that a runtime would do with this container.
+fn step(
+    world: &World,
+    network: &serde_json::Value,
+    name: &str,
+    beliefs: &BTreeMap<String, Mutex<Belief>>,
+) {
+    let mut belief = beliefs[name].lock().unwrap();
+    *belief = match &*belief {
+        Belief::Absent => {
+            let said = world.plugin("ADD", name, network);
+            if said.success { Belief::Present(said.address()) } else { Belief::Unknown }
+        }
+        Belief::Present(_) | Belief::Unknown => {
+            let said = world.plugin("DEL", name, network);
+            assert!(said.success, "DEL always succeeds: {said:?}");
+            Belief::Absent
+        }
+    };
+}

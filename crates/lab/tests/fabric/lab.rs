@@ -1,0 +1,168 @@
+//! A lab of a test's own: real namespaces, removed at the end.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::Duration,
+};
+
+use daemon::fabric::{Reconciler, Scope, down, reconciler::Done};
+use linux::netns::Netns;
+use vnet::{
+    host::{Health, compile_fabric, names},
+    region::Region,
+};
+
+use crate::world::{id, machine_id, region, vnet_id};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Longer than any answer takes, shorter than a kernel's second try.
+const PATIENCE: Duration = Duration::from_millis(900);
+
+pub(crate) struct Lab {
+    pub(crate) name: String,
+    pub(crate) region: Region,
+    reconciler: Reconciler,
+}
+
+impl Lab {
+    /// A lab with this region, made real.
+    pub(crate) fn new(text: &str) -> Self {
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("t{}x{number}", std::process::id());
+        let reconciler = Reconciler::new(&name);
+        let mut lab = Self { name, region: region(text), reconciler };
+        lab.pass(&Health::default(), Scope::Changed);
+        lab
+    }
+
+    /// Makes it real once more.
+    pub(crate) fn pass(&mut self, health: &Health, scope: Scope) -> Done {
+        let fabric = compile_fabric(&self.name, &self.region, health);
+        self.reconciler.pass(&fabric, scope).unwrap_or_else(|err| {
+            panic!("{err}: {:?}", std::error::Error::source(&err).map(ToString::to_string))
+        })
+    }
+
+    /// Makes it what the text says now.
+    pub(crate) fn becomes(&mut self, text: &str) -> Done {
+        self.region = region(text);
+        self.pass(&Health::default(), Scope::Changed)
+    }
+
+    pub(crate) fn machine(&self, name: &str) -> Netns {
+        let machine = &self.region.machines[&machine_id(name)];
+        open(&names::machine_ns(&self.name, machine))
+    }
+
+    pub(crate) fn vnet(&self, name: &str) -> Netns {
+        open(&names::vnet_ns(&self.name, &vnet_id(name)))
+    }
+
+    pub(crate) fn internet(&self) -> Netns {
+        open(&names::internet_ns(&self.name))
+    }
+
+    pub(crate) fn control_plane(&self, cluster: &str) -> Netns {
+        open(&names::control_plane_ns(&self.name, &id("managedClusters", cluster)))
+    }
+
+    /// Has a machine answer on every port named, with its own name and the source that it sees.
+    pub(crate) fn serve(&self, machine: &str, ports: &[u16]) {
+        let namespace = self.machine(machine);
+        for port in ports {
+            serve(&namespace, machine, *port);
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let removed = down(&self.name);
+        if !thread::panicking() {
+            removed.expect("the lab can be removed");
+            let left = Netns::list().expect("namespaces can be listed");
+            let prefix = format!("{}-", self.name);
+            assert!(!left.iter().any(|name| name.starts_with(&prefix)), "left: {left:?}");
+        }
+    }
+}
+
+fn open(name: &str) -> Netns {
+    Netns::open(name).unwrap_or_else(|err| panic!("{err}"))
+}
+
+/// Answers connections in a namespace with `NAME sees SOURCE at DESTINATION`.
+pub(crate) fn serve(namespace: &Netns, name: &str, port: u16) {
+    let at = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
+    let listener = namespace.tcp_listen(at).expect("the port is free");
+    let name = name.to_owned();
+    thread::spawn(move || answer(&listener, &name));
+}
+
+fn answer(listener: &TcpListener, name: &str) {
+    for stream in listener.incoming() {
+        let Ok(mut stream) = stream else { return };
+        let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { continue };
+        let said = format!("{name} sees {} at {}", peer.ip(), local.ip());
+        let _ = stream.write_all(said.as_bytes());
+        // Some tests hold connections open and speak a second time.
+        let name = name.to_owned();
+        thread::spawn(move || echo(stream, &name));
+    }
+}
+
+fn echo(mut stream: TcpStream, name: &str) {
+    let mut byte = [0];
+    while let Ok(1) = stream.read(&mut byte) {
+        if stream.write_all(name.as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+/// A connection with the first thing that the other side says.
+pub(crate) fn connect(from: &Netns, to: &str) -> Option<(TcpStream, String)> {
+    connect_as(from, None, to)
+}
+
+/// The same, with a source address of one's own choice.
+pub(crate) fn connect_as(
+    from: &Netns,
+    source: Option<&str>,
+    to: &str,
+) -> Option<(TcpStream, String)> {
+    let to = to.parse().expect("ADDRESS:PORT");
+    let source = source.map(|source| source.parse().expect("an address"));
+    let mut stream = from.tcp_connect(source, to, PATIENCE).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    let mut buffer = [0; 200];
+    let n = stream.read(&mut buffer).ok()?;
+    Some((stream, String::from_utf8_lossy(&buffer[..n]).into_owned()))
+}
+
+/// What the other side says first, or `nothing`.
+pub(crate) fn ask(from: &Netns, to: &str) -> String {
+    connect(from, to).map_or_else(|| "nothing".to_owned(), |(_, said)| said)
+}
+
+/// The same, with a source address of one's own choice.
+pub(crate) fn ask_as(from: &Netns, source: &str, to: &str) -> String {
+    connect_as(from, Some(source), to).map_or_else(|| "nothing".to_owned(), |(_, said)| said)
+}
+
+/// Runs a program in a namespace and gives its standard output.
+pub(crate) fn run(namespace: &Netns, program: &str, arguments: &[&str]) -> String {
+    let output = namespace
+        .run(|| std::process::Command::new(program).args(arguments).output())
+        .expect("the namespace can be entered")
+        .unwrap_or_else(|err| panic!("{program}: {err}"));
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}

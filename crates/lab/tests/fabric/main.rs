@@ -1,0 +1,9 @@
+//! The fabric with real packets: who reaches whom in a lab of real namespaces, and as whom.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+mod balancing;
+mod clusters;
+mod lab;
+mod packets;
+mod routes;
+mod world;

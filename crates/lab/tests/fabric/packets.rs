@@ -1,0 +1,81 @@
+//! Packets between machines, pods, the internet.
+
+use vnet::host::Health;
+
+use daemon::fabric::Scope;
+
+use crate::lab::{Lab, ask, ask_as, run, serve};
+
+const TWO_SUBNETS: &str = "
+    vnet v 10.1.0.0/16
+    subnet a 10.1.1.0/24
+    subnet b 10.1.2.0/24
+    vm one 10.1.1.4
+    vm two 10.1.1.5,10.1.1.6
+    vm three 10.1.2.4
+";
+
+#[test]
+fn machines_reach_each_other_and_the_internet() {
+    let lab = Lab::new(TWO_SUBNETS);
+    lab.serve("two", &[80]);
+    lab.serve("three", &[80]);
+    serve(&lab.internet(), "internet", 80);
+    let one = lab.machine("one");
+    assert_eq!(ask(&one, "10.1.1.5:80"), "two sees 10.1.1.4 at 10.1.1.5");
+    assert_eq!(ask(&one, "10.1.1.6:80"), "two sees 10.1.1.4 at 10.1.1.6");
+    assert_eq!(ask(&one, "10.1.2.4:80"), "three sees 10.1.1.4 at 10.1.2.4");
+    assert_eq!(ask(&one, "93.184.216.34:80"), "internet sees 20.0.0.1 at 93.184.216.34");
+    assert_eq!(ask(&one, "198.19.0.10:80"), "internet sees 20.0.0.1 at 198.19.0.10");
+    // Nobody is there, neither next door nor in other private ranges; and the gateway is silent.
+    for nobody in ["10.1.1.77:80", "10.9.0.4:80", "192.168.0.1:80", "10.1.1.1:80"] {
+        assert_eq!(ask(&one, nobody), "nothing", "{nobody}");
+    }
+    // Every ARP request is answered by the fabric's one address.
+    let neighbours = run(&one, "ip", &["neigh"]);
+    for address in ["10.1.1.5", "10.1.1.1", "10.1.1.77"] {
+        let line = format!("{address} dev eth0 lladdr 12:34:56:78:9a:bc");
+        assert!(neighbours.contains(&line), "{line} in {neighbours}");
+    }
+}
+
+#[test]
+fn a_second_pass_changes_nothing_and_damage_is_mended() {
+    let mut lab = Lab::new(TWO_SUBNETS);
+    let done = lab.pass(&Health::default(), Scope::All);
+    assert!(done.is_nothing(), "{}", text(&done.steps));
+    let vnet = lab.vnet("v");
+    run(&vnet, "ip", &["route", "del", "10.1.1.5"]);
+    run(&vnet, "ip", &["link", "set", "uplink", "down"]);
+    run(&vnet, "ip", &["addr", "del", "10.1.1.1/32", "dev", "lo"]);
+    run(&vnet, "nft", &["flush", "ruleset"]);
+    run(&vnet, "sysctl", &["-q", "net.ipv4.ip_forward=0"]);
+    run(&lab.machine("three"), "ip", &["link", "del", "eth0"]);
+    assert!(!lab.pass(&Health::default(), Scope::All).is_nothing());
+    let done = lab.pass(&Health::default(), Scope::All);
+    assert!(done.is_nothing(), "{}", text(&done.steps));
+    lab.serve("two", &[80]);
+    lab.serve("three", &[80]);
+    serve(&lab.internet(), "internet", 80);
+    let one = lab.machine("one");
+    assert_eq!(ask(&one, "10.1.1.5:80"), "two sees 10.1.1.4 at 10.1.1.5");
+    assert_eq!(ask(&one, "10.1.2.4:80"), "three sees 10.1.1.4 at 10.1.2.4");
+    assert_eq!(ask(&one, "1.2.3.4:80"), "internet sees 20.0.0.1 at 1.2.3.4");
+}
+
+fn text(steps: &[vnet::host::Step]) -> String {
+    steps.iter().map(|step| format!("{step}\n")).collect()
+}
+
+#[test]
+fn nobody_sends_as_somebody_else() {
+    let lab = Lab::new(TWO_SUBNETS);
+    lab.serve("three", &[80]);
+    let one = lab.machine("one");
+    run(&one, "ip", &["addr", "add", "10.1.1.99/32", "dev", "eth0"]);
+    // The answer would not find its way; that the packet does not either, the counter says.
+    assert_eq!(ask_as(&one, "10.1.1.99", "10.1.2.4:80"), "nothing");
+    let rules = run(&lab.vnet("v"), "nft", &["list", "chain", "ip", "aksnet", "early"]);
+    assert!(!rules.contains("counter packets 0 "), "{rules}");
+    assert_eq!(ask(&one, "10.1.2.4:80"), "three sees 10.1.1.4 at 10.1.2.4");
+}

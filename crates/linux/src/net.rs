@@ -1,0 +1,16 @@
+//! Links, addresses, routes, rules, neighbours and kernel settings of a namespace: what is there
+//! ([`observe`]), and how it is changed ([`apply`]). Not here: what ought to be there (see `vnet::host`).
+//!
+//! [`netlink`] and [`wire`] are the layer below, for who needs single requests.
+
+pub mod netlink;
+pub mod wire;
+mod apply;
+mod observe;
+mod sysctl;
+
+pub use self::{
+    apply::{apply, apply_steps},
+    netlink::{Netlink, Request},
+    observe::{link_indexes, observe},
+};

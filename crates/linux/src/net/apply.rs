@@ -1,0 +1,292 @@
+//! Carries out actions in a namespace, as they come. Not here: which ones (see `vnet::host::plan`).
+//!
+//! Requests are gathered and sent together as long as none of them needs to know what an earlier one made.
+
+use std::collections::BTreeMap;
+
+use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute, rule::RuleMessage};
+use nix::errno::Errno;
+use vnet::host::{
+    plan::{Action, Step},
+    state::{Link, RouteKey, Rule, Target, Then},
+};
+
+use super::{
+    netlink::{Netlink, Request},
+    observe::link_indexes,
+    sysctl,
+    wire::{self, RouteTo, RuleMatch, RuleThen, VethEnd},
+};
+use crate::{LinuxError, netns::Netns, nft};
+
+/// The interface group of links that are about to be deleted: the kernel deletes a group as fast as one
+/// link, and one takes 16 to 30 ms.
+const DEAD_GROUP: u32 = 0x00de_ad00;
+
+/// Carries out the steps, namespace by namespace in the order given.
+pub fn apply_steps(steps: &[Step]) -> Result<(), LinuxError> {
+    for of_one in steps.chunk_by(|a, b| a.namespace == b.namespace) {
+        let Some(first) = of_one.first() else { continue };
+        let namespace = Netns::open(&first.namespace)?;
+        let actions: Vec<&Action> = of_one.iter().map(|step| &step.action).collect();
+        run(&namespace, &actions)?;
+    }
+    Ok(())
+}
+
+/// Carries out one action. Deleting what is not there is success.
+pub fn apply(namespace: &Netns, action: &Action) -> Result<(), LinuxError> {
+    run(namespace, &[action])
+}
+
+fn run(namespace: &Netns, actions: &[&Action]) -> Result<(), LinuxError> {
+    let mut worker = Worker {
+        namespace,
+        netlink: Netlink::open_in(namespace)?,
+        indexes: None,
+        pending: Vec::new(),
+    };
+    let mut rest = actions;
+    while let Some(first) = rest.first() {
+        let same = |action: &&&Action| std::mem::discriminant(**action) == std::mem::discriminant(*first);
+        let n = rest.iter().take_while(same).count();
+        let (now, later) = rest.split_at(n);
+        worker.several(now)?;
+        rest = later;
+    }
+    worker.flush()
+}
+
+struct Worker<'a> {
+    namespace: &'a Netns,
+    netlink: Netlink,
+    /// Numbers of links by name; `None` when links were made or deleted since they were read.
+    indexes: Option<BTreeMap<String, u32>>,
+    pending: Vec<Pending>,
+}
+
+struct Pending {
+    request: Request,
+    deletes: bool,
+}
+
+impl Worker<'_> {
+    /// Carries out actions of one kind.
+    fn several(&mut self, actions: &[&Action]) -> Result<(), LinuxError> {
+        match actions.first() {
+            Some(Action::MakePair { .. }) => self.make_pairs(actions),
+            Some(Action::DeleteLink(_)) => self.delete_links(actions),
+            Some(Action::SetSysctl { .. }) => self.set_sysctls(actions),
+            _ => actions.iter().try_for_each(|action| self.one(action)),
+        }
+    }
+
+    fn one(&mut self, action: &Action) -> Result<(), LinuxError> {
+        match action {
+            Action::LoadRuleset(text) => {
+                self.flush()?;
+                nft::load(self.namespace, text)
+            }
+            Action::DropRuleset => {
+                self.flush()?;
+                nft::unload(self.namespace)
+            }
+            Action::DeleteRule(rule) => {
+                self.delete(RouteNetlinkMessage::DelRule(rule_message(rule)), "rule");
+                Ok(())
+            }
+            Action::AddRule(rule) => {
+                let message = RouteNetlinkMessage::NewRule(rule_message(rule));
+                self.add(Request::create(message, format!("rule {rule}")));
+                Ok(())
+            }
+            Action::DeleteRoute(key, target) => {
+                if let Ok(to) = self.route_to(target) {
+                    self.delete(wire::delete_route(key.table, key.prefix, to), "route");
+                }
+                Ok(())
+            }
+            Action::SetRoute(key @ RouteKey { table, prefix }, target) => {
+                let to = self.route_to(target)?;
+                let what = format!("route {} {target}", key.prefix);
+                self.add(Request::replace(wire::new_route(*table, *prefix, to), what));
+                Ok(())
+            }
+            Action::DeleteNeighbour(link, address, mac) => {
+                if let Ok(index) = self.index(link) {
+                    self.delete(wire::delete_neighbour(index, *address, *mac), "neighbour");
+                }
+                Ok(())
+            }
+            Action::SetNeighbour(link, address, mac) => {
+                let message = wire::new_neighbour(self.index(link)?, *address, *mac);
+                self.add(Request::replace(message, format!("neighbour {address} dev {link}")));
+                Ok(())
+            }
+            Action::DeleteAddress(address) => {
+                if let Ok(index) = self.index(&address.link) {
+                    let message = wire::delete_address(index, address.address, address.length);
+                    self.delete(message, "address");
+                }
+                Ok(())
+            }
+            Action::AddAddress(address) => {
+                let index = self.index(&address.link)?;
+                let message = wire::new_address(index, address.address, address.length);
+                let what = format!("address {} dev {}", address.address, address.link);
+                self.add(Request::replace(message, what));
+                Ok(())
+            }
+            Action::SetLink { name, shape } => {
+                let index = self.index(name)?;
+                if let Some((mac, mtu)) = shape {
+                    let attributes = vec![LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Mtu(*mtu)];
+                    let message = wire::link_set(index, attributes);
+                    self.add(Request::change(message, format!("link {name}")));
+                }
+                self.add(Request::change(wire::link_up(index, true), format!("link {name} up")));
+                Ok(())
+            }
+            Action::MakePair { .. } | Action::DeleteLink(_) | Action::SetSysctl { .. } => {
+                self.several(&[action])
+            }
+        }
+    }
+
+    fn make_pairs(&mut self, actions: &[&Action]) -> Result<(), LinuxError> {
+        self.flush()?;
+        // Held open until the requests, which carry their numbers, are sent.
+        let mut namespaces: BTreeMap<&str, Netns> = BTreeMap::new();
+        for action in actions {
+            if let Action::MakePair { link, .. } = action
+                && !namespaces.contains_key(link.peer.namespace.as_str())
+            {
+                namespaces.insert(&link.peer.namespace, Netns::open(&link.peer.namespace)?);
+            }
+        }
+        let requests: Vec<Request> = actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::MakePair { name, link, peer_mac, peer_mtu } => {
+                    use std::os::fd::AsFd as _;
+                    let namespace = namespaces.get(link.peer.namespace.as_str())?.as_fd();
+                    let here = end(name, link);
+                    let there = VethEnd {
+                        name: &link.peer.link,
+                        mac: Some(*peer_mac),
+                        mtu: *peer_mtu,
+                        namespace: Some(namespace),
+                        up: false,
+                        group: 0,
+                    };
+                    Some(Request::create(wire::new_veth(here, there), format!("pair {name}")))
+                }
+                _ => None,
+            })
+            .collect();
+        self.indexes = None;
+        self.netlink.send_all(&requests)
+    }
+
+    fn delete_links(&mut self, actions: &[&Action]) -> Result<(), LinuxError> {
+        self.flush()?;
+        let mut indexes = Vec::new();
+        for action in actions {
+            if let Action::DeleteLink(name) = action {
+                indexes.extend(self.index(name).ok());
+            }
+        }
+        self.indexes = None;
+        for index in &indexes {
+            let group = LinkAttribute::Group(DEAD_GROUP);
+            self.delete(wire::link_set(*index, vec![group]), "link");
+        }
+        self.flush()?;
+        if !indexes.is_empty() {
+            self.delete(wire::group_delete(DEAD_GROUP), "links");
+        }
+        self.flush()
+    }
+
+    fn set_sysctls(&mut self, actions: &[&Action]) -> Result<(), LinuxError> {
+        self.flush()?;
+        let values: Vec<(&str, &str)> = actions
+            .iter()
+            .filter_map(|action| match action {
+                Action::SetSysctl { name, value } => Some((name.as_str(), value.as_str())),
+                _ => None,
+            })
+            .collect();
+        sysctl::write(self.namespace, &values)
+    }
+
+    fn add(&mut self, request: Request) {
+        self.pending.push(Pending { request, deletes: false });
+    }
+
+    fn delete(&mut self, message: RouteNetlinkMessage, what: &str) {
+        let request = Request::change(message, format!("delete {what}"));
+        self.pending.push(Pending { request, deletes: true });
+    }
+
+    /// Sends what is pending. The first refusal is the answer, but everything is tried.
+    fn flush(&mut self) -> Result<(), LinuxError> {
+        let pending = std::mem::take(&mut self.pending);
+        let (requests, deletes): (Vec<_>, Vec<_>) =
+            pending.into_iter().map(|it| (it.request, it.deletes)).unzip();
+        let outcomes = self.netlink.send_batch(&requests)?;
+        for (outcome, deletes) in outcomes.into_iter().zip(deletes) {
+            match outcome {
+                Err(err) if !(deletes && is_gone(&err)) => return Err(err),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn index(&mut self, link: &str) -> Result<u32, LinuxError> {
+        if self.indexes.is_none() {
+            self.flush()?;
+            self.indexes = Some(link_indexes(&mut self.netlink)?);
+        }
+        self.indexes.as_ref().and_then(|indexes| indexes.get(link)).copied().ok_or_else(|| {
+            LinuxError::NoLink {
+                link: link.to_owned(),
+                namespace: self.namespace.name().to_owned(),
+            }
+        })
+    }
+
+    fn route_to(&mut self, target: &Target) -> Result<RouteTo, LinuxError> {
+        Ok(match target {
+            Target::Link(link) => RouteTo::Link(self.index(link)?),
+            Target::Via(link, gateway) => RouteTo::Via(self.index(link)?, *gateway),
+            Target::Local(link) => RouteTo::Local(self.index(link)?),
+            Target::Blackhole => RouteTo::Blackhole,
+            Target::Unreachable => RouteTo::Unreachable,
+            Target::Throw => RouteTo::Throw,
+        })
+    }
+}
+
+fn end<'a>(name: &'a str, link: &Link) -> VethEnd<'a> {
+    VethEnd { name, mac: Some(link.mac), mtu: link.mtu, namespace: None, up: false, group: 0 }
+}
+
+fn rule_message(rule: &Rule) -> RuleMessage {
+    let matches =
+        RuleMatch { mark: rule.mark, iif: rule.iif.as_deref(), from: rule.from, to: None };
+    let then = match rule.then {
+        Then::Table(table) => RuleThen::Table(table),
+        Then::Goto(priority) => RuleThen::Goto(priority),
+    };
+    wire::rule(rule.priority, matches, then)
+}
+
+/// Whether a deletion failed because there was nothing to delete.
+fn is_gone(err: &LinuxError) -> bool {
+    matches!(
+        err.errno(),
+        Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL)
+    )
+}

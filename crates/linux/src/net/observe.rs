@@ -1,0 +1,235 @@
+//! Reads what a namespace looks like.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage, AddressProtocol},
+    link::{LinkAttribute, LinkFlags, LinkMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+use vnet::{
+    addr::{Mac, Prefix4},
+    host::state::{
+        Address, NamespaceState, Observed, ObservedLink, RouteKey, Rule, Target, Then,
+    },
+};
+
+use super::{netlink::Netlink, sysctl, wire::PROTOCOL};
+use crate::{LinuxError, netns::Netns, nft};
+
+/// Link names by number.
+type Names = BTreeMap<u32, String>;
+
+/// What `namespace` looks like now. Of settings and rule sets only those that `desired` speaks of are read.
+pub fn observe(namespace: &Netns, desired: &NamespaceState) -> Result<Observed, LinuxError> {
+    let mut netlink = Netlink::open_in(namespace)?;
+    let mut observed = Observed { links: links(&mut netlink)?, ..Observed::default() };
+    let names: Names =
+        observed.links.iter().map(|(name, link)| (link.index, name.clone())).collect();
+    observed.addresses = addresses(&mut netlink, &names)?;
+    observed.routes = routes(&mut netlink, &names)?;
+    observed.rules = rules(&mut netlink)?;
+    observed.neighbours = neighbours(&mut netlink, &names)?;
+    observed.sysctls = sysctl::read(namespace, desired.sysctls.keys().map(String::as_str))?;
+    if desired.nft.is_some() {
+        observed.nft = nft::loaded(namespace)?;
+    }
+    Ok(observed)
+}
+
+/// The numbers of all links, by name.
+pub fn link_indexes(netlink: &mut Netlink) -> Result<BTreeMap<String, u32>, LinuxError> {
+    Ok(links(netlink)?.into_iter().map(|(name, link)| (name, link.index)).collect())
+}
+
+fn links(netlink: &mut Netlink) -> Result<BTreeMap<String, ObservedLink>, LinuxError> {
+    let answers = netlink.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let mut links = BTreeMap::new();
+    for answer in answers {
+        let RouteNetlinkMessage::NewLink(message) = answer else { continue };
+        let mut name = None;
+        let mut link = ObservedLink {
+            index: message.header.index,
+            peer: None,
+            mac: Mac([0; 6]),
+            mtu: 0,
+            up: message.header.flags.contains(LinkFlags::Up),
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(text) => name = Some(text),
+                LinkAttribute::Link(peer) => link.peer = Some(peer),
+                LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Address(bytes) => {
+                    link.mac = bytes.try_into().map_or(Mac([0; 6]), Mac);
+                }
+                _ => {}
+            }
+        }
+        links.extend(name.map(|name| (name, link)));
+    }
+    Ok(links)
+}
+
+fn addresses(netlink: &mut Netlink, names: &Names) -> Result<BTreeSet<Address>, LinuxError> {
+    let mut question = AddressMessage::default();
+    question.header.family = AddressFamily::Inet;
+    let answers = netlink.dump(&RouteNetlinkMessage::GetAddress(question))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewAddress(message) => address(&message, names),
+            _ => None,
+        })
+        .collect())
+}
+
+fn address(message: &AddressMessage, names: &Names) -> Option<Address> {
+    let mut ours = false;
+    let mut local = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Protocol(protocol) => {
+                ours = *protocol == AddressProtocol::from(PROTOCOL);
+            }
+            AddressAttribute::Local(IpAddr::V4(address)) => local = Some(*address),
+            _ => {}
+        }
+    }
+    let link = names.get(&message.header.index)?.clone();
+    ours.then_some(Address { link, address: local?, length: message.header.prefix_len })
+}
+
+fn routes(
+    netlink: &mut Netlink,
+    names: &Names,
+) -> Result<BTreeMap<RouteKey, Target>, LinuxError> {
+    let mut question = RouteMessage::default();
+    question.header.address_family = AddressFamily::Inet;
+    let answers = netlink.dump(&RouteNetlinkMessage::GetRoute(question))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(message) => route(&message, names),
+            _ => None,
+        })
+        .collect())
+}
+
+fn route(message: &RouteMessage, names: &Names) -> Option<(RouteKey, Target)> {
+    if message.header.protocol != RouteProtocol::from(PROTOCOL) {
+        return None;
+    }
+    let mut table = u32::from(message.header.table);
+    let mut network = Ipv4Addr::UNSPECIFIED;
+    let mut link = None;
+    let mut gateway = None;
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Table(number) => table = *number,
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => network = *address,
+            RouteAttribute::Oif(index) => link = names.get(index),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            _ => {}
+        }
+    }
+    let target = match (message.header.kind, link, gateway) {
+        (RouteType::Unicast, Some(link), Some(gateway)) => Target::Via(link.clone(), gateway),
+        (RouteType::Unicast, Some(link), None) => Target::Link(link.clone()),
+        (RouteType::Local, Some(link), _) => Target::Local(link.clone()),
+        (RouteType::BlackHole, ..) => Target::Blackhole,
+        (RouteType::Unreachable, ..) => Target::Unreachable,
+        (RouteType::Throw, ..) => Target::Throw,
+        _ => return None,
+    };
+    let prefix = Prefix4::containing(network, message.header.destination_prefix_length.min(32));
+    Some((RouteKey { table, prefix }, target))
+}
+
+fn rules(netlink: &mut Netlink) -> Result<BTreeSet<Rule>, LinuxError> {
+    let mut question = RuleMessage::default();
+    question.header.family = AddressFamily::Inet;
+    let answers = netlink.dump(&RouteNetlinkMessage::GetRule(question))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRule(message) => rule(&message),
+            _ => None,
+        })
+        .collect())
+}
+
+fn rule(message: &RuleMessage) -> Option<Rule> {
+    let mut ours = false;
+    let mut priority = 0;
+    let mut table = u32::from(message.header.table);
+    let mut goto = None;
+    let (mut mark, mut iif, mut from) = (None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Protocol(protocol) => {
+                ours = *protocol == RouteProtocol::from(PROTOCOL);
+            }
+            RuleAttribute::Priority(number) => priority = *number,
+            RuleAttribute::Table(number) => table = *number,
+            RuleAttribute::Goto(number) => goto = Some(*number),
+            RuleAttribute::FwMark(number) => mark = Some(*number),
+            RuleAttribute::Iifname(name) => iif = Some(name.clone()),
+            RuleAttribute::Source(IpAddr::V4(address)) => {
+                from = Some(Prefix4::containing(*address, message.header.src_len.min(32)));
+            }
+            _ => {}
+        }
+    }
+    let then = match (message.header.action, goto) {
+        (RuleAction::ToTable, _) => Then::Table(table),
+        (RuleAction::Goto, Some(priority)) => Then::Goto(priority),
+        _ => return None,
+    };
+    ours.then_some(Rule { priority, mark, iif, from, then })
+}
+
+fn neighbours(
+    netlink: &mut Netlink,
+    names: &Names,
+) -> Result<BTreeMap<(String, Ipv4Addr), Mac>, LinuxError> {
+    let mut question = NeighbourMessage::default();
+    question.header.family = AddressFamily::Inet;
+    let answers = netlink.dump(&RouteNetlinkMessage::GetNeighbour(question))?;
+    Ok(answers
+        .into_iter()
+        .filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewNeighbour(message) => neighbour(&message, names),
+            _ => None,
+        })
+        .collect())
+}
+
+fn neighbour(
+    message: &NeighbourMessage,
+    names: &Names,
+) -> Option<((String, Ipv4Addr), Mac)> {
+    let mut ours = false;
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Protocol(protocol) => {
+                ours = *protocol == RouteProtocol::from(PROTOCOL);
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(it)) => address = Some(*it),
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = bytes.as_slice().try_into().ok().map(Mac);
+            }
+            _ => {}
+        }
+    }
+    let link = names.get(&message.header.ifindex)?.clone();
+    (ours && message.header.state == NeighbourState::Permanent)
+        .then_some(((link, address?), mac?))
+}

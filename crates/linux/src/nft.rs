@@ -1,0 +1,81 @@
+//! nftables by way of the `nft` program: one table as text, replaced whole in one transaction. Not here:
+//! what the rules say (see `vnet::host`).
+//!
+//! An empty chain named after the text's digest tells what is loaded: `nft` merges and renames what it
+//! lists, so listings cannot be compared with texts.
+
+use std::{
+    io::{self, Write},
+    process::{Command, Output, Stdio},
+};
+
+use vnet::host::{TABLE, digest};
+
+use crate::{LinuxError, netns::Netns};
+
+/// How the name of the chain that tells what is loaded begins.
+const LOADED: &str = "loaded-";
+
+/// Puts the table of `text` in place of the one that is there. When it is refused, the old one stands.
+pub fn load(namespace: &Netns, text: &str) -> Result<(), LinuxError> {
+    run_with(namespace, &["-f", "-"], &transaction(text)).map(drop)
+}
+
+/// Has `text` checked as [`load`] would load it, and changes nothing.
+pub fn check(namespace: &Netns, text: &str) -> Result<(), LinuxError> {
+    run_with(namespace, &["-c", "-f", "-"], &transaction(text)).map(drop)
+}
+
+/// Removes the table. Success when there is none.
+pub fn unload(namespace: &Netns) -> Result<(), LinuxError> {
+    run_with(namespace, &["-f", "-"], &format!("table ip {TABLE}\ndelete table ip {TABLE}\n"))
+        .map(drop)
+}
+
+/// The digest of the text that was loaded last, if its table is still there.
+pub fn loaded(namespace: &Netns) -> Result<Option<String>, LinuxError> {
+    let listing = run_with(namespace, &["list", "chains", "ip"], "")?;
+    Ok(listing.lines().find_map(|line| {
+        let name = line.trim().strip_prefix("chain ")?.strip_prefix(LOADED)?;
+        Some(name.trim_end_matches(['{', ' ']).to_owned())
+    }))
+}
+
+fn transaction(text: &str) -> String {
+    format!(
+        "table ip {TABLE}\ndelete table ip {TABLE}\n{text}\ntable ip {TABLE} {{\n\tchain {LOADED}{} {{\n\t}}\n}}\n",
+        digest(text)
+    )
+}
+
+/// Runs `nft` inside the namespace: it is started by a thread that is there.
+fn run_with(namespace: &Netns, arguments: &[&str], input: &str) -> Result<String, LinuxError> {
+    let output = namespace
+        .run(|| start(arguments, input))?
+        .map_err(|source| LinuxError::NftMissing { source })?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(LinuxError::Nft {
+        namespace: namespace.name().to_owned(),
+        text: text.lines().take(3).collect::<Vec<_>>().join(" / "),
+    })
+}
+
+fn start(arguments: &[&str], input: &str) -> io::Result<Output> {
+    let mut child = Command::new("nft")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // `nft` reads all of its input before it writes; if it ended early, its status says so.
+        match stdin.write_all(input.as_bytes()) {
+            Err(err) if err.kind() != io::ErrorKind::BrokenPipe => return Err(err),
+            _ => {}
+        }
+    }
+    child.wait_with_output()
+}

@@ -1,0 +1,223 @@
+//! A region as tables: one per kind of resource, a resource being JSON text under its id.
+//!
+//! Table `meta` has the format's number, which is read first and alone, and the generation.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use redb::{
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
+use vnet::{
+    model::{
+        Cluster, LoadBalancer, Machine, Nic, Operation, PublicIp, ResourceGroup, RoleAssignment, RouteTable,
+        Vnet,
+    },
+    name::ArmId,
+    region::Region,
+};
+
+use crate::StoreError;
+
+/// The number of this format. A change to what is written raises it; what was ever written stays readable.
+pub(crate) const FORMAT: u64 = 1;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const FORMAT_KEY: &str = "format";
+const GENERATION_KEY: &str = "generation";
+
+type Table = TableDefinition<'static, &'static str, &'static str>;
+
+/// A resource that has a table.
+trait Stored: Serialize + DeserializeOwned {
+    const TABLE: &'static str;
+    /// The key in the region's map.
+    type Key: Ord;
+    fn key(&self) -> Self::Key;
+    /// The key in the table.
+    fn text(key: &Self::Key) -> String;
+}
+
+macro_rules! stored {
+    ($($resource:ty, $table:literal, $($id:ident).+;)*) => {$(
+        impl Stored for $resource {
+            const TABLE: &'static str = $table;
+            type Key = ArmId;
+            fn key(&self) -> ArmId {
+                self.$($id).+.clone()
+            }
+            fn text(key: &ArmId) -> String {
+                key.key().to_owned()
+            }
+        }
+    )*};
+}
+stored! {
+    ResourceGroup, "groups", id;
+    Vnet, "vnets", meta.id;
+    RouteTable, "route_tables", meta.id;
+    PublicIp, "public_ips", meta.id;
+    Nic, "nics", meta.id;
+    Machine, "machines", meta.id;
+    LoadBalancer, "balancers", meta.id;
+    Cluster, "clusters", meta.id;
+}
+
+impl Stored for Operation {
+    const TABLE: &'static str = "operations";
+    type Key = Uuid;
+    fn key(&self) -> Uuid {
+        self.id
+    }
+    fn text(key: &Uuid) -> String {
+        key.to_string()
+    }
+}
+
+impl Stored for RoleAssignment {
+    const TABLE: &'static str = "role_assignments";
+    type Key = (String, String);
+    fn key(&self) -> (String, String) {
+        (self.scope.to_ascii_lowercase(), self.name.to_ascii_lowercase())
+    }
+    fn text((scope, name): &(String, String)) -> String {
+        format!("{scope} {name}")
+    }
+}
+
+/// Writes the format's number, when there is none yet.
+pub(crate) fn initialise(database: &Database) -> Result<(), StoreError> {
+    let transaction = database.begin_write().map_err(StoreError::engine("making the state"))?;
+    {
+        let mut meta =
+            transaction.open_table(META).map_err(StoreError::engine("making the state"))?;
+        let is_new =
+            meta.get(FORMAT_KEY).map_err(StoreError::engine("making the state"))?.is_none();
+        if !is_new {
+            return Ok(());
+        }
+        meta.insert(FORMAT_KEY, FORMAT).map_err(StoreError::engine("making the state"))?;
+        meta.insert(GENERATION_KEY, 0).map_err(StoreError::engine("making the state"))?;
+    }
+    transaction.commit().map_err(StoreError::engine("making the state"))
+}
+
+/// The region that is on disk.
+pub(crate) fn load(database: &Database) -> Result<Region, StoreError> {
+    let transaction = database.begin_read().map_err(StoreError::engine("reading the state"))?;
+    let generation = read_meta(&transaction)?;
+    Ok(Region {
+        generation,
+        groups: read(&transaction)?,
+        vnets: read(&transaction)?,
+        route_tables: read(&transaction)?,
+        public_ips: read(&transaction)?,
+        nics: read(&transaction)?,
+        machines: read(&transaction)?,
+        balancers: read(&transaction)?,
+        clusters: read(&transaction)?,
+        operations: read(&transaction)?,
+        role_assignments: read(&transaction)?,
+    })
+}
+
+/// The generation, if the format is one that is known here.
+fn read_meta(transaction: &ReadTransaction) -> Result<u64, StoreError> {
+    let meta = match transaction.open_table(META) {
+        Ok(meta) => meta,
+        Err(TableError::TableDoesNotExist(_)) => return Err(StoreError::NotAStore),
+        Err(error) => return Err(StoreError::engine("reading the format")(error)),
+    };
+    let number = |key| {
+        let value = meta.get(key).map_err(StoreError::engine("reading the format"))?;
+        value.map(|value| value.value()).ok_or(StoreError::NotAStore)
+    };
+    let found = number(FORMAT_KEY)?;
+    if found > FORMAT {
+        return Err(StoreError::LaterFormat { found, known: FORMAT });
+    }
+    number(GENERATION_KEY)
+}
+
+fn read<T: Stored>(
+    transaction: &ReadTransaction,
+) -> Result<BTreeMap<T::Key, Arc<T>>, StoreError> {
+    let table = match transaction.open_table(Table::new(T::TABLE)) {
+        Ok(table) => table,
+        Err(TableError::TableDoesNotExist(_)) => return Ok(BTreeMap::new()),
+        Err(error) => return Err(StoreError::engine("reading a table")(error)),
+    };
+    let mut map = BTreeMap::new();
+    for row in table.iter().map_err(StoreError::engine("reading a table"))? {
+        let (key, text) = row.map_err(StoreError::engine("reading a table"))?;
+        let resource: T = serde_json::from_str(text.value()).map_err(|source| {
+            StoreError::Corrupt { table: T::TABLE, key: key.value().to_owned(), source }
+        })?;
+        map.insert(resource.key(), Arc::new(resource));
+    }
+    Ok(map)
+}
+
+/// Writes what is different in `after`, in one durable transaction.
+pub(crate) fn save(
+    database: &Database,
+    before: &Region,
+    after: &Region,
+) -> Result<(), StoreError> {
+    let transaction = database.begin_write().map_err(StoreError::engine("beginning a change"))?;
+    {
+        let mut meta =
+            transaction.open_table(META).map_err(StoreError::engine("writing the generation"))?;
+        meta.insert(GENERATION_KEY, after.generation)
+            .map_err(StoreError::engine("writing the generation"))?;
+    }
+    write(&transaction, &before.groups, &after.groups)?;
+    write(&transaction, &before.vnets, &after.vnets)?;
+    write(&transaction, &before.route_tables, &after.route_tables)?;
+    write(&transaction, &before.public_ips, &after.public_ips)?;
+    write(&transaction, &before.nics, &after.nics)?;
+    write(&transaction, &before.machines, &after.machines)?;
+    write(&transaction, &before.balancers, &after.balancers)?;
+    write(&transaction, &before.clusters, &after.clusters)?;
+    write(&transaction, &before.operations, &after.operations)?;
+    write(&transaction, &before.role_assignments, &after.role_assignments)?;
+    // The engine's default durability: on disk when this returns.
+    transaction.commit().map_err(StoreError::engine("committing a change"))
+}
+
+fn write<T: Stored>(
+    transaction: &WriteTransaction,
+    before: &BTreeMap<T::Key, Arc<T>>,
+    after: &BTreeMap<T::Key, Arc<T>>,
+) -> Result<(), StoreError> {
+    // A resource that nobody touched is the same allocation.
+    let is_same = |key: &T::Key, resource: &Arc<T>| {
+        before.get(key).is_some_and(|old| Arc::ptr_eq(old, resource))
+    };
+    let changed: Vec<_> = after.iter().filter(|(key, resource)| !is_same(key, resource)).collect();
+    let gone: BTreeSet<_> = before.keys().filter(|key| !after.contains_key(*key)).collect();
+    if changed.is_empty() && gone.is_empty() {
+        return Ok(());
+    }
+    let mut table = transaction
+        .open_table(Table::new(T::TABLE))
+        .map_err(StoreError::engine("opening a table"))?;
+    for key in gone {
+        table
+            .remove(T::text(key).as_str())
+            .map_err(StoreError::engine("removing a resource"))?;
+    }
+    for (key, resource) in changed {
+        let key = T::text(key);
+        let text = serde_json::to_string(resource.as_ref())
+            .map_err(StoreError::engine("rendering a resource"))?;
+        table
+            .insert(key.as_str(), text.as_str())
+            .map_err(StoreError::engine("writing a resource"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! What load balancers do in one virtual network, as a list of services. Not here: how that is written
+//! down (see [`super::ruleset`]), and marks and tables (see [`super::routing`]).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use super::{health::Health, view::View};
+use crate::model::{BalancingRule, LoadBalancer, Transport};
+
+/// What a service is found by: address, protocol, port (0 with [`Transport::All`]).
+pub(super) type Key = (Ipv4Addr, Transport, u16);
+
+/// All services of a virtual network.
+pub(super) struct Services(pub(super) BTreeMap<Key, Service>);
+
+/// One load-balancing rule.
+pub(super) struct Service {
+    /// The members that new flows may go to, in order.
+    pub(super) healthy: Vec<Ipv4Addr>,
+    /// All members, in order.
+    pub(super) members: Vec<Ipv4Addr>,
+    /// Whether a client always meets the same member.
+    pub(super) by_source: bool,
+    pub(super) delivery: Delivery,
+}
+
+/// What becomes of the packet's destination.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivery {
+    /// It stays: floating IP.
+    Kept,
+    /// It becomes the member's address, and this port unless it is 0.
+    Translated(u16),
+}
+
+impl Services {
+    /// The members that get packets with a front end's address.
+    pub(super) fn members(&self) -> BTreeSet<Ipv4Addr> {
+        let kept = self.0.values().filter(|service| service.delivery == Delivery::Kept);
+        kept.flat_map(|service| service.members.iter().copied()).collect()
+    }
+
+    /// The front ends' addresses that a member may answer from.
+    pub(super) fn addresses_of(&self, member: Ipv4Addr) -> BTreeSet<Ipv4Addr> {
+        self.0
+            .iter()
+            .filter(|(_, service)| service.delivery == Delivery::Kept)
+            .filter(|(_, service)| service.members.contains(&member))
+            .map(|((address, ..), _)| *address)
+            .collect()
+    }
+}
+
+/// The services of all load balancers that act in a virtual network.
+pub(super) fn services(view: &View<'_>, health: &Health) -> Services {
+    let mut services = BTreeMap::new();
+    for balancer in &view.balancers {
+        for rule in balancer.rules.values() {
+            if let Some((key, service)) = service(view, health, balancer, rule) {
+                services.entry(key).or_insert(service);
+            }
+        }
+    }
+    Services(services)
+}
+
+fn service(
+    view: &View<'_>,
+    health: &Health,
+    balancer: &LoadBalancer,
+    rule: &BalancingRule,
+) -> Option<(Key, Service)> {
+    let address = view.frontend_address(balancer.frontends.get(&rule.frontend)?)?;
+    let pool = balancer.pools.get(&rule.pool);
+    let mut members = Vec::new();
+    for member in pool.iter().flat_map(|pool| &pool.members) {
+        if let Some(port) = view.port_of(member) {
+            let up = health.is_up(&balancer.meta.id, rule.probe.as_ref(), member);
+            members.push((port.primary, up));
+        }
+    }
+    members.sort_unstable();
+    members.dedup();
+    let port = if rule.protocol == Transport::All { 0 } else { rule.frontend_port };
+    let delivery = match (rule.floating_ip, rule.protocol) {
+        (true, _) => Delivery::Kept,
+        (false, Transport::All) => Delivery::Translated(0),
+        (false, Transport::Tcp | Transport::Udp) => Delivery::Translated(rule.backend_port),
+    };
+    let service = Service {
+        healthy: members.iter().filter(|(_, up)| *up).map(|(address, _)| *address).collect(),
+        members: members.iter().map(|(address, _)| *address).collect(),
+        by_source: rule.source_ip_affinity,
+        delivery,
+    };
+    Some(((address, rule.protocol, port), service))
+}

@@ -1,0 +1,111 @@
+//! A cluster's control plane: its namespace and its two legs. Not here: what runs in it.
+//!
+//! The leg into the cluster's virtual network stands for AKS's konnectivity tunnel. It speaks from an
+//! address of the platform's (100.64.0.0/10), to which no user-defined route applies.
+
+use std::net::Ipv4Addr;
+
+use super::{
+    fabric::{FAR_END, INTERNET_MAC, MTU, everywhere},
+    names,
+    state::{End, LOCAL, Link, MAIN, NamespaceState, RouteKey, Target},
+    view::{View, mac_for},
+};
+use crate::{
+    addr::{Mac, Prefix4},
+    model::{Cluster, NetworkMode, Vnet},
+};
+
+/// The address that a control plane speaks from inside the virtual network. API servers' addresses are
+/// all of one small prefix, so their low 22 bits tell them apart.
+pub(super) fn platform_address(cluster: &Cluster) -> Ipv4Addr {
+    let low = u32::from(cluster.api_address) & 0x003f_ffff;
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(100, 64, 0, 0)) | low)
+}
+
+/// The number of the table that leads to a cluster's pods.
+pub(super) fn pod_table(cluster: &Cluster) -> u32 {
+    cluster.api_address.into()
+}
+
+/// The range of pods that the fabric can reach node by node.
+pub(super) fn pod_range(cluster: &Cluster) -> Option<Prefix4> {
+    match cluster.mode {
+        NetworkMode::Kubenet | NetworkMode::Overlay => cluster.pod_cidr,
+        NetworkMode::Azure | NetworkMode::None => None,
+    }
+}
+
+fn leg_mac(cluster: &Cluster, leg: &str) -> Mac {
+    mac_for(&format!("{}#{leg}", cluster.meta.id.key()))
+}
+
+/// Gives the internet its leg to a control plane.
+pub(super) fn connect_internet(internet: &mut NamespaceState, lab: &str, cluster: &Cluster) {
+    let link = names::internet_link_to_control_plane(&cluster.meta.id);
+    let peer = End {
+        namespace: names::control_plane_ns(lab, &cluster.meta.id),
+        link: names::CONTROL_INTERNET.to_owned(),
+    };
+    internet.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0");
+    internet.neighbour(&link, cluster.api_address, leg_mac(cluster, names::CONTROL_INTERNET));
+    internet.route(LOCAL, Prefix4::host(cluster.api_address), Target::Link(link.clone()));
+    internet.links.insert(link, Link { mac: INTERNET_MAC, mtu: MTU, peer });
+}
+
+/// A control plane's own namespace.
+pub(super) fn plane(lab: &str, cluster: &Cluster, vnet: Option<&Vnet>) -> NamespaceState {
+    let mut state = NamespaceState::default();
+    for name in ["all", "default"] {
+        state.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
+    }
+    let leg = names::CONTROL_INTERNET.to_owned();
+    let peer = End {
+        namespace: names::internet_ns(lab),
+        link: names::internet_link_to_control_plane(&cluster.meta.id),
+    };
+    state.links.insert(leg.clone(), Link { mac: leg_mac(cluster, &leg), mtu: MTU, peer });
+    state.sysctl(&format!("net/ipv4/conf/{leg}/rp_filter"), "0");
+    state.address(&leg, cluster.api_address, 32);
+    state.neighbour(&leg, FAR_END, INTERNET_MAC);
+    state.route(MAIN, everywhere(), Target::Via(leg, FAR_END));
+
+    let Some(vnet) = vnet else { return state };
+    let leg = names::CONTROL_VNET.to_owned();
+    let peer = End {
+        namespace: names::vnet_ns(lab, &vnet.meta.id),
+        link: names::control_port(&cluster.meta.id),
+    };
+    state.links.insert(leg.clone(), Link { mac: leg_mac(cluster, &leg), mtu: MTU, peer });
+    state.sysctl(&format!("net/ipv4/conf/{leg}/rp_filter"), "0");
+    state.address(&leg, platform_address(cluster), 32);
+    state.neighbour(&leg, FAR_END, Mac::FABRIC);
+    for prefix in vnet.prefixes.iter().copied().chain(pod_range(cluster)) {
+        state.route(MAIN, prefix, Target::Via(leg.clone(), FAR_END));
+    }
+    state
+}
+
+/// Gives a virtual network its leg to a control plane, and the table that leads to the cluster's pods.
+pub(super) fn connect_vnet(state: &mut NamespaceState, lab: &str, cluster: &Cluster, view: &View<'_>) {
+    let link = names::control_port(&cluster.meta.id);
+    let peer = End {
+        namespace: names::control_plane_ns(lab, &cluster.meta.id),
+        link: names::CONTROL_VNET.to_owned(),
+    };
+    let address = platform_address(cluster);
+    state.neighbour(&link, address, leg_mac(cluster, names::CONTROL_VNET));
+    state.route(MAIN, Prefix4::host(address), Target::Link(link.clone()));
+    state.links.insert(link, Link { mac: Mac::FABRIC, mtu: MTU, peer });
+
+    let Some(range) = pod_range(cluster) else { return };
+    let table = pod_table(cluster);
+    state.route(table, range, Target::Blackhole);
+    for port in &view.ports {
+        let is_node = port.cluster.is_some_and(|it| it.meta.id == cluster.meta.id);
+        if let (true, Some(prefix)) = (is_node, port.pod_range) {
+            let key = RouteKey { table, prefix };
+            state.routes.insert(key, Target::Via(port.link.clone(), port.primary));
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! How a pod is connected to its node. Not here: the kernel, which is `linux::pod`'s.
+
+use std::net::Ipv4Addr;
+
+use uuid::Uuid;
+
+use crate::{
+    addr::{Mac, Prefix4},
+    pods::PodNetwork,
+};
+
+/// The gateway of routed pods: no host has it, the pod finds the node behind it by a fixed
+/// neighbour entry (azure-vnet, transparent mode).
+pub const ROUTED_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The node's end of every routed pod (azure-vnet: a constant).
+pub const ROUTED_HOST_MAC: Mac = Mac([0xaa; 6]);
+/// The bridge of kubenet.
+pub const BRIDGE: &str = "cbr0";
+
+/// The two ends of a pod's veth pair and what leads through them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wiring {
+    /// The name of the node's end.
+    pub host_link: String,
+    /// The Ethernet address of the node's end.
+    pub host_mac: Mac,
+    /// The Ethernet address of the pod's end.
+    pub pod_mac: Mac,
+    /// The MTU of both, in bytes.
+    pub mtu: u32,
+    /// The pod's address.
+    pub address: Ipv4Addr,
+    /// How packets get from one to the other.
+    pub path: Path,
+}
+
+/// How packets get from pod to node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Path {
+    /// The node routes: a /32 on both sides and a gateway that is only a neighbour entry.
+    Routed,
+    /// The node's end is a port of a bridge that owns `gateway`.
+    Bridged(Bridge),
+}
+
+/// A bridge with its address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    /// Its Ethernet address, fixed, so that it does not follow its ports.
+    pub mac: Mac,
+    /// Its address, which is the pods' gateway.
+    pub gateway: Ipv4Addr,
+    /// The network that it and its pods are in.
+    pub network: Prefix4,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+impl Wiring {
+    /// The length that the pod's address has on its interface.
+    #[must_use]
+    pub fn prefix_length(&self) -> u8 {
+        match &self.path {
+            Path::Routed => 32,
+            Path::Bridged(bridge) => bridge.network.length(),
+        }
+    }
+
+    /// The next hop of the pod's default route.
+    #[must_use]
+    pub fn gateway(&self) -> Ipv4Addr {
+        match &self.path {
+            Path::Routed => ROUTED_GATEWAY,
+            Path::Bridged(bridge) => bridge.gateway,
+        }
+    }
+}
+
+/// The bridge of a kubenet node whose block is `network`: `cbr0` with the first usable address.
+#[must_use]
+pub fn bridge(network: Prefix4, mtu: u32) -> Bridge {
+    let gateway = network.nth(1).unwrap_or(network.network());
+    Bridge { name: BRIDGE.to_owned(), mac: mac_of(0x0a, gateway), gateway, network, mtu }
+}
+
+/// How the attachment (`container`, `interface`) with `address` is connected.
+///
+/// `block` is the node's block where there is one; without it a pod can only be routed.
+#[must_use]
+pub fn wiring(
+    network: PodNetwork,
+    block: Option<Prefix4>,
+    attachment: (&str, &str),
+    address: Ipv4Addr,
+    mtu: u32,
+) -> Wiring {
+    let (prefix, host_mac, path) = match (network, block) {
+        (PodNetwork::Kubenet, Some(block)) => {
+            ("veth", mac_of(0x0e, address), Path::Bridged(bridge(block, mtu)))
+        }
+        (PodNetwork::Kubenet, None)
+        | (PodNetwork::NodeSubnet | PodNetwork::PodSubnet | PodNetwork::Overlay, _) => {
+            ("azv", ROUTED_HOST_MAC, Path::Routed)
+        }
+    };
+    let host_link = host_link(prefix, attachment);
+    Wiring { host_link, host_mac, pod_mac: mac_of(0x0a, address), mtu, address, path }
+}
+
+/// A name of `prefix` and 11 hexadecimal digits of a SHA-1, as azure-vnet makes it; at most the 15
+/// characters that an interface's name can have.
+///
+/// It comes from the container's id and not from the pod's name: a `StatefulSet` starts a pod anew
+/// under its old name while the old one's link may still be on its way out.
+fn host_link(prefix: &str, (container, interface): (&str, &str)) -> String {
+    // A version 5 UUID is a SHA-1; the first 12 of its digits are not touched by its version.
+    let key = format!("{container}/{interface}");
+    let digest = Uuid::new_v5(&Uuid::nil(), key.as_bytes()).simple().to_string();
+    format!("{prefix}{}", &digest[..11])
+}
+
+/// A locally administered address made from `address`: the same pod address always answers with the
+/// same Ethernet address, so nobody's neighbour table goes stale.
+fn mac_of(first: u8, address: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = address.octets();
+    Mac([first, 0x58, a, b, c, d])
+}

@@ -1,0 +1,277 @@
+//! Load balancers.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use super::{Change, refusal};
+use crate::{
+    command::{Accepted, Common, PutFrontend, PutLoadBalancer},
+    fault::Fault,
+    kind,
+    model::{
+        Allocation, BackendPool, Frontend, Holder, LoadBalancer, OutboundType, Transport,
+    },
+    name::{ArmId, Name},
+};
+
+impl Change {
+    pub(super) fn put_balancer(
+        &mut self,
+        common: Common,
+        put: PutLoadBalancer,
+    ) -> Result<Accepted, Fault> {
+        let old = self.region.balancers.get(&common.id).cloned();
+        let meta = self.meta(&common, kind::LOAD_BALANCER, old.as_ref().map(|old| &old.meta))?;
+        refusal::check_name(common.id.name())?;
+        let id = meta.id.clone();
+        // What it had is free for the new list.
+        if let Some(old) = &old {
+            self.release_frontends(old);
+        }
+        let frontends = self.hold_frontends(&id, &meta.location, old.as_deref(), put.frontends)?;
+        let pools = put
+            .pools
+            .into_iter()
+            .map(|(name, members)| (name, BackendPool { members: without_repeats(members) }));
+        let balancer = LoadBalancer {
+            meta,
+            sku: put.sku,
+            frontends,
+            pools: unique("backendAddressPools", pools)?,
+            probes: unique("probes", put.probes)?,
+            rules: unique("loadBalancingRules", put.rules)?,
+            outbound_rules: unique("outboundRules", put.outbound_rules)?,
+        };
+        check_references(&balancer)?;
+        self.check_members(&balancer)?;
+        self.region.balancers.insert(id.clone(), Arc::new(balancer));
+        Ok(self.put(&id, old.is_none()))
+    }
+
+    /// Takes addresses and public IPs for the front ends. Those who want a certain one come first.
+    fn hold_frontends(
+        &mut self,
+        id: &ArmId,
+        location: &str,
+        old: Option<&LoadBalancer>,
+        wanted: Vec<(Name, PutFrontend)>,
+    ) -> Result<BTreeMap<Name, Frontend>, Fault> {
+        let wanted = unique("frontendIPConfigurations", wanted)?;
+        let mut frontends = BTreeMap::new();
+        let mut later = Vec::new();
+        for (name, put) in wanted {
+            match put {
+                PutFrontend::Public { public_ip } => {
+                    self.attach_public_ip(&public_ip, id, location, &name)?;
+                    frontends.insert(name, Frontend::Public { public_ip });
+                }
+                PutFrontend::Internal { subnet, address } => {
+                    self.joinable(&subnet, id, location)?;
+                    let has = match old.and_then(|old| old.frontends.get(&name)) {
+                        Some(Frontend::Internal { subnet: before, address, .. })
+                            if *before == subnet =>
+                        {
+                            Some(*address)
+                        }
+                        _ => None,
+                    };
+                    if address.or(has).is_some() {
+                        let frontend = self.hold_frontend(id, &name, subnet, address, has)?;
+                        frontends.insert(name, frontend);
+                    } else {
+                        later.push((name, subnet));
+                    }
+                }
+            }
+        }
+        for (name, subnet) in later {
+            let frontend = self.hold_frontend(id, &name, subnet, None, None)?;
+            frontends.insert(name, frontend);
+        }
+        Ok(frontends)
+    }
+
+    fn hold_frontend(
+        &mut self,
+        id: &ArmId,
+        name: &Name,
+        subnet: ArmId,
+        wanted: Option<std::net::Ipv4Addr>,
+        has: Option<std::net::Ipv4Addr>,
+    ) -> Result<Frontend, Fault> {
+        let holder =
+            Holder::Frontend { balancer: id.clone(), frontend: name.as_str().to_owned() };
+        let address = self.hold(&subnet, wanted.or(has), holder)?;
+        let allocation =
+            if wanted.is_some() { Allocation::Static } else { Allocation::Dynamic };
+        Ok(Frontend::Internal { subnet, address, allocation })
+    }
+
+    /// Gives a public IP to a front end.
+    pub(super) fn attach_public_ip(
+        &mut self,
+        public_ip: &ArmId,
+        balancer: &ArmId,
+        location: &str,
+        frontend: &Name,
+    ) -> Result<(), Fault> {
+        let there = self.region.public_ips.get(public_ip);
+        let there = there.filter(|there| there.meta.location == location);
+        let there = there.ok_or_else(|| refusal::reference(public_ip, balancer))?;
+        self.refuse_going(public_ip, there.meta.state)?;
+        let user = frontend_id(balancer, frontend).to_string();
+        if let Some(other) = &there.used_by {
+            return Err(Fault::bad(
+                "PublicIPAddressInUse",
+                format!(
+                    "Resource {user} is referencing public IP address {public_ip} that is already allocated to resource \
+                     {other}."
+                ),
+            ));
+        }
+        let mut there = there.as_ref().clone();
+        there.used_by = Some(user);
+        self.region.public_ips.insert(public_ip.clone(), Arc::new(there));
+        Ok(())
+    }
+
+    /// Gives back the addresses and public IPs of a load balancer's front ends.
+    fn release_frontends(&mut self, balancer: &LoadBalancer) {
+        for frontend in balancer.frontends.values() {
+            match frontend {
+                Frontend::Internal { subnet, address, .. } => self.release(subnet, *address),
+                Frontend::Public { public_ip } => {
+                    if let Some(public_ip) = self.region.public_ips.get_mut(public_ip) {
+                        Arc::make_mut(public_ip).used_by = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes a load balancer out of the region.
+    pub(super) fn drop_balancer(&mut self, id: &ArmId) {
+        if let Some(balancer) = self.region.balancers.remove(id) {
+            self.release_frontends(&balancer);
+        }
+    }
+
+    /// Members are NICs that exist, all in one virtual network, which is also the front ends'.
+    fn check_members(&self, balancer: &LoadBalancer) -> Result<(), Fault> {
+        let id = &balancer.meta.id;
+        let mut vnets = BTreeSet::new();
+        for frontend in balancer.frontends.values() {
+            if let Frontend::Internal { subnet, .. } = frontend {
+                vnets.extend(subnet.parent());
+            }
+        }
+        for member in balancer.pools.values().flat_map(|pool| &pool.members) {
+            let nic = self.region.nics.get(member).ok_or_else(|| refusal::reference(member, id))?;
+            self.refuse_going(member, nic.meta.state)?;
+            vnets.extend(nic.vnet());
+        }
+        if vnets.len() > 1 {
+            return Err(refusal::invalid(
+                "properties.backendAddressPools",
+                &format!("The front ends and members of {id} must be in one virtual network."),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses to delete the load balancer that a cluster's machines reach the internet through.
+    pub(super) fn refuse_used_balancer(&self, id: &ArmId) -> Result<(), Fault> {
+        let group = self.region.groups.get(&id.resource_group_id());
+        let cluster = group.and_then(|group| group.managed_by.as_ref());
+        let cluster = cluster.and_then(|cluster| self.region.clusters.get(cluster));
+        let is_needed = cluster.is_some_and(|cluster| {
+            cluster.outbound == OutboundType::LoadBalancer && Name::new(id.name()) == "kubernetes".into()
+        });
+        if is_needed {
+            return Err(Fault::bad(
+                "LoadBalancerInUseByVirtualMachineScaleSet",
+                format!(
+                    "Cannot delete load balancer {id} since its child resources are in use by virtual machine scale sets."
+                ),
+            ));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn frontend_id(balancer: &ArmId, frontend: &Name) -> ArmId {
+    balancer.child("frontendIPConfigurations", frontend.as_str())
+}
+
+fn without_repeats(members: Vec<ArmId>) -> Vec<ArmId> {
+    let mut seen = BTreeSet::new();
+    members.into_iter().filter(|member| seen.insert(member.clone())).collect()
+}
+
+/// A list of named parts as a map; no name twice.
+fn unique<T>(
+    part: &str,
+    list: impl IntoIterator<Item = (Name, T)>,
+) -> Result<BTreeMap<Name, T>, Fault> {
+    let mut map = BTreeMap::new();
+    for (name, value) in list {
+        refusal::check_name(name.as_str())?;
+        if map.insert(name.clone(), value).is_some() {
+            return Err(refusal::invalid(
+                &format!("properties.{part}"),
+                &format!("The name {name} is used more than once."),
+            ));
+        }
+    }
+    Ok(map)
+}
+
+/// Rules name front ends, pools and probes of the same load balancer, and no two want the same packets.
+fn check_references(balancer: &LoadBalancer) -> Result<(), Fault> {
+    let id = &balancer.meta.id;
+    let missing = |kind: &str, name: &Name| refusal::reference(&id.child(kind, name.as_str()), id);
+    let frontend = |name: &Name| match balancer.frontends.contains_key(name) {
+        true => Ok(()),
+        false => Err(missing("frontendIPConfigurations", name)),
+    };
+    let pool = |name: &Name| match balancer.pools.contains_key(name) {
+        true => Ok(()),
+        false => Err(missing("backendAddressPools", name)),
+    };
+    let mut wanted = BTreeMap::new();
+    for (name, rule) in &balancer.rules {
+        frontend(&rule.frontend)?;
+        pool(&rule.pool)?;
+        if let Some(probe) = rule.probe.as_ref().filter(|probe| !balancer.probes.contains_key(*probe)) {
+            return Err(missing("probes", probe));
+        }
+        let target = format!("properties.loadBalancingRules[{name}]");
+        if (rule.protocol == Transport::All) != (rule.frontend_port == 0) {
+            return Err(refusal::invalid(
+                &target,
+                "Port 0 and protocol All belong together: a rule for high-availability ports.",
+            ));
+        }
+        // Azure Load Balancer documentation, "Floating IP": the packet arrives as it was sent.
+        if rule.floating_ip && rule.frontend_port != rule.backend_port {
+            return Err(refusal::invalid(
+                &target,
+                "With floating IP the back-end port is the front-end port.",
+            ));
+        }
+        let key = (&rule.frontend, rule.protocol, rule.frontend_port);
+        if let Some(other) = wanted.insert(key, name) {
+            return Err(refusal::invalid(
+                &target,
+                &format!("Rule {other} has the same front end, protocol and port."),
+            ));
+        }
+    }
+    for rule in balancer.outbound_rules.values() {
+        rule.frontends.iter().try_for_each(frontend)?;
+        pool(&rule.pool)?;
+    }
+    Ok(())
+}

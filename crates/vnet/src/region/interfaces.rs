@@ -1,0 +1,170 @@
+//! NICs, virtual machines and public IPs.
+
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+
+use super::{Change, refusal};
+use crate::{
+    command::{Accepted, Common, PutIpConfiguration},
+    fault::Fault,
+    kind,
+    model::{
+        Allocation, Holder, IpConfiguration, Machine, Nic, PublicIp, Role,
+    },
+    name::ArmId,
+};
+
+impl Change {
+    pub(super) fn put_nic(
+        &mut self,
+        common: Common,
+        ip_forwarding: bool,
+        wanted: Vec<PutIpConfiguration>,
+    ) -> Result<Accepted, Fault> {
+        let old = self.region.nics.get(&common.id).cloned();
+        let meta = self.meta(&common, kind::NIC, old.as_ref().map(|old| &old.meta))?;
+        refusal::check_name(common.id.name())?;
+        let id = meta.id.clone();
+        check_configurations(&id, &wanted)?;
+        // The old addresses are free for the new list, which gets them again by name.
+        for config in old.iter().flat_map(|old| &old.configs) {
+            self.release(&config.subnet, config.address);
+        }
+        let kept = |put: &PutIpConfiguration| -> Option<Ipv4Addr> {
+            let configs = old.iter().flat_map(|old| &old.configs);
+            let mut same = configs.filter(|c| c.name == put.name && c.subnet == put.subnet);
+            same.next().map(|config| config.address)
+        };
+        let mut configs = Vec::with_capacity(wanted.len());
+        // Those who know what they want come first, so that nobody takes it from them.
+        for put in &wanted {
+            self.joinable(&put.subnet, &id, &meta.location)?;
+            if let Some(address) = put.address.or_else(|| kept(put)) {
+                let holder =
+                    Holder::IpConfiguration { nic: id.clone(), config: put.name.clone() };
+                self.hold(&put.subnet, Some(address), holder)?;
+            }
+        }
+        for put in wanted {
+            let address = match put.address.or_else(|| kept(&put)) {
+                Some(address) => address,
+                None => {
+                    let holder =
+                        Holder::IpConfiguration { nic: id.clone(), config: put.name.clone() };
+                    self.hold(&put.subnet, None, holder)?
+                }
+            };
+            let allocation =
+                if put.address.is_some() { Allocation::Static } else { Allocation::Dynamic };
+            configs.push(IpConfiguration { name: put.name, subnet: put.subnet, address, allocation });
+        }
+        let nic = Nic {
+            mac: old.as_ref().map_or_else(|| self.mac_for(&id), |old| old.mac),
+            machine: old.as_ref().and_then(|old| old.machine.clone()),
+            meta,
+            ip_forwarding,
+            configs,
+        };
+        self.region.nics.insert(id.clone(), Arc::new(nic));
+        Ok(self.put(&id, old.is_none()))
+    }
+
+    /// Takes a NIC out of the region: its addresses are free, and no load balancer has it as a member.
+    pub(super) fn drop_nic(&mut self, id: &ArmId) {
+        let Some(nic) = self.region.nics.remove(id) else { return };
+        for config in &nic.configs {
+            self.release(&config.subnet, config.address);
+        }
+        let with_it: Vec<ArmId> = self
+            .region
+            .balancers
+            .values()
+            .filter(|balancer| balancer.pools.values().any(|pool| pool.members.contains(id)))
+            .map(|balancer| balancer.meta.id.clone())
+            .collect();
+        for balancer in with_it {
+            if let Some(balancer) = self.region.balancers.get_mut(&balancer) {
+                for pool in Arc::make_mut(balancer).pools.values_mut() {
+                    pool.members.retain(|member| member != id);
+                }
+            }
+        }
+    }
+
+    pub(super) fn put_vm(&mut self, common: Common, nic_id: ArmId) -> Result<Accepted, Fault> {
+        let old = self.region.machines.get(&common.id).cloned();
+        let meta = self.meta(&common, kind::VM, old.as_ref().map(|old| &old.meta))?;
+        refusal::check_name(common.id.name())?;
+        let id = meta.id.clone();
+        if old.as_ref().is_some_and(|old| old.nic != nic_id) {
+            return Err(refusal::property_change("networkProfile.networkInterfaces"));
+        }
+        let nic = self.region.nics.get(&nic_id).ok_or_else(|| refusal::reference(&nic_id, &id))?;
+        if nic.meta.location != meta.location {
+            return Err(refusal::reference(&nic_id, &id));
+        }
+        self.refuse_going(&nic_id, nic.meta.state)?;
+        if let Some(other) = nic.machine.as_ref().filter(|machine| **machine != id) {
+            return Err(Fault::conflict(
+                "NicInUse",
+                format!("Network Interface {nic_id} is used by existing VM {other}."),
+            ));
+        }
+        let mut nic = nic.as_ref().clone();
+        nic.machine = Some(id.clone());
+        let nic_id = nic.meta.id.clone();
+        self.region.nics.insert(nic_id.clone(), Arc::new(nic));
+        let machine = Machine { hostname: id.name().to_owned(), meta, nic: nic_id, role: Role::Vm };
+        self.region.machines.insert(id.clone(), Arc::new(machine));
+        Ok(self.put(&id, old.is_none()))
+    }
+
+    pub(super) fn put_public_ip(
+        &mut self,
+        common: Common,
+        sku: String,
+        allocation: Allocation,
+    ) -> Result<Accepted, Fault> {
+        let old = self.region.public_ips.get(&common.id).cloned();
+        let meta = self.meta(&common, kind::PUBLIC_IP, old.as_ref().map(|old| &old.meta))?;
+        refusal::check_name(common.id.name())?;
+        // Azure documentation, "Public IP addresses": Standard is always static.
+        if sku.eq_ignore_ascii_case("Standard") && allocation == Allocation::Dynamic {
+            return Err(refusal::invalid(
+                "properties.publicIPAllocationMethod",
+                "A public IP of SKU Standard is static.",
+            ));
+        }
+        if old.as_ref().is_some_and(|old| !old.sku.eq_ignore_ascii_case(&sku)) {
+            return Err(refusal::property_change("sku.name"));
+        }
+        let id = meta.id.clone();
+        let address = match &old {
+            Some(old) => old.address,
+            None => self.lab_address()?,
+        };
+        let used_by = old.as_ref().and_then(|old| old.used_by.clone());
+        let public_ip = PublicIp { meta, address, allocation, sku, used_by };
+        self.region.public_ips.insert(id.clone(), Arc::new(public_ip));
+        Ok(self.put(&id, old.is_none()))
+    }
+}
+
+/// Refuses a NIC without configurations, with two of one name, or in several virtual networks.
+fn check_configurations(id: &ArmId, configs: &[PutIpConfiguration]) -> Result<(), Fault> {
+    let target = "properties.ipConfigurations";
+    let vnets: BTreeSet<Option<ArmId>> = configs.iter().map(|config| config.subnet.parent()).collect();
+    let names: BTreeSet<&str> = configs.iter().map(|config| config.name.as_str()).collect();
+    if configs.is_empty() {
+        return Err(refusal::invalid(target, &format!("{id} has no IP configuration.")));
+    }
+    if names.len() != configs.len() {
+        return Err(refusal::invalid(target, "An IP configuration's name is used more than once."));
+    }
+    if vnets.len() > 1 {
+        return Err(refusal::invalid(
+            target,
+            &format!("All IP configurations of {id} must be in one virtual network."),
+        ));
+    }
+    names.into_iter().try_for_each(refusal::check_name)
+}

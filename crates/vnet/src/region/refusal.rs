@@ -1,0 +1,166 @@
+//! Refusals that several commands share, in Azure's words.
+//!
+//! Codes and texts are those of Azure Resource Manager ("Troubleshoot common Azure deployment errors"), of the
+//! network resource provider and of AKS as users pasted them. Where the service refuses and no public text
+//! shows how, the code is the provider's general `InvalidParameter` and the text says what is wrong.
+
+use crate::{
+    fault::Fault,
+    model::{Holder, Subnet},
+    name::ArmId,
+};
+
+/// What Azure shows of a long list of users of a resource.
+const N_NAMED: usize = 10;
+
+pub(super) fn wrong_kind(id: &ArmId, kind: &str) -> Fault {
+    Fault::bad("InvalidResourceType", format!("The resource id {id} is not of type {kind}."))
+}
+
+pub(super) fn group_not_found(id: &ArmId) -> Fault {
+    Fault::new(
+        404,
+        "ResourceGroupNotFound",
+        format!("Resource group '{}' could not be found.", id.resource_group()),
+    )
+}
+
+pub(super) fn group_being_deleted(id: &ArmId) -> Fault {
+    Fault::conflict(
+        "ResourceGroupBeingDeleted",
+        format!(
+            "The resource group '{}' is in deprovisioning state and cannot perform this operation.",
+            id.resource_group()
+        ),
+    )
+}
+
+pub(super) fn not_found(id: &ArmId) -> Fault {
+    let mut kind_and_name = id.kind();
+    // `Microsoft.Network/virtualNetworks/subnets` with names: `Microsoft.Network/virtualNetworks/v/subnets/s`.
+    if let Some((_, path)) = id.as_str().split_once("/providers/") {
+        kind_and_name = path.to_owned();
+    }
+    Fault::new(
+        404,
+        "ResourceNotFound",
+        format!(
+            "The Resource '{kind_and_name}' under resource group '{}' was not found. For more details please go to \
+             https://aka.ms/ARMResourceNotFoundFix",
+            id.resource_group()
+        ),
+    )
+}
+
+pub(super) fn parent_not_found(id: &ArmId, parent: &ArmId) -> Fault {
+    let kind = id.kind();
+    let types = kind.split_once('/').map_or(kind.as_str(), |(_, types)| types);
+    Fault::new(
+        404,
+        "ParentResourceNotFound",
+        format!(
+            "Failed to perform 'write' on resource(s) of type '{types}', because the parent resource '{parent}' could \
+             not be found."
+        ),
+    )
+}
+
+pub(super) fn moved(id: &ArmId, from: &str, to: &str) -> Fault {
+    Fault::conflict(
+        "InvalidResourceLocation",
+        format!(
+            "The resource '{}' already exists in location '{from}' in resource group '{}'. A resource with the same \
+             name cannot be created in location '{to}'. Please select a new resource name.",
+            id.name(),
+            id.resource_group()
+        ),
+    )
+}
+
+pub(super) fn in_progress(id: &ArmId) -> Fault {
+    Fault::conflict(
+        "AnotherOperationInProgress",
+        format!("Another operation on this or dependent resource is in progress: {id} is being deleted."),
+    )
+}
+
+pub(super) fn reference(missing: &ArmId, by: &ArmId) -> Fault {
+    Fault::bad(
+        "InvalidResourceReference",
+        format!(
+            "Resource {missing} referenced by resource {by} was not found. Please make sure that the referenced \
+             resource exists, and that both resources are in the same region."
+        ),
+    )
+}
+
+/// A value that cannot be, for a reason that Azure's documentation gives but no public refusal words.
+pub(super) fn invalid(target: &str, reason: &str) -> Fault {
+    Fault::bad(
+        "InvalidParameter",
+        format!("The value of parameter {target} is invalid. Error details: {reason}"),
+    )
+    .at(target)
+}
+
+pub(super) fn property_change(path: &str) -> Fault {
+    Fault::bad("PropertyChangeNotAllowed", format!("Changing property '{path}' is not allowed.")).at(path)
+}
+
+/// What Azure can do and this version of the lab cannot.
+pub(super) fn not_supported(target: &str, what: &str) -> Fault {
+    Fault::bad("NotSupported", format!("{what} is not supported by this version of aksnet yet.")).at(target)
+}
+
+pub(super) fn subnet_in_use(subnet: &Subnet, users: &[String]) -> Fault {
+    let mut named = users[..users.len().min(N_NAMED)].join(" and ");
+    if users.len() > N_NAMED {
+        named.push_str(&format!(" and {} more", users.len() - N_NAMED));
+    }
+    Fault::bad(
+        "InUseSubnetCannotBeDeleted",
+        format!(
+            "Subnet {} is in use by {named} and cannot be deleted. In order to delete the subnet, delete all the \
+             resources within the subnet. See aka.ms/deletesubnet.",
+            subnet.name
+        ),
+    )
+}
+
+/// The id of what holds an address of `subnet`, in the form that the network provider's refusals have: a scale
+/// set's NIC is named by a path with bars below `networkInterfaces`.
+pub(super) fn holder_id(subnet: &ArmId, holder: &Holder) -> String {
+    let Some(id) = holder.configuration_id() else {
+        return subnet.child("serviceAssociationLinks", "AzureKubernetesService").to_string();
+    };
+    let text = id.to_string();
+    let parts = text
+        .split_once("/providers/Microsoft.Compute/")
+        .and_then(|(group, rest)| rest.rsplit_once("/ipConfigurations/").map(|(nic, config)| (group, nic, config)));
+    match parts {
+        Some((group, nic, config)) => format!(
+            "{group}/providers/Microsoft.Network/networkInterfaces/|providers|Microsoft.Compute|{}/ipConfigurations/{config}",
+            nic.replace('/', "|")
+        ),
+        None => text,
+    }
+}
+
+/// A name that the network provider accepts: 1 to 80 characters, word characters, `.` and `-` between them.
+pub(super) fn check_name(name: &str) -> Result<(), Fault> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let fits = name.len() <= 80
+        && name.starts_with(is_word)
+        && name.ends_with(is_word)
+        && name.chars().all(|c| is_word(c) || c == '.' || c == '-');
+    if fits {
+        return Ok(());
+    }
+    Err(Fault::bad(
+        "InvalidResourceName",
+        format!(
+            "Resource name {name} is invalid. The name can be up to 80 characters long. It must begin with a word \
+             character, and it must end with a word character. The name may contain word characters or '.', '-'."
+        ),
+    ))
+}

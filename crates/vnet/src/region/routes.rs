@@ -1,0 +1,110 @@
+//! Route tables and their routes.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use super::{Change, UNCHANGED, refusal};
+use crate::{
+    command::{Accepted, Common},
+    fault::Fault,
+    kind,
+    model::{ProvisioningState, Route, RouteTable},
+    name::{ArmId, Name},
+};
+
+/// Routes of a table (Azure subscription and service limits, networking).
+const MAX_ROUTES: usize = 400;
+
+impl Change {
+    pub(super) fn put_route_table(
+        &mut self,
+        common: Common,
+        routes: Option<Vec<Route>>,
+        disable_bgp_route_propagation: bool,
+    ) -> Result<Accepted, Fault> {
+        let old = self.region.route_tables.get(&common.id).cloned();
+        let meta = self.meta(&common, kind::ROUTE_TABLE, old.as_ref().map(|old| &old.meta))?;
+        refusal::check_name(common.id.name())?;
+        let id = meta.id.clone();
+        let routes = match (routes, &old) {
+            (None, Some(old)) => old.routes.clone(),
+            (None, None) => BTreeMap::new(),
+            (Some(list), _) => {
+                let n = list.len();
+                let routes: BTreeMap<Name, Route> =
+                    list.into_iter().map(|route| (route.name.clone(), route)).collect();
+                if routes.len() != n {
+                    return Err(refusal::invalid(
+                        "properties.routes",
+                        "A route name is used more than once.",
+                    ));
+                }
+                routes
+            }
+        };
+        let table = RouteTable { meta, routes, disable_bgp_route_propagation };
+        check_routes(&table)?;
+        self.region.route_tables.insert(id.clone(), Arc::new(table));
+        Ok(self.put(&id, old.is_none()))
+    }
+
+    pub(super) fn put_route(&mut self, id: &ArmId, route: Route) -> Result<Accepted, Fault> {
+        self.live_group(id)?;
+        let table_id = id.parent().ok_or_else(|| refusal::wrong_kind(id, kind::ROUTE))?;
+        let table = self.region.route_tables.get(&table_id);
+        let table = table.ok_or_else(|| refusal::parent_not_found(id, &table_id))?;
+        self.refuse_going(&table_id, table.meta.state)?;
+        let mut table = table.as_ref().clone();
+        self.touch(&mut table.meta, ProvisioningState::Updating);
+        let is_new = table.routes.insert(route.name.clone(), route).is_none();
+        check_routes(&table)?;
+        self.region.route_tables.insert(table_id, Arc::new(table));
+        Ok(self.put(id, is_new))
+    }
+
+    pub(super) fn delete_route(&mut self, id: &ArmId) -> Result<Accepted, Fault> {
+        let Some(table_id) = id.parent() else { return Ok(UNCHANGED) };
+        let Some(table) = self.region.route_tables.get(&table_id) else { return Ok(UNCHANGED) };
+        let mut table = table.as_ref().clone();
+        if table.routes.remove(&Name::new(id.name())).is_none() {
+            return Ok(UNCHANGED);
+        }
+        self.refuse_going(&table_id, table.meta.state)?;
+        self.touch(&mut table.meta, ProvisioningState::Updating);
+        self.region.route_tables.insert(table_id, Arc::new(table));
+        Ok(self.deleting(id))
+    }
+
+    /// Refuses to delete a route table that a subnet has.
+    pub(super) fn refuse_used_route_table(&self, id: &ArmId) -> Result<(), Fault> {
+        if self.region.subnets_of_route_table(id).is_empty() {
+            return Ok(());
+        }
+        Err(Fault::bad(
+            "InUseRouteTableCannotBeDeleted",
+            format!("Route table {} is in use and cannot be deleted.", id.name()),
+        ))
+    }
+}
+
+fn check_routes(table: &RouteTable) -> Result<(), Fault> {
+    if table.routes.len() > MAX_ROUTES {
+        return Err(refusal::invalid(
+            "properties.routes",
+            &format!("Route table {} would have more than {MAX_ROUTES} routes.", table.meta.id),
+        ));
+    }
+    let mut prefixes = BTreeMap::new();
+    for route in table.routes.values() {
+        refusal::check_name(route.name.as_str())?;
+        if let Some(other) = prefixes.insert(route.prefix, &route.name) {
+            return Err(Fault::bad(
+                "RouteConflict",
+                format!(
+                    "Route {} conflicts with route {other}. Routes cannot have the same AddressPrefix {}.",
+                    route.name, route.prefix
+                ),
+            ));
+        }
+    }
+    Ok(())
+}

