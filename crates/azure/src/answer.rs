@@ -82,17 +82,21 @@ impl IntoResponse for Reply {
 }
 
 /// Codes of Azure Resource Manager itself, which wraps them also where the provider would not.
-const OF_THE_MANAGER: [&str; 12] = [
+const OF_THE_MANAGER: [&str; 16] = [
     "AuthorizationFailed",
     "InternalServerError",
     "InvalidRequestContent",
+    "InvalidResourceLocation",
     "InvalidResourceNamespace",
     "InvalidResourceType",
     "InvalidSubscriptionId",
     "LinkedInvalidPropertyId",
     "LocationRequired",
     "MethodNotAllowed",
+    "ParentResourceNotFound",
     "PreconditionFailed",
+    "RequestContentTooLarge",
+    "ResourceGroupBeingDeleted",
     "ResourceGroupNotFound",
     "ResourceNotFound",
 ];

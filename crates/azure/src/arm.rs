@@ -9,6 +9,8 @@ mod roles;
 mod subscriptions;
 mod target;
 
+use std::sync::PoisonError;
+
 use http::Method;
 use vnet::fault::Fault;
 
@@ -23,6 +25,9 @@ pub(crate) fn answer(call: &Call<'_>) -> Answer {
     if let Some(answer) = identity::answer(call) {
         return answer;
     }
+    // A panic under this lock leaves nothing half done: the store's changes are whole.
+    let _turn = (!is_read(&call.method))
+        .then(|| call.state.writing.lock().unwrap_or_else(PoisonError::into_inner));
     let (segments, lower) = (call.path.segments(), call.path.lower());
     if let Some(answer) = roles::answer(call, &segments, &lower) {
         return answer;

@@ -87,11 +87,13 @@ pub(crate) struct State {
     pub(crate) door: Door,
     /// Template deployments by id. They are the door's own: nothing but their answers depends on them.
     pub(crate) deployments: Mutex<BTreeMap<ArmId, Deployment>>,
+    /// Held by one write at a time, because some are made of what was read.
+    pub(crate) writing: Mutex<()>,
 }
 
 /// All that the door answers.
 pub fn router(door: Door) -> Router {
-    let state = Arc::new(State { door, deployments: Mutex::default() });
+    let state = Arc::new(State { door, deployments: Mutex::default(), writing: Mutex::default() });
     Router::new().fallback(handle).with_state(state)
 }
 

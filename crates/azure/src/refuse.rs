@@ -56,21 +56,26 @@ pub(crate) fn unsupported(code: &str, what: &str) -> Fault {
     Fault::bad(code, format!("Not supported by this version of aksnet yet: {what}."))
 }
 
-/// Notes everything in `body` that a table refuses.
-pub(crate) fn check(body: &Value, table: &[Refusal], findings: &mut Findings) {
+/// Notes everything in `body` that a table refuses. `within` is where the body is, for the target.
+pub(crate) fn check(body: &Value, table: &[Refusal], within: &str, findings: &mut Findings) {
     for refusal in table {
         let segments: Vec<&str> = refusal.at.split('/').skip(1).collect();
         visit(body, &segments, &mut |value| {
             if refusal.when.matches(value) {
-                let target = refusal.at.trim_start_matches("/properties/").trim_start_matches('/');
+                let named =
+                    segments.iter().filter(|segment| !matches!(**segment, "*" | "properties"));
+                let named: Vec<&str> = Some(within)
+                    .filter(|it| !it.is_empty())
+                    .into_iter()
+                    .chain(named.copied())
+                    .collect();
+                let target = named.join(".");
                 let shown = match value {
                     Value::Object(_) | Value::Array(_) => String::new(),
                     value => format!(" ({target}: {value})"),
                 };
-                let target = target.replace("/*", "").replace('/', ".");
-                findings.add(
-                    unsupported(refusal.code, &format!("{}{shown}", refusal.what)).at(&target),
-                );
+                let fault = unsupported(refusal.code, &format!("{}{shown}", refusal.what));
+                findings.add(fault.at(&target));
             }
         });
     }
@@ -130,7 +135,7 @@ mod tests {
 
     fn check_one(at: &'static str, when: When, body: &Value) -> usize {
         let mut findings = Findings::default();
-        check(body, &[refusal(at, when, "it")], &mut findings);
+        check(body, &[refusal(at, when, "it")], "", &mut findings);
         findings.finish().map_or_else(|fault| fault.details.len().max(1), |()| 0)
     }
 

@@ -129,7 +129,11 @@ async fn converse(
     mut closing: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
-    let stream = match timeout(PATIENCE, tls.accept(stream)).await {
+    let handshake = tokio::select! {
+        ended = timeout(PATIENCE, tls.accept(stream)) => ended,
+        () = closed(&mut closing) => return,
+    };
+    let stream = match handshake {
         Ok(Ok(stream)) => TokioIo::new(stream),
         // A client that does not trust the authority ends here; it says so better than we could.
         Ok(Err(error)) => return tracing::debug!(%error, "a TLS handshake failed"),

@@ -61,7 +61,7 @@ impl<'a> Asked<'a> {
     /// What is refused of it by `table`, as the first findings.
     pub(crate) fn findings(&self, table: &[Refusal]) -> Findings {
         let mut findings = Findings::default();
-        refuse::check(&self.value, table, &mut findings);
+        refuse::check(&self.value, table, "", &mut findings);
         findings
     }
 

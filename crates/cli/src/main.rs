@@ -1,2 +1,239 @@
-//! The `aksnet` program.
-fn main() {}
+//! `aksnet`: AKS networking that one can plan, run and have explained, on one Linux machine.
+//!
+//! Wires the other crates together and talks to people. Nothing here is wanted by another crate.
+#![forbid(unsafe_code)]
+
+mod arm_client;
+mod azure_env;
+mod control;
+mod exec;
+mod in_process_arm;
+mod lab;
+mod output;
+mod run;
+mod serve;
+mod status;
+mod tour;
+mod vm;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use crate::{
+    lab::{Config, Lab, LabName, Nodes},
+    output::{Format, say},
+};
+
+/// AKS networking on one Linux machine: a local Azure, real Kubernetes, real packets
+///
+/// `aksnet up` starts the lab, `eval "$(aksnet env)"` points az and kubectl at it, `aksnet tour` plays
+/// the article that it implements.
+#[derive(Debug, Parser)]
+#[command(name = "aksnet", version, propagate_version = true)]
+struct Cli {
+    /// The lab's name: everything it makes on the machine begins with it
+    #[arg(long, global = true, env = "AKSNET_NAME", default_value = "aksnet")]
+    name: LabName,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the lab in the background, or heal one that has crashed
+    Up(Up),
+    /// Stop the lab and remove everything it made; its resources come back with the next `up`
+    Down,
+    /// Forget everything: `down`, and the resources too
+    Reset {
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Show clusters, nodes, VMs, and subnets and how full each is
+    Status {
+        /// The form of the answer
+        #[arg(long, short, value_enum, default_value = "table")]
+        output: Format,
+    },
+    /// Print `export` lines that point az, the Azure SDKs and kubectl at the lab
+    Env,
+    /// Play the article, command by command, and compare each answer
+    Tour {
+        /// Wait for Enter before each command
+        #[arg(long)]
+        pause: bool,
+    },
+    /// Machines in a subnet
+    #[command(subcommand)]
+    Vm(vm::Vm),
+    /// Run a command in the network of a VM, a node or a pod
+    #[command(after_help = "Examples:\n  aksnet exec jump -- ping -c 1 172.20.0.4\n  aksnet exec testns/testdeploy-7c5ddbdf54-x2x4k -- tcpdump -n -c 5")]
+    Exec {
+        /// The VM's or node's name, or [CLUSTER:]NAMESPACE/NAME of a pod
+        target: String,
+        /// The command and its arguments, after `--`
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
+    /// Kubernetes' programs
+    #[command(subcommand)]
+    Kubernetes(Kubernetes),
+    /// Images that pods can use
+    #[command(subcommand)]
+    Image(Image),
+    /// Print a completion script
+    Completion {
+        /// For this shell
+        shell: clap_complete::Shell,
+    },
+    /// The lab itself, in the foreground
+    #[command(hide = true)]
+    Serve,
+    /// The first process of a node or control plane
+    #[command(hide = true)]
+    SandboxInit {
+        /// What it should be
+        spec: PathBuf,
+    },
+    /// The agent on a node
+    #[command(hide = true)]
+    Agent {
+        /// Its configuration
+        #[arg(long)]
+        config: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Up {
+    /// What clusters' nodes are; kept for the next `up`
+    #[arg(long, value_enum)]
+    nodes: Option<Nodes>,
+    /// Where Azure Resource Manager listens; kept for the next `up` [default: 127.0.0.1:8443]
+    #[arg(long)]
+    listen: Option<std::net::SocketAddr>,
+    /// The version of Kubernetes that clusters get; kept for the next `up`
+    #[arg(long)]
+    kubernetes: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Kubernetes {
+    /// Get Kubernetes' programs: from a folder, from upstream, or built with Go
+    Install {
+        /// The version
+        #[arg(long, default_value = cluster::install::DEFAULT_VERSION)]
+        version: String,
+        /// Take the programs from this folder
+        #[arg(long)]
+        from: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Image {
+    /// Give an image archive (`docker save`, OCI layout in a tar) to the lab's registry
+    Import {
+        /// The archive
+        archive: PathBuf,
+    },
+}
+
+/// What the exit status says. Wrong use is 2, from clap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    /// 0: done.
+    Done,
+    /// 1: the answer is no, such as a tour that was not as expected.
+    No,
+    /// 3: the world failed; the message says how.
+    Failed,
+    /// What the command of `exec` ended with.
+    Command(u8),
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::No => 1,
+            Exit::Failed => 3,
+            Exit::Command(code) => code,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(exit) => exit,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            Exit::Failed
+        }
+    }
+    .into()
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+    let lab = Lab::new(cli.name);
+    let running = || -> anyhow::Result<Config> {
+        lab.read_config()?
+            .with_context(|| format!("there is no lab `{}`; `aksnet up` makes it", lab.name()))
+    };
+    match cli.command {
+        Command::Up(up) => {
+            let mut config = lab.read_config()?.unwrap_or_else(Config::new);
+            config.nodes = up.nodes.unwrap_or(config.nodes);
+            config.listen = up.listen.unwrap_or(config.listen);
+            if let Some(version) = up.kubernetes {
+                version.trim_start_matches('v').clone_into(&mut config.kubernetes);
+            }
+            run::up(&lab, &config)?;
+        }
+        Command::Down => run::down(&lab)?,
+        Command::Reset { yes } => run::reset(&lab, yes)?,
+        Command::Status { output } => status::show(&lab, output)?,
+        Command::Env => {
+            let config = running()?;
+            azure_env::prepare_az(&lab, &config)?;
+            output::data(&azure_env::export_lines(&azure_env::variables(&lab, &config)));
+        }
+        Command::Tour { pause } => {
+            if !tour::run(&lab, &running()?, pause)? {
+                return Ok(Exit::No);
+            }
+            run::say_how_to_go_on(&lab);
+        }
+        Command::Vm(command) => vm::run(&lab, &running()?, &command)?,
+        Command::Exec { target, command } => {
+            return Ok(Exit::Command(exec::run(&lab, &target, &command)?));
+        }
+        Command::Kubernetes(Kubernetes::Install { version, from }) => {
+            run::install_kubernetes(version.trim_start_matches('v'), from.as_deref())?;
+        }
+        Command::Image(Image::Import { archive }) => run::import_image(&lab, &archive)?,
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "aksnet", &mut script);
+            output::data(&String::from_utf8(script)?);
+        }
+        Command::Serve => serve::run(&lab, &running()?)?,
+        Command::SandboxInit { spec } => linux::sandbox::init(&spec).context("being a first process")?,
+        Command::Agent { config } => daemon::node::run(&config).context("being a node's agent")?,
+    }
+    Ok(Exit::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

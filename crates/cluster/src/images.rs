@@ -130,8 +130,7 @@ pub enum ImageError {
 
 impl Image {
     /// An image of one layer.
-    fn of_layer(layer: &Path, config: &Value) -> Result<Self, ImageError> {
-        let layer = Blob::of_file(layer)?;
+    fn of_layer(layer: Blob, config: &Value) -> Self {
         let config = Blob::of_bytes(
             json!({
                 "architecture": architecture(),
@@ -149,11 +148,11 @@ impl Image {
             "config": config.descriptor(CONFIG),
             "layers": [layer.descriptor(LAYER)],
         });
-        Ok(Self {
+        Self {
             manifest: manifest.to_string().into_bytes(),
             media_type: MANIFEST.to_owned(),
             blobs: vec![layer, config],
-        })
+        }
     }
 }
 
@@ -217,7 +216,8 @@ impl FromStr for Reference {
             part.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         };
-        if fits(tag) && repository.split('/').all(fits) {
+        let has_host = path.split('/').next().is_none_or(|host| host.starts_with(|c: char| c.is_ascii_alphanumeric()));
+        if has_host && fits(tag) && repository.split('/').all(fits) {
             Ok(Self { repository, tag: tag.to_owned() })
         } else {
             Err(wrong())

@@ -70,8 +70,8 @@ impl Program {
         program: &str,
         args: impl IntoIterator<Item = A>,
     ) -> Self {
-        let mut argv = vec![program.to_owned()];
-        argv.extend(args.into_iter().map(Into::into));
+        let program = std::iter::once(program.to_owned());
+        let argv = program.chain(args.into_iter().map(Into::into)).collect();
         Self { name, argv, env: BTreeMap::new(), after: Vec::new() }
     }
 

@@ -67,7 +67,8 @@ pub fn addresses_of(previous: &Map<String, Value>, interface: &str) -> Vec<Strin
     let interfaces = list(previous, "interfaces");
     let is_ours = |address: &&Value| {
         let Some(index) = address.get("interface").and_then(Value::as_u64) else { return false };
-        let Some(owner) = usize::try_from(index).ok().and_then(|index| interfaces.get(index)) else {
+        let Some(owner) = usize::try_from(index).ok().and_then(|index| interfaces.get(index))
+        else {
             return false;
         };
         let in_container = owner["sandbox"].as_str().is_some_and(|sandbox| !sandbox.is_empty());

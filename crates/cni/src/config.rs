@@ -92,7 +92,8 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, Failure> {
         Failure::new(Code::Config, "the network configuration is wrong").details(details)
     };
     let name = wire.name.unwrap_or_default();
-    check_identifier(&name).map_err(|why| invalid(format!("name is `{}`: {why}", shorten(&name))))?;
+    check_identifier(&name)
+        .map_err(|why| invalid(format!("name is `{}`: {why}", shorten(&name))))?;
     let socket = wire.agent_socket.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
     if !socket.is_absolute() {
         return Err(invalid(format!("agentSocket `{}` is not an absolute path", socket.display())));
@@ -135,7 +136,9 @@ fn check_previous(previous: &Map<String, Value>) -> Result<(), String> {
             Some(index) => {
                 let index = index.as_u64().and_then(|index| usize::try_from(index).ok());
                 if index.is_none_or(|index| index >= n_interfaces) {
-                    return Err("prevResult.ips names an interface that it does not list".to_owned());
+                    return Err(
+                        "prevResult.ips names an interface that it does not list".to_owned()
+                    );
                 }
             }
         }

@@ -38,10 +38,7 @@ pub fn parse_verb(environment: &Environment<'_>) -> Result<Verb, Failure> {
 }
 
 /// Reads what ADD, CHECK or DEL needs, and says everything that is wrong with it at once.
-pub fn parse_attachment(
-    environment: &Environment<'_>,
-    verb: Verb,
-) -> Result<Invocation, Failure> {
+pub fn parse_attachment(environment: &Environment<'_>, verb: Verb) -> Result<Invocation, Failure> {
     let mut findings = Vec::new();
     let mut read = |name: &str, check: fn(&str) -> Result<(), String>| {
         let found = text(environment, name).map_err(|failure| failure.details);

@@ -10,10 +10,10 @@
 //! Deliberately absent: an async runtime, netlink, a database, anything on stdout but the answer.
 #![forbid(unsafe_code)]
 
-pub mod spec;
-pub mod invocation;
-pub mod config;
 pub mod answer;
-pub mod talk;
-pub mod queue;
+pub mod config;
+pub mod invocation;
 pub mod plugin;
+pub mod queue;
+pub mod spec;
+pub mod talk;

@@ -67,7 +67,7 @@ fn answer(
         Verb::Add => add(environment, &config),
         Verb::Del => del(environment, &config),
         Verb::Check => check(environment, &config),
-        Verb::Gc => gc(config),
+        Verb::Gc => gc(&config),
         Verb::Status => status(&config),
         Verb::Version => Ok(answer::render_versions(Some(config.version.as_str()))),
     }
@@ -116,20 +116,18 @@ fn del(environment: &Environment<'_>, config: &NetworkConfig) -> Result<String, 
     }
 }
 
-fn gc(config: NetworkConfig) -> Result<String, Failure> {
+fn gc(config: &NetworkConfig) -> Result<String, Failure> {
     // Without the list nothing is known to be stale; an empty list is another thing.
     let Some(keep) = config.valid.clone() else {
         return Err(Failure::new(Code::Config, "GC needs the list of what is still valid")
             .details("cni.dev/valid-attachments is missing"));
     };
-    done(ask(&config, Request::Gc { keep })?)
+    done(ask(config, Request::Gc { keep })?)
 }
 
 fn status(config: &NetworkConfig) -> Result<String, Failure> {
-    let reply = talk::ask(&config.socket, Request::Status, PATIENCE).map_err(|error| Failure {
-        code: Code::Unavailable.number(),
-        ..try_again(&error)
-    })?;
+    let reply = talk::ask(&config.socket, Request::Status, PATIENCE)
+        .map_err(|error| Failure { code: Code::Unavailable.number(), ..try_again(&error) })?;
     done(refused(reply)?)
 }
 

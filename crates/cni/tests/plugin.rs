@@ -1,4 +1,5 @@
 //! The plugin as a runtime meets it: verb by version, input that is wrong, an agent that is away.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use std::{
     collections::BTreeMap,
@@ -87,7 +88,8 @@ impl Call {
         let listener = UnixListener::bind(self.socket()).unwrap();
         let agent = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let line: Line = serde_json::from_slice(&talk::read_line(&mut stream).unwrap()).unwrap();
+            let line: Line =
+                serde_json::from_slice(&talk::read_line(&mut stream).unwrap()).unwrap();
             talk::write_line(&mut stream, &reply).unwrap();
             line.request
         });
@@ -133,7 +135,10 @@ fn every_version_has_its_own_result() {
             Call::new("ADD", version.as_str()).run_against(Reply::Added(added()));
         assert!(outcome.success, "{outcome:?}");
         let Request::Add { attachment, netns, pod } = request else { panic!("{request:?}") };
-        assert_eq!((attachment.container.as_str(), netns.as_str()), ("c0ffee", "/run/netns/c0ffee"));
+        assert_eq!(
+            (attachment.container.as_str(), netns.as_str()),
+            ("c0ffee", "/run/netns/c0ffee")
+        );
         assert_eq!(pod.unwrap().name, "web-0");
         let mut interfaces = json!([
             { "name": "azv1", "mac": "aa:aa:aa:aa:aa:aa" },
@@ -365,9 +370,7 @@ fn an_agent_that_refuses_or_breaks_off_is_told_as_it_is() {
 
 #[test]
 fn lines_of_the_protocol_are_stable() {
-    let line = |request| {
-        serde_json::to_string(&Line { version: talk::VERSION, request }).unwrap()
-    };
+    let line = |request| serde_json::to_string(&Line { version: talk::VERSION, request }).unwrap();
     let attachment = Attachment { container: "c".to_owned(), interface: "eth0".to_owned() };
     assert_eq!(line(Request::Status), r#"{"version":1,"request":"status"}"#);
     assert_eq!(

@@ -47,6 +47,7 @@ use vnet::{
 mod keeper;
 mod nodes;
 mod places;
+mod pods;
 mod proxy;
 mod records;
 mod registry;

@@ -13,12 +13,11 @@
 //! plane: the clusters' loop sees to it first.
 //!
 //! # Caveats
-//! Health is not durable. After a start every member is down until its probe has succeeded once; flows
-//! that live keep their members meanwhile.
+//! Health is not durable. After a start every member is asked once before anything is changed.
 
-pub mod reconciler;
 mod internet;
 mod probes;
+pub mod reconciler;
 
 use std::time::Duration;
 
@@ -67,12 +66,15 @@ pub async fn run(store: Store, lab: String) {
         store,
         lab,
     };
+    fabric.probes.recall(&questions(&fabric.lab, &fabric.store.snapshot())).await;
     loop {
         generation.mark_unchanged();
         health.mark_unchanged();
         let current = health.borrow().clone();
         let again = match fabric.pass(&current).await {
-            Ok(()) => fabric.looked.map_or(RESYNC, |looked| RESYNC.saturating_sub(looked.elapsed())),
+            Ok(()) => {
+                fabric.looked.map_or(RESYNC, |looked| RESYNC.saturating_sub(looked.elapsed()))
+            }
             Err(error) => {
                 tracing::warn!(lab = fabric.lab, error = %Chain(&error),
                     "the fabric does not match the region; it will be tried again");
@@ -109,8 +111,7 @@ impl Loop {
             Some(looked) if looked.elapsed() < RESYNC => Scope::Changed,
             _ => Scope::All,
         };
-        let mut reconciler =
-            self.reconciler.take().unwrap_or_else(|| Reconciler::new(&self.lab));
+        let mut reconciler = self.reconciler.take().unwrap_or_else(|| Reconciler::new(&self.lab));
         let (reconciler, done) = tokio::task::spawn_blocking(move || {
             let done = reconciler.pass(&desired, scope);
             (reconciler, done)

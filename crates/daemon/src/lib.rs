@@ -6,4 +6,5 @@
 pub mod reconcile;
 pub mod fabric;
 pub mod node;
+pub mod clusters;
 pub mod controller;

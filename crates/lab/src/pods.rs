@@ -117,23 +117,34 @@ impl World {
     /// # Panics
     /// When it does not within ten seconds.
     pub fn start_agent(&mut self, mode: &str, addresses: &Value) {
+        let path = self.path("addresses.json");
+        fs::write(&path, addresses.to_string()).expect("a scratch file can be written");
+        self.launch_agent(mode, "addresses_file", &path);
+        self.wait_for_network();
+    }
+
+    /// Starts the agent in `mode`, to learn its addresses from a cluster, and waits for nothing.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn start_agent_of_cluster(&mut self, mode: &str, kubeconfig: &Path) {
+        self.launch_agent(mode, "kubeconfig", kubeconfig);
+    }
+
+    fn launch_agent(&mut self, mode: &str, source: &str, path: &Path) {
         let config = json!({
             "version": 1,
             "node": "node",
             "mode": mode,
-            "kubeconfig": null,
             "pod_cidr": "10.244.0.0/16",
             "no_masquerade": if mode == "node-subnet" { json!(["10.0.0.0/16"]) } else { json!([]) },
             "socket": self.socket(),
             "interface": "eth0",
-            "addresses_file": self.path("addresses.json"),
             "cni_directory": self.path("net.d"),
+            source: path,
         });
-        let write = |name: &str, value: &Value| {
-            fs::write(self.path(name), value.to_string()).expect("a scratch file can be written");
-        };
-        write("agent.json", &config);
-        write("addresses.json", addresses);
+        fs::write(self.path("agent.json"), config.to_string())
+            .expect("a scratch file can be written");
         let _ = fs::remove_dir_all(self.path("net.d"));
         let log = fs::OpenOptions::new()
             .append(true)
@@ -143,6 +154,13 @@ impl World {
         let mut command = Command::new(&self.program);
         command.arg("agent").arg(self.path("agent.json")).stdout(Stdio::null()).stderr(log);
         self.agent = Some(self.spawn("node", &mut command));
+    }
+
+    /// Waits until the agent has written the network's file.
+    ///
+    /// # Panics
+    /// When it does not within ten seconds.
+    pub fn wait_for_network(&self) {
         let network = self.path("net.d");
         let written = || fs::read_dir(&network).is_ok_and(|mut files| files.next().is_some());
         assert!(

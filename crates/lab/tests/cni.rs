@@ -1,11 +1,7 @@
 //! The CNI plugin and its agent with real namespaces, links and packets. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
-use std::{
-    fs,
-    net::SocketAddrV4,
-    process::Command,
-    time::Duration,
-};
+use std::{fs, net::SocketAddrV4, process::Command, time::Duration};
 
 use lab::pods::{NEIGHBOUR, NODE, OUTSIDE, Said, World, leases, wait};
 use linux::netns::Netns;
@@ -84,7 +80,9 @@ fn routed_pods_meet_and_nothing_is_left() {
     let world = world("overlay", &block());
     let (a, b) = (add(&world, "a"), add(&world, "b"));
     assert_eq!([a.as_str(), b.as_str()], ["10.244.1.0", "10.244.1.1"]);
-    for (from, to) in [("a", &*b), ("b", &*a), ("node", &*a), ("a", NODE), ("a", NEIGHBOUR), ("a", OUTSIDE)] {
+    for (from, to) in
+        [("a", &*b), ("b", &*a), ("node", &*a), ("a", NODE), ("a", NEIGHBOUR), ("a", OUTSIDE)]
+    {
         assert!(world.pings(from, to), "{from} to {to}");
     }
     let text = world.output("a", "ip -j -d link show eth0");
@@ -96,7 +94,8 @@ fn routed_pods_meet_and_nothing_is_left() {
         "default via 169.254.1.1 dev eth0 proto 198 onlink 169.254.1.1 dev eth0 proto 198 scope link"
     );
     let links = pod_links(&world);
-    let proxy = world.output("node", &format!("cat /proc/sys/net/ipv4/conf/{}/proxy_arp", links[0]));
+    let proxy =
+        world.output("node", &format!("cat /proc/sys/net/ipv4/conf/{}/proxy_arp", links[0]));
     assert_eq!(proxy.trim(), "1");
     // The neighbour entry is what the pod uses; without it the node still answers.
     assert!(world.run("a", "ip neigh del 169.254.1.1 dev eth0").status.success());
@@ -113,16 +112,20 @@ fn kubenet_pods_share_a_bridge() {
     let world = world("kubenet", &block());
     let (a, b) = (add(&world, "a"), add(&world, "b"));
     assert_eq!([a.as_str(), b.as_str()], ["10.244.1.2", "10.244.1.3"]);
-    for (from, to) in [("a", &*b), ("node", &*a), ("a", "10.244.1.1"), ("a", NEIGHBOUR), ("b", OUTSIDE)] {
+    for (from, to) in
+        [("a", &*b), ("node", &*a), ("a", "10.244.1.1"), ("a", NEIGHBOUR), ("b", OUTSIDE)]
+    {
         assert!(world.pings(from, to), "{from} to {to}");
     }
-    assert_eq!(world.output("a", "ip route show default").trim(), "default via 10.244.1.1 dev eth0 proto 198 onlink");
+    assert_eq!(
+        world.output("a", "ip route show default").trim(),
+        "default via 10.244.1.1 dev eth0 proto 198 onlink"
+    );
     let ports = world.output("node", "bridge -d link show");
     assert_eq!(ports.matches("hairpin on").count(), 2, "{ports}");
-    let file: Value = serde_json::from_slice(
-        &fs::read(world.path("net.d/10-containerd-net.conflist")).unwrap(),
-    )
-    .unwrap();
+    let file: Value =
+        serde_json::from_slice(&fs::read(world.path("net.d/10-containerd-net.conflist")).unwrap())
+            .unwrap();
     assert_eq!(file["name"], "kubenet");
     let network = world.network("1.1.0");
     let said = world.plugin("ADD", "a", &network);
@@ -221,8 +224,14 @@ fn paths_that_are_no_containers_are_refused_and_nothing_is_made() {
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let node = format!("/run/netns/{}", world.netns("node"));
     let wrong = [
-        "/dev/null", "/etc/passwd", "/", "/no/such/path", "/proc/self/ns/mnt", "/proc/self/ns/net",
-        &node, fifo.to_str().unwrap(),
+        "/dev/null",
+        "/etc/passwd",
+        "/",
+        "/no/such/path",
+        "/proc/self/ns/mnt",
+        "/proc/self/ns/net",
+        &node,
+        fifo.to_str().unwrap(),
     ];
     for path in wrong {
         let mut command = Command::new(PROGRAM);

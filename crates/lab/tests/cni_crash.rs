@@ -1,4 +1,5 @@
 //! The agent is killed again and again while pods come and go; afterwards every law holds. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +35,8 @@ struct Chance(u64);
 
 impl Chance {
     fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 33) % n
     }
 }

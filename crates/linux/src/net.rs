@@ -3,11 +3,11 @@
 //!
 //! [`netlink`] and [`wire`] are the layer below, for who needs single requests.
 
-pub mod netlink;
-pub mod wire;
 mod apply;
+pub mod netlink;
 mod observe;
 mod sysctl;
+pub mod wire;
 
 pub use self::{
     apply::{apply, apply_steps},

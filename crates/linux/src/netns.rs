@@ -146,8 +146,9 @@ impl Netns {
     /// Runs `work` in the namespace, on a thread of its own.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, LinuxError> {
         on_a_thread(|| {
-            nix::sched::setns(&self.file, CloneFlags::CLONE_NEWNET)
-                .map_err(|source| LinuxError::Call { what: format!("entering `{}`", self.name), source })?;
+            nix::sched::setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|source| {
+                LinuxError::Call { what: format!("entering `{}`", self.name), source }
+            })?;
             Ok(work())
         })?
     }
@@ -167,7 +168,10 @@ impl Netns {
             }
             Ok::<_, Errno>(socket)
         })?;
-        let failed = |source| LinuxError::Call { what: format!("connecting from `{}` to {to}", self.name), source };
+        let failed = |source| LinuxError::Call {
+            what: format!("connecting from `{}` to {to}", self.name),
+            source,
+        };
         let socket = socket.map_err(failed)?;
         finish_connect(&socket, to, timeout).map_err(failed)?;
         let stream = TcpStream::from(socket);
@@ -177,12 +181,14 @@ impl Netns {
 
     /// A TCP listener inside the namespace.
     pub fn tcp_listen(&self, at: SocketAddrV4) -> Result<TcpListener, LinuxError> {
-        self.run(|| TcpListener::bind(SocketAddr::V4(at)))?.map_err(|err| self.socket_error("listening", at, &err))
+        self.run(|| TcpListener::bind(SocketAddr::V4(at)))?
+            .map_err(|err| self.socket_error("listening", at, &err))
     }
 
     /// A UDP socket inside the namespace.
     pub fn udp_bind(&self, at: SocketAddrV4) -> Result<UdpSocket, LinuxError> {
-        self.run(|| UdpSocket::bind(SocketAddr::V4(at)))?.map_err(|err| self.socket_error("binding", at, &err))
+        self.run(|| UdpSocket::bind(SocketAddr::V4(at)))?
+            .map_err(|err| self.socket_error("binding", at, &err))
     }
 
     fn socket_error(&self, verb: &str, at: SocketAddrV4, err: &io::Error) -> LinuxError {
@@ -229,7 +235,9 @@ fn mount(source: Option<&str>, target: &Path, flags: MsFlags) -> Result<(), Errn
 /// that a namespace removed here does not live on there.
 fn prepare_directory() -> Result<(), LinuxError> {
     let directory = Path::new(DIRECTORY);
-    let file = |verb| move |source: io::Error| LinuxError::File { verb, path: directory.to_owned(), source };
+    let file = |verb| {
+        move |source: io::Error| LinuxError::File { verb, path: directory.to_owned(), source }
+    };
     fs::create_dir_all(directory).map_err(file("making"))?;
     let share = || mount(None, directory, MsFlags::MS_SHARED | MsFlags::MS_REC);
     match share() {

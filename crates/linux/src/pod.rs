@@ -113,8 +113,7 @@ impl Sandbox {
         // By path only at first: opening a device or a FIFO can already do something.
         let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
         let found = open(path, flags, Mode::empty()).map_err(|_| other())?;
-        let is_namespace =
-            fstatfs(&found).is_ok_and(|stat| stat.filesystem_type() == NSFS);
+        let is_namespace = fstatfs(&found).is_ok_and(|stat| stat.filesystem_type() == NSFS);
         let proc = PathBuf::from(format!("/proc/self/fd/{}", found.as_raw_fd()));
         if !is_namespace {
             return Err(other());
@@ -411,12 +410,14 @@ fn new_address(link: u32, address: Ipv4Addr, length: u8) -> RouteNetlinkMessage 
 
 /// `net.ipv4.conf.LINK.proxy_arp = 1`: a pod that has lost its neighbour entry still finds the node.
 fn proxy_arp(name: &str) -> LinkMessage {
-    const AF_SPEC: u16 = 26 | NESTED;
-    const AF_INET: u16 = 2 | NESTED;
-    const INET_CONF: u16 = 1 | NESTED;
+    /// `NLA_F_NESTED` (linux/netlink.h).
+    const NESTED: u16 = 0x8000;
+    /// `IFLA_AF_SPEC`, `AF_INET` in it, `IFLA_INET_CONF` in that (linux/if_link.h).
+    const AF_SPEC: u16 = NESTED + 26;
+    const AF_INET: u16 = NESTED + 2;
+    const INET_CONF: u16 = NESTED + 1;
     /// `IPV4_DEVCONF_PROXY_ARP` (linux/ip.h).
     const PROXY_ARP: u16 = 3;
-    const NESTED: u16 = 1 << 15;
     let nest = |kind: u16, content: Vec<u8>| {
         let length = u16::try_from(4 + content.len()).unwrap_or(u16::MAX);
         let mut bytes = length.to_ne_bytes().to_vec();

@@ -50,7 +50,7 @@ mod supervisor;
 pub use init::init;
 
 /// How long process 1 gets to end its units in an orderly way.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE: Duration = Duration::from_millis(300);
 
 /// Everything that makes a sandbox. Written as JSON for its first process to read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -284,7 +284,7 @@ impl Sandbox {
         &self.spec
     }
 
-    /// Ends everything inside, in order if that takes no longer than half a second, and removes
+    /// Ends everything inside, in order if that takes no longer than a moment, and removes
     /// control groups and run files. The folders behind its binds stay.
     pub fn stop(self) -> Result<(), SandboxError> {
         self.process.terminate();

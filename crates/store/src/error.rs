@@ -17,7 +17,9 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The file was written by a later version of aksnet.
-    #[error("the state has format {found}, and this aksnet knows formats up to {known}; use a later aksnet")]
+    #[error(
+        "the state has format {found}, and this aksnet knows formats up to {known}; use a later aksnet"
+    )]
     LaterFormat {
         /// The format of the file.
         found: u64,

@@ -1,0 +1,85 @@
+//! Every format that was ever written stays readable: `tests/golden/format-N.txt` has a store of format N as
+//! lines of table, key and value. A line of these files is never changed; another format adds another file.
+
+use redb::{
+    Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, backends::InMemoryBackend,
+};
+use vnet::region::Region;
+
+use crate::{Store, tables};
+
+const FORMAT_1: &str = include_str!("../tests/golden/format-1.txt");
+
+/// A database with the lines of a golden file.
+fn database(text: &str) -> Database {
+    let database = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+    let transaction = database.begin_write().unwrap();
+    for line in text.lines() {
+        let [table, key, value] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
+        if table == "meta" {
+            let meta: TableDefinition<'_, &str, u64> = TableDefinition::new(table);
+            transaction.open_table(meta).unwrap().insert(key, value.parse::<u64>().unwrap()).unwrap();
+        } else {
+            let resources: TableDefinition<'_, &str, &str> = TableDefinition::new(table);
+            transaction.open_table(resources).unwrap().insert(key, value).unwrap();
+        }
+    }
+    transaction.commit().unwrap();
+    database
+}
+
+/// The lines of a database.
+fn text(database: &Database) -> String {
+    let transaction = database.begin_read().unwrap();
+    let mut lines = Vec::new();
+    for table in transaction.list_tables().unwrap() {
+        let name = table.name().to_owned();
+        if name == "meta" {
+            let meta: TableDefinition<'_, &str, u64> = TableDefinition::new(&name);
+            for row in transaction.open_table(meta).unwrap().iter().unwrap() {
+                let (key, value) = row.unwrap();
+                lines.push(format!("{name}\t{}\t{}\n", key.value(), value.value()));
+            }
+        } else {
+            let resources: TableDefinition<'_, &str, &str> = TableDefinition::new(&name);
+            for row in transaction.open_table(resources).unwrap().iter().unwrap() {
+                let (key, value) = row.unwrap();
+                lines.push(format!("{name}\t{}\t{}\n", key.value(), value.value()));
+            }
+        }
+    }
+    lines.sort();
+    lines.concat()
+}
+
+#[test]
+fn format_1_is_read() {
+    let store = Store::from_database(database(FORMAT_1)).unwrap();
+    let region = store.snapshot();
+    assert_eq!(region.findings(), Vec::<String>::new());
+    let counts = [
+        region.groups.len(),
+        region.vnets.len(),
+        region.route_tables.len(),
+        region.public_ips.len(),
+        region.nics.len(),
+        region.machines.len(),
+        region.balancers.len(),
+        region.clusters.len(),
+        region.role_assignments.len(),
+    ];
+    assert_eq!(counts, [3, 1, 2, 3, 5, 5, 3, 2, 1]);
+    assert!(!region.operations.is_empty());
+}
+
+/// When this fails, what is written has changed: raise [`tables::FORMAT`], add a golden file, and keep reading
+/// the old ones.
+#[test]
+fn what_is_written_is_format_1() {
+    assert_eq!(tables::FORMAT, 1);
+    let region = tables::load(&database(FORMAT_1)).unwrap();
+    let again = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+    tables::initialise(&again).unwrap();
+    tables::save(&again, &Region::default(), &region).unwrap();
+    assert_eq!(text(&again), FORMAT_1);
+}

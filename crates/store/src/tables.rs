@@ -8,14 +8,15 @@ use std::{
 };
 
 use redb::{
-    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
+    Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+    WriteTransaction,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 use vnet::{
     model::{
-        Cluster, LoadBalancer, Machine, Nic, Operation, PublicIp, ResourceGroup, RoleAssignment, RouteTable,
-        Vnet,
+        Cluster, LoadBalancer, Machine, Nic, Operation, PublicIp, ResourceGroup, RoleAssignment,
+        RouteTable, Vnet,
     },
     name::ArmId,
     region::Region,
@@ -143,9 +144,7 @@ fn read_meta(transaction: &ReadTransaction) -> Result<u64, StoreError> {
     number(GENERATION_KEY)
 }
 
-fn read<T: Stored>(
-    transaction: &ReadTransaction,
-) -> Result<BTreeMap<T::Key, Arc<T>>, StoreError> {
+fn read<T: Stored>(transaction: &ReadTransaction) -> Result<BTreeMap<T::Key, Arc<T>>, StoreError> {
     let table = match transaction.open_table(Table::new(T::TABLE)) {
         Ok(table) => table,
         Err(TableError::TableDoesNotExist(_)) => return Ok(BTreeMap::new()),
@@ -163,11 +162,7 @@ fn read<T: Stored>(
 }
 
 /// Writes what is different in `after`, in one durable transaction.
-pub(crate) fn save(
-    database: &Database,
-    before: &Region,
-    after: &Region,
-) -> Result<(), StoreError> {
+pub(crate) fn save(database: &Database, before: &Region, after: &Region) -> Result<(), StoreError> {
     let transaction = database.begin_write().map_err(StoreError::engine("beginning a change"))?;
     {
         let mut meta =
@@ -207,9 +202,7 @@ fn write<T: Stored>(
         .open_table(Table::new(T::TABLE))
         .map_err(StoreError::engine("opening a table"))?;
     for key in gone {
-        table
-            .remove(T::text(key).as_str())
-            .map_err(StoreError::engine("removing a resource"))?;
+        table.remove(T::text(key).as_str()).map_err(StoreError::engine("removing a resource"))?;
     }
     for (key, resource) in changed {
         let key = T::text(key);

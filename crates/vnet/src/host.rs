@@ -4,15 +4,15 @@
 //! [`plan::plan`] compares it with what was observed and lists the actions between the two. Both are
 //! plain functions; `linux` observes and acts, `daemon` decides when.
 
-pub mod names;
-pub mod state;
-pub mod plan;
-pub mod health;
 mod balancing;
 mod control;
 pub mod fabric;
+pub mod health;
+pub mod names;
+pub mod plan;
 mod routing;
 mod ruleset;
+pub mod state;
 mod text;
 mod view;
 

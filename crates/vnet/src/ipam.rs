@@ -98,7 +98,10 @@ mod tests {
             let prefix = prefix(text);
             assert_eq!(n_usable(prefix), usable, "{text}");
             let addresses = (0..prefix.n_addresses()).filter_map(|offset| prefix.nth(offset));
-            assert_eq!(addresses.filter(|address| !is_reserved(prefix, *address)).count() as u64, usable);
+            assert_eq!(
+                addresses.filter(|address| !is_reserved(prefix, *address)).count() as u64,
+                usable
+            );
         }
         assert!(!is_reserved(prefix("10.0.0.0/24"), Ipv4Addr::new(9, 255, 255, 255)));
         assert!(!is_reserved(prefix("10.0.0.0/24"), Ipv4Addr::new(10, 0, 1, 0)));

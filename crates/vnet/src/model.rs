@@ -413,6 +413,10 @@ pub enum Transport {
 }
 
 /// A load-balancing rule.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "Azure's independent switches, one property each"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BalancingRule {

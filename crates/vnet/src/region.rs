@@ -29,8 +29,8 @@ use crate::{
     command::{Accepted, Command, Common, Outcome},
     fault::Fault,
     model::{
-        Cluster, Generation, LoadBalancer, Machine, Meta, Nic, Operation, ProvisioningState, PublicIp,
-        ResourceGroup, RoleAssignment, RouteTable, Timestamp, Verb, Vnet,
+        Cluster, Generation, LoadBalancer, Machine, Meta, Nic, Operation, ProvisioningState,
+        PublicIp, ResourceGroup, RoleAssignment, RouteTable, Timestamp, Verb, Vnet,
     },
     name::ArmId,
 };
@@ -44,6 +44,7 @@ mod interfaces;
 mod lifecycle;
 mod network;
 mod nodes;
+mod pool_subnets;
 mod pools;
 mod query;
 mod ranges;
@@ -113,21 +114,23 @@ impl Change {
         match command {
             Command::PutGroup { id, location, tags } => self.put_group(id, &location, tags),
             Command::DeleteGroup { id } => self.delete_group(&id),
-            Command::PutVnet { common, prefixes, subnets } => self.put_vnet(common, prefixes, subnets),
+            Command::PutVnet { common, prefixes, subnets } => {
+                self.put_vnet(&common, prefixes, subnets)
+            }
             Command::PutSubnet { id, subnet } => self.put_subnet(&id, subnet),
             Command::PutRouteTable { common, routes, disable_bgp_route_propagation } => {
-                self.put_route_table(common, routes, disable_bgp_route_propagation)
+                self.put_route_table(&common, routes, disable_bgp_route_propagation)
             }
             Command::PutRoute { id, route } => self.put_route(&id, route),
             Command::PutPublicIp { common, sku, allocation } => {
-                self.put_public_ip(common, sku, allocation)
+                self.put_public_ip(&common, sku, allocation)
             }
             Command::PutNic { common, ip_forwarding, configs } => {
-                self.put_nic(common, ip_forwarding, configs)
+                self.put_nic(&common, ip_forwarding, configs)
             }
-            Command::PutVm { common, nic } => self.put_vm(common, nic),
-            Command::PutLoadBalancer { common, balancer } => self.put_balancer(common, balancer),
-            Command::PutCluster { common, cluster } => self.put_cluster(common, cluster),
+            Command::PutVm { common, nic } => self.put_vm(&common, &nic),
+            Command::PutLoadBalancer { common, balancer } => self.put_balancer(&common, balancer),
+            Command::PutCluster { common, cluster } => self.put_cluster(&common, cluster),
             Command::PutPool { id, pool } => self.put_pool(&id, pool),
             Command::PutRoleAssignment(assignment) => self.put_role_assignment(assignment),
             Command::Delete { id } => self.delete(&id),
@@ -137,7 +140,9 @@ impl Change {
             Command::SetPodAddresses { machine, total, released } => {
                 self.set_pod_addresses(&machine, total, &released)
             }
-            Command::ClusterReal { cluster, generation } => Ok(self.cluster_real(&cluster, generation)),
+            Command::ClusterReal { cluster, generation } => {
+                Ok(self.cluster_real(&cluster, generation))
+            }
             Command::ClusterGone { cluster } => self.cluster_gone(&cluster),
             Command::Failed { target, fault } => Ok(self.failed(&target, &fault)),
             Command::PruneOperations { keep } => Ok(self.prune_operations(keep)),
@@ -204,6 +209,15 @@ impl Change {
     /// The answer to a `DELETE` of `id`.
     fn deleting(&mut self, id: &ArmId) -> Accepted {
         Accepted { outcome: Outcome::Deleting, operation: Some(self.begin(id, Verb::Delete)) }
+    }
+
+    /// The answer to a `DELETE` of what is being deleted already: the operation that runs, or another one when
+    /// that one failed.
+    fn deleting_again(&mut self, id: &ArmId) -> Accepted {
+        match self.region.running_operation(id).map(|operation| operation.id) {
+            Some(running) => Accepted { outcome: Outcome::Deleting, operation: Some(running) },
+            None => self.deleting(id),
+        }
     }
 
     /// Marks a resource as changed by this command, now in `state`.

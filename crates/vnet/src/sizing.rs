@@ -75,7 +75,10 @@ impl PoolSize {
     pub fn per_node(self) -> u32 {
         match self.mode {
             NetworkMode::Azure if !self.pod_subnet => 1 + self.max_pods,
-            NetworkMode::Azure | NetworkMode::Kubenet | NetworkMode::Overlay | NetworkMode::None => 1,
+            NetworkMode::Azure
+            | NetworkMode::Kubenet
+            | NetworkMode::Overlay
+            | NetworkMode::None => 1,
         }
     }
 }

@@ -1,4 +1,5 @@
 //! Laws and tables of a node's pods.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -83,7 +84,9 @@ proptest! {
                     leaving.extend(held.remove(&owner));
                 }
                 Event::FreeAll => {
-                    leaving.iter().for_each(|address| pool.free(*address));
+                    for address in &leaving {
+                        pool.free(*address);
+                    }
                     leaving.clear();
                 }
                 Event::GiveBack(n) => {
@@ -287,8 +290,7 @@ fn a_pod_subnet_and_an_empty_grant_hide_nothing() {
 
 #[test]
 fn a_routed_pod_is_wired_as_azure_does() {
-    let wiring =
-        wiring(PodNetwork::Overlay, None, ("c0ffee", "eth0"), address("10.244.1.0"), 1500);
+    let wiring = wiring(PodNetwork::Overlay, None, ("c0ffee", "eth0"), address("10.244.1.0"), 1500);
     // SHA-1 of the nil UUID's 16 bytes and `c0ffee/eth0`, computed elsewhere.
     assert_eq!(wiring.host_link, "azv887e99a67fe");
     assert_eq!(wiring.host_mac.to_string(), "aa:aa:aa:aa:aa:aa");

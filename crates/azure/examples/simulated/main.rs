@@ -1,7 +1,8 @@
 //! A local Azure that simulates everything behind its door, for trying az and for tests.
 //!
 //! `cargo run -p aksnet-azure --example simulated -- 127.0.0.1:8443 /tmp/ca` prints the endpoint and the
-//! file to trust, and serves until it is killed. A third argument is the pace in milliseconds.
+//! file to trust, and serves until it is killed. A third argument is the pace in milliseconds, a fourth
+//! one where the instance metadata service's token route listens without TLS.
 
 mod world;
 
@@ -24,7 +25,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let door = Door {
         store: store.clone(),
         clock: Arc::new(now),
-        credentials: Arc::new(kubeconfig),
+        credentials: Arc::new(|cluster: &ArmId| Some(kubeconfig(cluster))),
         available_versions: vec!["1.36.3".to_owned()],
         retry_after: RetryAfter::Seconds(1),
         nodes: Nodes::Simulated,
@@ -36,6 +37,16 @@ async fn main() -> Result<(), Box<dyn Error>> {
         println!("{}", authority.certificate_file().display());
     }
 
+    let metadata = arguments.next();
+    let imds = async {
+        match metadata {
+            None => std::future::pending::<Result<(), Box<dyn Error>>>().await,
+            Some(listen) => {
+                let router = azure::imds_router(Arc::new(now));
+                Ok(azure::axum::serve(TcpListener::bind(listen).await?, router).await?)
+            }
+        }
+    };
     let mut woken = store.watch();
     let world = async {
         while woken.changed().await.is_ok() {
@@ -48,6 +59,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     };
     tokio::select! {
         ended = world => ended,
+        served = imds => served,
         served = azure::serve(listener, &authority, azure::router(door)) => Ok(served?),
     }
 }
@@ -57,9 +69,9 @@ fn now() -> Timestamp {
 }
 
 /// What a kubeconfig looks like; nobody answers behind it.
-fn kubeconfig(cluster: &ArmId) -> Option<String> {
+fn kubeconfig(cluster: &ArmId) -> String {
     let name = cluster.name();
-    Some(format!(
+    format!(
         "apiVersion: v1\nkind: Config\nclusters:\n- name: {name}\n  cluster:\n    server: https://{name}.invalid:443\ncontexts:\n- name: {name}\n  context:\n    cluster: {name}\n    user: clusterUser_{name}\ncurrent-context: {name}\npreferences: {{}}\nusers:\n- name: clusterUser_{name}\n  user:\n    token: simulated\n"
-    ))
+    )
 }

@@ -342,8 +342,8 @@ fn check_conditions(call: &Call<'_>, stored: Option<&Value>) -> Result<(), Fault
         (None, None) => false,
     };
     if fails {
-        let message = "The condition '{0}' in the HTTP conditional header(s) is not met.";
-        return Err(Fault::new(412, "PreconditionFailed", message.replace(" '{0}'", "")));
+        let message = "The condition in the HTTP conditional header(s) is not met.";
+        return Err(Fault::new(412, "PreconditionFailed", message));
     }
     Ok(())
 }

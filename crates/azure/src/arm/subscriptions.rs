@@ -126,7 +126,11 @@ fn render_provider(subscription: &str, namespace: &str) -> Value {
         })
         .collect();
     json!({
-        "id": format!("/subscriptions/{subscription}/providers/{namespace}"),
+        "id": if subscription.is_empty() {
+            format!("/providers/{namespace}")
+        } else {
+            format!("/subscriptions/{subscription}/providers/{namespace}")
+        },
         "namespace": namespace,
         "registrationState": "Registered",
         "registrationPolicy": "RegistrationRequired",

@@ -267,11 +267,11 @@ mod tests {
         );
         check(
             "/resourceGroups/g/providers/Microsoft.Network/virtualNetworks/v/subnets",
-            &format!("all Subnet Parent({base}/Microsoft.Network/virtualNetworks/v)"),
+            &format!("all Subnet Parent(`{base}/Microsoft.Network/virtualNetworks/v`)"),
         );
         check(
             "/resourceGroups/g/providers/Microsoft.Network/virtualNetworks",
-            "all Vnet Group(/subscriptions/S/resourceGroups/g)",
+            "all Vnet Group(`/subscriptions/S/resourceGroups/g`)",
         );
         check(
             "/providers/microsoft.containerservice/managedclusters",

@@ -264,11 +264,22 @@ impl Parser<'_> {
             return pool.map_or_else(Vec::new, |pool| pool.members.clone());
         };
         let target = "properties.backendAddressPools.backendIPConfigurations.id";
-        let mut members = Vec::new();
-        for id in references.into_iter().filter_map(|reference| reference.id) {
+        let mut members: Vec<ArmId> = Vec::new();
+        for text in references.into_iter().filter_map(|reference| reference.id) {
             // A member is named by its IP configuration; the primary one is meant.
-            let nic = self.findings.take(arm_id(&id, target)).and_then(|id| id.parent());
-            members.extend(nic.filter(|nic| !members.contains(nic)));
+            let Some(id) = self.findings.take(arm_id(&text, target)) else { continue };
+            let nic = id.parent().filter(|nic| id == nic.child("ipConfigurations", id.name()));
+            match nic {
+                Some(nic) if members.contains(&nic) => {}
+                Some(nic) => members.push(nic),
+                None => {
+                    let kind = "an IP configuration of a network interface";
+                    let message = format!(
+                        "Property id '{text}' at path '{target}' is invalid. Expect the id of {kind}."
+                    );
+                    self.findings.add(Fault::bad("LinkedInvalidPropertyId", message).at(target));
+                }
+            }
         }
         members
     }

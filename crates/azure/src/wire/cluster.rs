@@ -83,7 +83,15 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
         if name.is_empty() {
             findings.add(missing("agentPoolProfile.name"));
         }
-        pools.extend(pool::parse_body(asked, &name, &value, &mut findings));
+        let put = pool::parse_body(asked, &name, &value, &mut findings);
+        if let Some(put) = &put
+            && let Some(version) = &put.version
+            && let Some(is) = stored.and_then(|it| it.pools.get(&put.name)).map(|it| &it.version)
+            && is != version
+        {
+            findings.add(no_upgrade(is, version).at("agentPoolProfile.orchestratorVersion"));
+        }
+        pools.extend(put);
     }
     if pools.is_empty() && stored.is_none() {
         findings.add(

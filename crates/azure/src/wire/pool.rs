@@ -140,7 +140,7 @@ pub(super) fn parse_body(
     value: &Value,
     findings: &mut Findings,
 ) -> Option<PutPool> {
-    refuse::check(value, &REFUSED, findings);
+    refuse::check(value, &REFUSED, "agentPoolProfile", findings);
     let properties = serde_json::from_value::<Properties>(value.clone());
     let properties = findings.take(properties.map_err(|error| content(&error)))?;
     let subnet = findings.take_some(given(properties.subnet), |id| {

@@ -88,7 +88,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
 
 /// What a subnet should be, alone or as a part of its virtual network.
 pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> Option<PutSubnet> {
-    refuse::check(value, &REFUSED, findings);
+    refuse::check(value, &REFUSED, "", findings);
     let body = serde_json::from_value::<Named<Properties>>(value.clone());
     let body = findings.take(body.map_err(|error| content(&error)))?;
     let Some(properties) = body.properties else {

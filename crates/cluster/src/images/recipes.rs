@@ -2,13 +2,14 @@
 
 use std::{
     fs,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use serde_json::{Value, json};
 
-use super::{Image, ImageError, Reference, tree::Tree};
+use super::{Blob, Image, ImageError, Reference, Source, tree::Tree};
 use crate::{addons::COREDNS_IMAGE, programs::PAUSE_IMAGE};
 
 /// An image that the lab makes.
@@ -47,21 +48,49 @@ impl Recipe {
         names.iter().map(|name| name.parse().expect("these are names of images")).collect()
     }
 
-    /// Makes the image. Its layer stays in `folder`, and is used again if it is there.
+    /// Makes the image. Its layer stays in `folder`, and is used again as long as the program that it is
+    /// made from is the same.
     pub fn make(self, folder: &Path, ingredients: &Ingredients) -> Result<Image, ImageError> {
-        let layer = folder.join(format!("{}.tar", self.name()));
-        let scratch = folder.join(format!("{}.{}.tmp", self.name(), std::process::id()));
+        let stem = folder.join(format!("{}-{}", self.name(), self.identity(ingredients)?));
+        let layer = stem.with_added_extension("tar");
+        let digest = stem.with_added_extension("json");
         let error = |source| ImageError::File { action: "make", path: layer.clone(), source };
         fs::create_dir_all(folder).map_err(error)?;
-        if !layer.exists() {
-            let made = self.pack(&scratch, ingredients);
-            let packed = scratch.join("layer.tar");
-            let made = made.and_then(|()| fs::rename(&packed, &layer).map_err(error));
-            let removed = fs::remove_dir_all(&scratch);
-            made?;
-            removed.map_err(error)?;
-        }
-        Image::of_layer(&layer, &self.config())
+        // The digest is written last.
+        let known = fs::read(&digest).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        let (digest, size): (String, u64) = match known.filter(|_| layer.exists()) {
+            Some(known) => known,
+            None => {
+                let scratch = stem.with_added_extension(format!("{}.tmp", std::process::id()));
+                let made = self.pack(&scratch, ingredients);
+                let packed = scratch.join("layer.tar");
+                let made = made.and_then(|()| fs::rename(&packed, &layer).map_err(error));
+                let removed = fs::remove_dir_all(&scratch);
+                made?;
+                removed.map_err(error)?;
+                let blob = Blob::of_file(&layer)?;
+                let text = serde_json::json!([blob.digest, blob.size]).to_string();
+                fs::write(&digest, text).map_err(error)?;
+                (blob.digest, blob.size)
+            }
+        };
+        let layer = Blob { digest, size, source: Source::File(layer) };
+        Ok(Image::of_layer(layer, &self.config()))
+    }
+
+    /// Changes when the program does.
+    fn identity(self, ingredients: &Ingredients) -> Result<String, ImageError> {
+        let program = match self {
+            Self::CoreDns => ingredients.coredns.clone(),
+            Self::Nginx => self.find("nginx")?,
+            Self::Pause | Self::Busybox => self.find("busybox")?,
+        };
+        let metadata = fs::metadata(&program).map_err(|source| ImageError::File {
+            action: "read",
+            path: program.clone(),
+            source,
+        })?;
+        Ok(format!("{:x}-{:x}", metadata.mtime(), metadata.len()))
     }
 
     fn pack(self, scratch: &Path, ingredients: &Ingredients) -> Result<(), ImageError> {

@@ -117,8 +117,11 @@ fn unit(program: &cluster::programs::Program) -> Unit {
     }
 }
 
-/// Says what the sandbox is made from. Labels and taints count once, when a node registers: what a user
-/// changes later must not restart it.
+/// Files that hold what a user may change while a node runs: a pool's taints, a virtual network's
+/// prefixes. They count when a node starts, and do not restart one.
+const SOFT_FILES: [&str; 2] = ["kubelet.json", "agent.json"];
+
+/// Says what the sandbox is made from, as far as a change of it is worth a restart.
 fn digest(spec: &SandboxSpec, programs: &Path) -> String {
     let mut hash = Sha256::new();
     let mut take = |text: &str| hash.update(format!("{}:{text}", text.len()));
@@ -126,7 +129,8 @@ fn digest(spec: &SandboxSpec, programs: &Path) -> String {
         take(&unit.name);
         unit.argv.iter().filter(|arg| !arg.starts_with("--node-labels=")).for_each(|arg| take(arg));
     }
-    for file in spec.files.iter().filter(|file| !file.path.ends_with("kubelet.json")) {
+    let is_soft = |path: &Path| SOFT_FILES.iter().any(|name| path.ends_with(name));
+    for file in spec.files.iter().filter(|file| !is_soft(&file.path)) {
         take(&file.path.to_string_lossy());
         take(&file.text);
     }

@@ -12,7 +12,10 @@ use std::{
 };
 
 use linux::{LinuxError, netns::Netns};
-use tokio::{sync::watch, task::JoinHandle};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
 use vnet::{
     host::{
         Health,
@@ -37,6 +40,20 @@ pub(super) struct Probes {
 impl Probes {
     pub(super) fn new(verdicts: watch::Sender<Health>) -> Self {
         Self { verdicts, asked: Vec::new() }
+    }
+
+    /// Asks each question once, so that a lab that goes on after its daemon ended does not begin with
+    /// nobody healthy. Takes as long as the slowest answer, [`PATIENCE`] at most.
+    pub(super) async fn recall(&self, questions: &[Question]) {
+        let mut asked = JoinSet::new();
+        for question in questions.iter().cloned() {
+            asked.spawn_blocking(move || {
+                ask_once(&question).unwrap_or(false).then_some(question.probed)
+            });
+        }
+        for probed in asked.join_all().await.into_iter().flatten() {
+            set(&self.verdicts, &probed, true);
+        }
     }
 
     /// From now on asks these questions and no others.
@@ -74,7 +91,8 @@ fn set(verdicts: &watch::Sender<Health>, probed: &Probed, up: bool) {
 }
 
 async fn keep_asking(question: Question, verdicts: watch::Sender<Health>) {
-    let mut streak = Streak::default();
+    let is_up = verdicts.borrow().up.contains(&question.probed);
+    let mut streak = Streak { verdict: is_up.then_some(true), n_against: 0 };
     let interval = Duration::from_secs(question.probe.interval_seconds.max(1).into());
     loop {
         let asked = question.clone();

@@ -4,12 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use linux::{LinuxError, netns::Netns};
-use vnet::host::{
-    NamespaceState, Observed, Step,
-    names::is_fabric_ns,
-    plan::plan,
-    state::Fabric,
-};
+use vnet::host::{NamespaceState, Observed, Step, names::is_fabric_ns, plan::plan, state::Fabric};
 
 /// Makes the network namespaces of one lab what they must be, and remembers what it made, so that the
 /// next pass looks only at what changed. It may forget at any time: a full pass finds out again.
@@ -58,10 +53,8 @@ impl Reconciler {
     pub fn pass(&mut self, desired: &Fabric, scope: Scope) -> Result<Done, LinuxError> {
         let made = std::mem::take(&mut self.made);
         let mut done = Done::default();
-        let present: BTreeSet<String> = Netns::list()?
-            .into_iter()
-            .filter(|name| is_fabric_ns(&self.lab, name))
-            .collect();
+        let present: BTreeSet<String> =
+            Netns::list()?.into_iter().filter(|name| is_fabric_ns(&self.lab, name)).collect();
         for name in &present {
             if !desired.namespaces.contains_key(name) {
                 Netns::delete(name)?;
@@ -74,7 +67,8 @@ impl Reconciler {
                 Netns::ensure(name)?;
                 done.created.push(name.clone());
             }
-            let before = made.get(name).filter(|_| scope == Scope::Changed && present.contains(name));
+            let before =
+                made.get(name).filter(|_| scope == Scope::Changed && present.contains(name));
             if before == Some(state) {
                 continue;
             }
@@ -109,4 +103,3 @@ pub fn down(lab: &str) -> Result<(), LinuxError> {
     }
     Ok(())
 }
-

@@ -123,7 +123,7 @@ impl Agent {
     }
 
     /// Clears what a killed agent left: links that no lease names, and links marked before.
-    pub fn sweep(&self, wirer: &mut Wirer) -> Result<(), linux::LinuxError> {
+    pub(super) fn sweep(&self, wirer: &mut Wirer) -> Result<(), linux::LinuxError> {
         let known: BTreeSet<String> =
             self.state().leases.values().map(|lease| lease.wiring().host_link).collect();
         for link in wirer.links()? {
@@ -229,8 +229,7 @@ impl Agent {
             }
         }
         wirer.remove(&wiring).map_err(|error| not_wired(&error.into()))?;
-        let lease =
-            Lease { netns: netns.to_owned(), netns_id: sandbox.id(), ..lease.clone() };
+        let lease = Lease { netns: netns.to_owned(), netns_id: sandbox.id(), ..lease.clone() };
         self.ledger.write(&lease).map_err(|error| not_written(&error))?;
         self.state().leases.insert(lease.attachment.clone(), lease.clone());
         wirer.wire(sandbox, interface, &wiring).map_err(|error| not_wired(&error))
@@ -358,14 +357,17 @@ impl Agent {
             return Err(Failure::new(Code::Unavailable, "the node has no pod addresses yet"));
         }
         if state.pool.n_free() == 0 && state.leaving.is_empty() {
-            return Err(Failure::new(Code::Unavailable, "all of the node's pod addresses are held")
-                .details(format!("it has {}", state.pool.n_granted())));
+            return Err(Failure::new(
+                Code::Unavailable,
+                "all of the node's pod addresses are held",
+            )
+            .details(format!("it has {}", state.pool.n_granted())));
         }
         Ok(())
     }
 
     /// Deletes retired links and releases queued ones, for ever.
-    pub fn run_reaper(&self, wirer: &mut Wirer) {
+    pub(super) fn run_reaper(&self, wirer: &mut Wirer) {
         loop {
             let state = self.state();
             let idle = |state: &mut State| state.leaving.is_empty();
@@ -380,7 +382,7 @@ impl Agent {
     }
 
     /// One round: links that are marked go, and their addresses are free after that.
-    pub fn reap(&self, wirer: &mut Wirer) {
+    fn reap(&self, wirer: &mut Wirer) {
         let unmarked: Vec<_> = {
             let state = self.state();
             let unmarked = state.leaving.values().filter(|leaving| !leaving.is_marked);
@@ -434,8 +436,7 @@ impl Agent {
     /// Waits until nobody else is busy with this attachment, and is, until the guard goes.
     fn claim(&self, attachment: &Attachment) -> Busy<'_> {
         let is_busy = |state: &mut State| state.busy.contains(attachment);
-        let mut state =
-            self.changed.wait_while(self.state(), is_busy).expect(NEVER_POISONED);
+        let mut state = self.changed.wait_while(self.state(), is_busy).expect(NEVER_POISONED);
         state.busy.insert(attachment.clone());
         Busy { agent: self, attachment: attachment.clone() }
     }

@@ -136,7 +136,8 @@ impl Config {
 
     fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ConfigError> {
         let syntax = |source| ConfigError::Syntax { path: path.to_owned(), source };
-        let value = |what: &str| ConfigError::Value { path: path.to_owned(), what: what.to_owned() };
+        let value =
+            |what: &str| ConfigError::Value { path: path.to_owned(), what: what.to_owned() };
         let WireVersion { version } = serde_json::from_slice(bytes).map_err(syntax)?;
         if version != VERSION {
             return Err(ConfigError::Version { path: path.to_owned(), version });

@@ -171,12 +171,13 @@ impl AddressSource for NetworkConfigSource {
                 && let Some(spec) = config.wants(agent)
             {
                 let patch = Patch::Merge(json!({ "spec": spec }));
-                let object = api.patch(&name, &PatchParams::default(), &patch).await.map_err(
-                    |source| KubernetesError::Request {
-                        what: "asking for addresses",
-                        source: Box::new(source),
-                    },
-                )?;
+                let object =
+                    api.patch(&name, &PatchParams::default(), &patch).await.map_err(|source| {
+                        KubernetesError::Request {
+                            what: "asking for addresses",
+                            source: Box::new(source),
+                        }
+                    })?;
                 tracing::info!(node = name, %spec, "asked for addresses");
                 current = Some(NetworkConfig::parse(&name, &object.data)?);
             }

@@ -75,8 +75,7 @@ impl Setup {
         if let (PodNetwork::Kubenet, Some(block)) = (self.config.network, learnt.block) {
             self.wirer.ensure_bridge(&bridge(block, mtu))?;
         }
-        let masquerade =
-            masquerade(self.config.network, &learnt.grant, &self.config.no_masquerade);
+        let masquerade = masquerade(self.config.network, &learnt.grant, &self.config.no_masquerade);
         let rules = render(&self.config.interface, &masquerade);
         if self.rules.as_ref() != Some(&rules) {
             load(&rules)?;

@@ -25,8 +25,8 @@ use serde_json::{Value, json};
 /// One plugin in one configuration.
 struct Subject {
     name: &'static str,
-    /// The row that this one is compared with.
-    against: Option<&'static str>,
+    /// The rows that this one is compared with.
+    against: &'static [&'static str],
     kind: Kind,
 }
 
@@ -38,27 +38,31 @@ enum Kind {
 }
 
 const SUBJECTS: [Subject; 7] = [
-    Subject { name: "routed", against: Some("ptp"), kind: Kind::Ours("pod-subnet") },
+    Subject { name: "routed", against: &["ptp"], kind: Kind::Ours("pod-subnet") },
     Subject {
         name: "ptp",
-        against: None,
+        against: &[],
         kind: Kind::Reference { plugin: "ptp", masquerade: false },
     },
-    Subject { name: "routed, masquerade", against: Some("ptp, ipMasq"), kind: Kind::Ours("overlay") },
+    Subject { name: "routed, masquerade", against: &["ptp, ipMasq"], kind: Kind::Ours("overlay") },
     Subject {
         name: "ptp, ipMasq",
-        against: None,
+        against: &[],
         kind: Kind::Reference { plugin: "ptp", masquerade: true },
     },
-    Subject { name: "kubenet, masquerade", against: Some("bridge, ipMasq"), kind: Kind::Ours("kubenet") },
+    Subject {
+        name: "kubenet, masquerade",
+        against: &["bridge", "bridge, ipMasq"],
+        kind: Kind::Ours("kubenet"),
+    },
     Subject {
         name: "bridge",
-        against: None,
+        against: &[],
         kind: Kind::Reference { plugin: "bridge", masquerade: false },
     },
     Subject {
         name: "bridge, ipMasq",
-        against: None,
+        against: &[],
         kind: Kind::Reference { plugin: "bridge", masquerade: true },
     },
 ];
@@ -229,9 +233,9 @@ fn report(n_pods: usize, n_rounds: usize, rows: &[Row]) -> Value {
         .collect();
     let ratios: Vec<_> = cases
         .iter()
-        .filter_map(|((subject, at_once), row)| {
-            let against = subject.against?;
-            let ((_, _), other) =
+        .flat_map(|case| case.0.0.against.iter().map(move |against| (case, *against)))
+        .filter_map(|(((subject, at_once), row), against)| {
+            let (_, other) =
                 cases.iter().find(|((one, n), _)| one.name == against && n == at_once)?;
             let quotient = |a: f64, b: f64| (a / b * 1000.0).round() / 1000.0;
             let median = |times: &[Duration]| ms(percentile(times, 50));

@@ -1,6 +1,9 @@
 //! Load balancers.
 
-use std::{collections::BTreeSet, io::{Read, Write}};
+use std::{
+    collections::BTreeSet,
+    io::{Read, Write},
+};
 
 use daemon::fabric::Scope;
 use vnet::{
@@ -103,7 +106,8 @@ fn a_public_front_end_is_reached_from_the_internet_and_other_networks() {
          frontend front public 20.8.8.8
          pool nodes n1 n2
          rule front nodes tcp 80
-         rule front nodes tcp 90 to 8080",
+         rule front nodes tcp 90 to 8080
+         rule front nodes all 0",
     );
     for node in ["n1", "n2"] {
         run(&lab.machine(node), "ip", &["addr", "add", "20.8.8.8/32", "dev", "lo"]);
@@ -114,7 +118,7 @@ fn a_public_front_end_is_reached_from_the_internet_and_other_networks() {
     assert!(seen.ends_with(" at 20.8.8.8"), "{seen}");
     let seen = ask(&lab.machine("stranger"), "20.8.8.8:90");
     assert!(seen.contains("sees 20.0.0.1 at 10.1.1."), "{seen}");
-    assert_eq!(ask(&lab.internet(), "20.8.8.8:99"), "nothing");
+    assert_eq!(ask(&lab.internet(), "20.0.0.1:80"), "nothing");
     assert_eq!(ask(&lab.internet(), "20.0.0.2:80"), "nothing", "nobody asked for that");
     assert_eq!(ask(&lab.machine("n1"), "9.9.9.9:80"), "internet sees 20.8.8.8 at 9.9.9.9");
 }

@@ -62,7 +62,10 @@ fn an_overlay_packet_crosses_the_network_as_it_is() {
     ask_as(&c1, "10.244.0.7", "10.244.1.7:80");
     let seen = capture.join().unwrap();
     let line = "12:34:56:78:9a:bc > 00:0d:3a:01:01:06, ethertype IPv4";
-    assert!(seen.contains(line) && seen.contains("10.244.0.7.") && seen.contains("> 10.244.1.7.80"), "{seen}");
+    assert!(
+        seen.contains(line) && seen.contains("10.244.0.7.") && seen.contains("> 10.244.1.7.80"),
+        "{seen}"
+    );
 }
 
 #[test]
@@ -111,7 +114,11 @@ fn kubenet_pods_go_where_the_route_table_says() {
     lab.serve("c2", &[80]);
     lab.serve("one", &[80]);
     assert_eq!(ask_as(&c1, "10.244.0.7", "10.244.1.7:80"), "c2 sees 10.244.0.7 at 10.244.1.7");
-    assert_eq!(ask(&lab.machine("one"), "10.244.1.7:80"), "nothing", "its subnet has no such route");
+    assert_eq!(
+        ask(&lab.machine("one"), "10.244.1.7:80"),
+        "nothing",
+        "its subnet has no such route"
+    );
     assert_eq!(ask(&c1, "10.1.2.4:80"), "one sees 10.1.1.5 at 10.1.2.4");
 }
 

@@ -3,7 +3,10 @@
 
 mod balancing;
 mod clusters;
+mod golden;
 mod lab;
 mod packets;
 mod routes;
+mod timing;
+mod running;
 mod world;

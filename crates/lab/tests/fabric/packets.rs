@@ -1,8 +1,7 @@
 //! Packets between machines, pods, the internet.
 
-use vnet::host::Health;
-
 use daemon::fabric::Scope;
+use vnet::host::{Health, Step};
 
 use crate::lab::{Lab, ask, ask_as, run, serve};
 
@@ -63,8 +62,61 @@ fn a_second_pass_changes_nothing_and_damage_is_mended() {
     assert_eq!(ask(&one, "1.2.3.4:80"), "internet sees 20.0.0.1 at 1.2.3.4");
 }
 
-fn text(steps: &[vnet::host::Step]) -> String {
-    steps.iter().map(|step| format!("{step}\n")).collect()
+fn text(steps: &[Step]) -> String {
+    steps.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_machine_comes_and_goes_and_nothing_else_is_touched() {
+    let mut lab = Lab::new(TWO_SUBNETS);
+    lab.serve("three", &[80]);
+    let done = lab.becomes(&format!("{TWO_SUBNETS}\n vm four 10.1.2.5"));
+    let (vnet, four) = (lab.vnet("v"), lab.machine("four"));
+    assert_eq!(done.created, [four.name()]);
+    let touched = |step: &Step| [vnet.name(), four.name()].contains(&step.namespace.as_str());
+    assert!(done.steps.iter().all(touched), "{}", text(&done.steps));
+    let old = lab.machine("one");
+    assert!(!text(&done.steps).contains("10.1.1.4"), "{}", text(&done.steps));
+    assert_eq!(ask(&four, "10.1.2.4:80"), "three sees 10.1.2.5 at 10.1.2.4");
+
+    let done = lab.becomes(TWO_SUBNETS);
+    assert_eq!(done.deleted, [four.name()]);
+    assert!(!run(&vnet, "ip", &["route"]).contains("10.1.2.5"));
+    assert_eq!(run(&vnet, "ip", &["-o", "link"]).matches("nic-").count(), 3);
+    assert_eq!(ask(&old, "10.1.2.4:80"), "three sees 10.1.1.4 at 10.1.2.4");
+    assert!(lab.pass(&Health::default(), Scope::All).is_nothing());
+}
+
+#[test]
+fn addresses_of_a_machine_come_and_go() {
+    let one = |addresses: &str| {
+        format!("vnet v 10.1.0.0/16\n subnet a 10.1.1.0/24\n vm two 10.1.1.99\n vm one {addresses}")
+    };
+    let mut lab = Lab::new(&one("10.1.1.4,10.1.1.5,10.1.1.6"));
+    lab.serve("one", &[80]);
+    for addresses in ["10.1.1.5,10.1.1.6", "10.1.1.7,10.1.1.6", "10.1.1.6"] {
+        lab.becomes(&one(addresses));
+        assert!(lab.pass(&Health::default(), Scope::All).is_nothing(), "{addresses}");
+        for address in addresses.split(',') {
+            let said = ask(&lab.machine("two"), &format!("{address}:80"));
+            assert_eq!(said, format!("one sees 10.1.1.99 at {address}"));
+        }
+    }
+}
+
+#[test]
+fn a_namespace_that_was_removed_behind_our_back_comes_back() {
+    let mut lab = Lab::new(TWO_SUBNETS);
+    let name = lab.machine("three").name().to_owned();
+    linux::netns::Netns::delete(&name).unwrap();
+    assert_eq!(lab.pass(&Health::default(), Scope::Changed).created, [name]);
+    // The kernel may still be taking the old links away; then the next full pass sees it.
+    for _ in 0..20 {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        lab.pass(&Health::default(), Scope::All);
+    }
+    lab.serve("three", &[80]);
+    assert_eq!(ask(&lab.machine("one"), "10.1.2.4:80"), "three sees 10.1.1.4 at 10.1.2.4");
 }
 
 #[test]

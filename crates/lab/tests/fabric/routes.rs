@@ -28,7 +28,13 @@ fn a_route_leads_through_an_appliance_and_the_longest_prefix_wins() {
     serve(&lab.internet(), "internet", 80);
     let (one, nva) = (lab.machine("one"), lab.machine("nva"));
     // What the appliance forwards is counted there.
-    run(&nva, "nft", &["add table ip t; add chain ip t c { type filter hook forward priority 0; }; add rule ip t c counter"]);
+    run(
+        &nva,
+        "nft",
+        &[
+            "add table ip t; add chain ip t c { type filter hook forward priority 0; }; add rule ip t c counter",
+        ],
+    );
     let forwarded = || run(&nva, "nft", &["list", "chain", "ip", "t", "c"]).contains("packets 0 ");
     assert_eq!(ask(&one, "10.1.2.5:80"), "far sees 10.1.1.4 at 10.1.2.5");
     assert!(forwarded(), "a longer route of the user's goes straight");
@@ -57,7 +63,13 @@ fn everything_goes_through_a_firewall() {
     serve(&lab.internet(), "internet", 80);
     let (one, nva) = (lab.machine("one"), lab.machine("nva"));
     assert_eq!(ask(&one, "9.9.9.9:80"), "nothing", "nobody translates for a foreign address");
-    run(&nva, "nft", &["add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; add rule ip t c masquerade"]);
+    run(
+        &nva,
+        "nft",
+        &[
+            "add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; add rule ip t c masquerade",
+        ],
+    );
     assert_eq!(ask(&one, "9.9.9.9:80"), "internet sees 20.0.0.1 at 9.9.9.9");
 }
 
@@ -75,6 +87,10 @@ fn an_own_prefix_can_be_sent_through_an_appliance() {
     );
     lab.serve("two", &[80]);
     assert_eq!(ask(&lab.machine("one"), "10.1.1.5:80"), "two sees 10.1.1.4 at 10.1.1.5");
-    run(&lab.machine("nva"), "nft", &["add table ip t; add chain ip t c { type filter hook forward priority 0; policy drop; }"]);
+    run(
+        &lab.machine("nva"),
+        "nft",
+        &["add table ip t; add chain ip t c { type filter hook forward priority 0; policy drop; }"],
+    );
     assert_eq!(ask(&lab.machine("one"), "10.1.1.5:80"), "nothing", "even between neighbours");
 }

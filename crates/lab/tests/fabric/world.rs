@@ -67,7 +67,8 @@ pub(crate) fn region(text: &str) -> Region {
 
 /// The id of a resource of the test's group.
 pub(crate) fn id(kind: &str, name: &str) -> ArmId {
-    ArmId::group("00000000-0000-0000-0000-000000000000", "lab").sibling(&format!("{NETWORK}/{kind}"), name)
+    ArmId::group("00000000-0000-0000-0000-000000000000", "lab")
+        .sibling(&format!("{NETWORK}/{kind}"), name)
 }
 
 /// The id of a virtual network.

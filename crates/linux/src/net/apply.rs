@@ -48,7 +48,8 @@ fn run(namespace: &Netns, actions: &[&Action]) -> Result<(), LinuxError> {
     };
     let mut rest = actions;
     while let Some(first) = rest.first() {
-        let same = |action: &&&Action| std::mem::discriminant(**action) == std::mem::discriminant(*first);
+        let same =
+            |action: &&&Action| std::mem::discriminant(**action) == std::mem::discriminant(*first);
         let n = rest.iter().take_while(same).count();
         let (now, later) = rest.split_at(n);
         worker.several(now)?;
@@ -140,7 +141,8 @@ impl Worker<'_> {
             Action::SetLink { name, shape } => {
                 let index = self.index(name)?;
                 if let Some((mac, mtu)) = shape {
-                    let attributes = vec![LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Mtu(*mtu)];
+                    let attributes =
+                        vec![LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Mtu(*mtu)];
                     let message = wire::link_set(index, attributes);
                     self.add(Request::change(message, format!("link {name}")));
                 }
@@ -285,8 +287,5 @@ fn rule_message(rule: &Rule) -> RuleMessage {
 
 /// Whether a deletion failed because there was nothing to delete.
 fn is_gone(err: &LinuxError) -> bool {
-    matches!(
-        err.errno(),
-        Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL)
-    )
+    matches!(err.errno(), Some(Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL))
 }

@@ -15,9 +15,7 @@ use netlink_packet_route::{
 };
 use vnet::{
     addr::{Mac, Prefix4},
-    host::state::{
-        Address, NamespaceState, Observed, ObservedLink, RouteKey, Rule, Target, Then,
-    },
+    host::state::{Address, NamespaceState, Observed, ObservedLink, RouteKey, Rule, Target, Then},
 };
 
 use super::{netlink::Netlink, sysctl, wire::PROTOCOL};
@@ -106,10 +104,7 @@ fn address(message: &AddressMessage, names: &Names) -> Option<Address> {
     ours.then_some(Address { link, address: local?, length: message.header.prefix_len })
 }
 
-fn routes(
-    netlink: &mut Netlink,
-    names: &Names,
-) -> Result<BTreeMap<RouteKey, Target>, LinuxError> {
+fn routes(netlink: &mut Netlink, names: &Names) -> Result<BTreeMap<RouteKey, Target>, LinuxError> {
     let mut question = RouteMessage::default();
     question.header.address_family = AddressFamily::Inet;
     let answers = netlink.dump(&RouteNetlinkMessage::GetRoute(question))?;
@@ -211,10 +206,7 @@ fn neighbours(
         .collect())
 }
 
-fn neighbour(
-    message: &NeighbourMessage,
-    names: &Names,
-) -> Option<((String, Ipv4Addr), Mac)> {
+fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<((String, Ipv4Addr), Mac)> {
     let mut ours = false;
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
@@ -230,6 +222,5 @@ fn neighbour(
         }
     }
     let link = names.get(&message.header.ifindex)?.clone();
-    (ours && message.header.state == NeighbourState::Permanent)
-        .then_some(((link, address?), mac?))
+    (ours && message.header.state == NeighbourState::Permanent).then_some(((link, address?), mac?))
 }

@@ -195,9 +195,7 @@ pub fn route(table: u32, prefix: Prefix4, to: RouteTo) -> RouteMessage {
     };
     message.attributes.push(RouteAttribute::Table(table));
     if prefix.length() > 0 {
-        message
-            .attributes
-            .push(RouteAttribute::Destination(RouteAddress::Inet(prefix.network())));
+        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(prefix.network())));
     }
     match to {
         RouteTo::Link(index) | RouteTo::Local(index) => {

@@ -159,7 +159,9 @@ fn routes(socket: &mut Netlink) -> Result<Vec<RouteMessage>, LinuxError> {
         RouteNetlinkMessage::NewRoute(route) => Some(route),
         _ => None,
     });
-    Ok(routes.filter(|route| route.header.table == u8::try_from(super::MAIN_TABLE).unwrap_or(0)).collect())
+    Ok(routes
+        .filter(|route| route.header.table == u8::try_from(super::MAIN_TABLE).unwrap_or(0))
+        .collect())
 }
 
 /// Whether `route` goes to `to` (everywhere when `None`) over `link` and `gateway`.
@@ -172,7 +174,8 @@ fn leads(route: &RouteMessage, to: Option<Ipv4Addr>, link: u32, gateway: Option<
                 && has(&RouteAttribute::Destination(RouteAddress::Inet(host)))
         }
     };
-    let over = gateway.is_none_or(|gateway| has(&RouteAttribute::Gateway(RouteAddress::Inet(gateway))));
+    let over =
+        gateway.is_none_or(|gateway| has(&RouteAttribute::Gateway(RouteAddress::Inet(gateway))));
     goes && over && has(&RouteAttribute::Oif(link))
 }
 

@@ -87,7 +87,12 @@ pub(super) fn plane(lab: &str, cluster: &Cluster, vnet: Option<&Vnet>) -> Namesp
 }
 
 /// Gives a virtual network its leg to a control plane, and the table that leads to the cluster's pods.
-pub(super) fn connect_vnet(state: &mut NamespaceState, lab: &str, cluster: &Cluster, view: &View<'_>) {
+pub(super) fn connect_vnet(
+    state: &mut NamespaceState,
+    lab: &str,
+    cluster: &Cluster,
+    view: &View<'_>,
+) {
     let link = names::control_port(&cluster.meta.id);
     let peer = End {
         namespace: names::control_plane_ns(lab, &cluster.meta.id),

@@ -62,9 +62,10 @@ pub fn compile_fabric(lab: &str, region: &Region, health: &Health) -> Fabric {
     for cluster in region.clusters.values() {
         control::connect_internet(&mut internet, lab, cluster);
         let vnet = region.vnets.get(&cluster.vnet).map(|vnet| &**vnet);
-        fabric
-            .namespaces
-            .insert(names::control_plane_ns(lab, &cluster.meta.id), control::plane(lab, cluster, vnet));
+        fabric.namespaces.insert(
+            names::control_plane_ns(lab, &cluster.meta.id),
+            control::plane(lab, cluster, vnet),
+        );
     }
     fabric.namespaces.insert(names::internet_ns(lab), internet);
     fabric
@@ -89,10 +90,8 @@ fn internet() -> NamespaceState {
 
 fn connect_vnet(internet: &mut NamespaceState, lab: &str, vnet: &Vnet, view: &View<'_>) {
     let link = names::internet_link_to_vnet(&vnet.meta.id);
-    let peer = End {
-        namespace: names::vnet_ns(lab, &vnet.meta.id),
-        link: names::UPLINK.to_owned(),
-    };
+    let peer =
+        End { namespace: names::vnet_ns(lab, &vnet.meta.id), link: names::UPLINK.to_owned() };
     internet.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0");
     for address in view.public_addresses() {
         internet.neighbour(&link, address, Mac::FABRIC);
@@ -110,10 +109,8 @@ fn machine_state(
 ) -> NamespaceState {
     let mut state = NamespaceState { tenancy: Tenancy::Shared, ..NamespaceState::default() };
     let (Some(nic), Some(vnet)) = (nic, vnet) else { return state };
-    let peer = End {
-        namespace: names::vnet_ns(lab, &vnet.meta.id),
-        link: names::port(&nic.meta.id),
-    };
+    let peer =
+        End { namespace: names::vnet_ns(lab, &vnet.meta.id), link: names::port(&nic.meta.id) };
     state.links.insert(names::ETH0.to_owned(), Link { mac: nic.mac, mtu: MTU, peer });
     // A node's other addresses are its pods'.
     let n_own = match machine.role {
@@ -130,8 +127,12 @@ fn machine_state(
             state.route(MAIN, everywhere(), Target::Via(names::ETH0.to_owned(), gateway));
         }
     }
-    if machine.role == Role::Vm && nic.ip_forwarding {
-        state.sysctl("net/ipv4/ip_forward", "1");
+    if machine.role == Role::Vm {
+        // Else removing an address takes those of the same subnet along that were added after it.
+        state.sysctl(&format!("net/ipv4/conf/{}/promote_secondaries", names::ETH0), "1");
+        if nic.ip_forwarding {
+            state.sysctl("net/ipv4/ip_forward", "1");
+        }
     }
     state
 }

@@ -57,8 +57,11 @@ pub struct Question {
 /// Every probe that a rule uses, at every member of the rule's pool.
 #[must_use]
 pub fn questions(lab: &str, region: &Region) -> Vec<Question> {
-    let mut questions: Vec<Question> =
-        region.balancers.values().flat_map(|balancer| questions_of(lab, region, balancer)).collect();
+    let mut questions: Vec<Question> = region
+        .balancers
+        .values()
+        .flat_map(|balancer| questions_of(lab, region, balancer))
+        .collect();
     questions.sort_by(|a, b| a.probed.cmp(&b.probed));
     questions.dedup_by(|a, b| a.probed == b.probed);
     questions

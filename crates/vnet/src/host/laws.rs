@@ -24,7 +24,13 @@ fn pretend(world: &mut World, next_index: &mut u32, step: &Step) {
         Action::MakePair { name: link, link: is, peer_mac, peer_mtu } => {
             let (here, there) = (*next_index, *next_index + 1);
             *next_index += 2;
-            let end = |index, peer, mac, mtu| ObservedLink { index, peer: Some(peer), mac, mtu, up: false };
+            let end = |index, peer, mac, mtu| ObservedLink {
+                index,
+                peer: Some(peer),
+                mac,
+                mtu,
+                up: false,
+            };
             let ours = end(here, there, is.mac, is.mtu);
             let theirs = end(there, here, *peer_mac, *peer_mtu);
             assert!(seen(world, name).links.insert(link.clone(), ours).is_none(), "EEXIST");
@@ -44,9 +50,10 @@ fn delete_link(world: &mut World, name: &str, link: &str) {
     let Some(gone) = seen(world, name).links.get(link).cloned() else { return };
     forget(seen(world, name), link);
     let peer = world.iter().find_map(|(namespace, seen)| {
-        let found = seen.links.iter().find(|(_, it)| {
-            it.peer == Some(gone.index) && Some(it.index) == gone.peer
-        })?;
+        let found = seen
+            .links
+            .iter()
+            .find(|(_, it)| it.peer == Some(gone.index) && Some(it.index) == gone.peer)?;
         Some((namespace.clone(), found.0.clone()))
     });
     if let Some((namespace, link)) = peer {
@@ -159,15 +166,17 @@ fn any_contents(links: Vec<String>) -> impl Strategy<Value = NamespaceState> {
         prop::option::of("[xy]"),
         any::<bool>(),
     )
-        .prop_map(|(addresses, routes, rules, neighbours, sysctls, nft, sole)| NamespaceState {
-            tenancy: if sole { Tenancy::Sole } else { Tenancy::Shared },
-            links: BTreeMap::new(),
-            addresses,
-            routes,
-            rules,
-            neighbours: neighbours.into_iter().collect(),
-            sysctls: sysctls.into_iter().collect(),
-            nft,
+        .prop_map(|(addresses, routes, rules, neighbours, sysctls, nft, sole)| {
+            NamespaceState {
+                tenancy: if sole { Tenancy::Sole } else { Tenancy::Shared },
+                links: BTreeMap::new(),
+                addresses,
+                routes,
+                rules,
+                neighbours: neighbours.into_iter().collect(),
+                sysctls: sysctls.into_iter().collect(),
+                nft,
+            }
         })
 }
 

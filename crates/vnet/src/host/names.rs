@@ -30,6 +30,8 @@ pub const CONTROL_PREFIX: &str = "cp-";
 pub const REGISTRY_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 /// The address that Azure's platform speaks from: health probes come from here.
 pub const PLATFORM_ADDRESS: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+/// The address of Azure's instance metadata service, which this lab has not: nobody answers.
+pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The namespace that stands for the internet.
 #[must_use]
@@ -104,8 +106,7 @@ pub fn is_fabric_ns(lab: &str, name: &str) -> bool {
     let Some(rest) = name.strip_prefix(lab).and_then(|rest| rest.strip_prefix('-')) else {
         return false;
     };
-    rest == "internet"
-        || ["vnet-", "vm-", "node-", "cp-"].iter().any(|kind| rest.starts_with(kind))
+    rest == "internet" || ["vnet-", "vm-", "node-", "cp-"].iter().any(|kind| rest.starts_with(kind))
 }
 
 /// The last part of an id as a part of a file name.
@@ -137,8 +138,10 @@ mod tests {
     #[test]
     fn links_fit_the_kernel_and_ids_compare_without_case() {
         let id = |text: &str| text.parse::<ArmId>().expect("an id");
-        let a = id("/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/virtualNetworks/V");
-        let b = id("/subscriptions/s/resourcegroups/g/providers/microsoft.network/virtualnetworks/v");
+        let a =
+            id("/subscriptions/S/resourceGroups/G/providers/Microsoft.Network/virtualNetworks/V");
+        let b =
+            id("/subscriptions/s/resourcegroups/g/providers/microsoft.network/virtualnetworks/v");
         assert_eq!(vnet_ns("lab", &a), vnet_ns("lab", &b));
         for name in [port(&a), control_port(&a), internet_link_to_vnet(&a)] {
             assert!(name.len() <= 15, "{name}");

@@ -95,9 +95,7 @@ fn uplink(state: &mut NamespaceState, lab: &str, view: &View<'_>) {
         namespace: names::internet_ns(lab),
         link: names::internet_link_to_vnet(&view.vnet.meta.id),
     };
-    state
-        .links
-        .insert(names::UPLINK.to_owned(), Link { mac: Mac::FABRIC, mtu: MTU, peer });
+    state.links.insert(names::UPLINK.to_owned(), Link { mac: Mac::FABRIC, mtu: MTU, peer });
     state.neighbour(names::UPLINK, FAR_END, INTERNET_MAC);
     state.route(MAIN, everywhere(), to_internet());
 }
@@ -117,6 +115,7 @@ fn system_routes(state: &mut NamespaceState, view: &View<'_>) {
             state.route(MAIN, private, Target::Blackhole);
         }
     }
+    state.route(MAIN, Prefix4::host(names::METADATA_ADDRESS), Target::Blackhole);
     for prefix in &view.vnet.prefixes {
         state.route(MAIN, *prefix, nowhere());
     }
@@ -185,7 +184,8 @@ fn subnet_routes(state: &mut NamespaceState, view: &View<'_>, subnet: &Subnet) {
     for prefix in &view.vnet.prefixes {
         state.route(table, *prefix, Target::Throw);
     }
-    // No user-defined route applies to the platform.
+    // No user-defined route applies to the platform. Its other address is the namespace's own.
+    state.route(table, Prefix4::host(names::METADATA_ADDRESS), Target::Throw);
     for cluster in &view.clusters {
         let platform = Prefix4::host(control::platform_address(cluster));
         state.route(table, platform, Target::Throw);

@@ -47,10 +47,12 @@ const CHAINS: &str = r#"
 		iifname . ip daddr @overlay notrack
 	}
 
-	# A flow keeps the member that it got, whatever becomes of the others.
+	# A flow keeps the member that it got, whatever becomes of the others. An answer to what a member sent
+	# out as a front end is no flow to it.
 	chain balance {
 		type filter hook prerouting priority mangle; policy accept;
-		ct direction original ct mark != 0 meta mark set ct mark accept
+		ct direction reply accept
+		ct mark != 0 meta mark set ct mark accept
 		ip daddr . meta l4proto . th dport vmap @balanced
 		ip daddr vmap @balanced_whole
 	}
@@ -136,8 +138,11 @@ fn maps(text: &mut String, services: &Services) {
     let (mut dnat, mut dnat_whole) = (BTreeSet::new(), BTreeSet::new());
     for (key, service) in &services.0 {
         let (address, protocol, port) = key;
-        let verdict =
-            if service.healthy.is_empty() { "drop".to_owned() } else { format!("goto {}", chain_name(*key)) };
+        let verdict = if service.healthy.is_empty() {
+            "drop".to_owned()
+        } else {
+            format!("goto {}", chain_name(*key))
+        };
         let element = match protocol {
             Transport::All => format!("{address} : {verdict}"),
             Transport::Tcp => format!("{address} . tcp . {port} : {verdict}"),

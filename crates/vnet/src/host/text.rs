@@ -92,7 +92,11 @@ impl fmt::Display for NamespaceState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (name, link) in &self.links {
             let peer = &link.peer;
-            writeln!(f, "link {name} {} mtu {} to {} {}", link.mac, link.mtu, peer.namespace, peer.link)?;
+            writeln!(
+                f,
+                "link {name} {} mtu {} to {} {}",
+                link.mac, link.mtu, peer.namespace, peer.link
+            )?;
         }
         for Address { link, address, length } in &self.addresses {
             writeln!(f, "address {address}/{length} dev {link}")?;

@@ -132,8 +132,8 @@ impl<'a> View<'a> {
                 Frontend::Internal { .. } => None,
                 frontend @ Frontend::Public { .. } => self.frontend_address(frontend),
             };
-            is_member |= balancer.sku.eq_ignore_ascii_case("Standard")
-                && balancer.pools.keys().any(has);
+            is_member |=
+                balancer.sku.eq_ignore_ascii_case("Standard") && balancer.pools.keys().any(has);
             for rule in balancer.outbound_rules.values().filter(|rule| has(&rule.pool)) {
                 by_rule = by_rule.or_else(|| rule.frontends.iter().find_map(public));
             }

@@ -24,8 +24,7 @@ impl Grant {
         let all = (0..block.n_addresses()).filter_map(|offset| block.nth(offset));
         match network {
             PodNetwork::Kubenet => {
-                let not_pods =
-                    [Some(block.network()), block.nth(1), Some(block.broadcast())];
+                let not_pods = [Some(block.network()), block.nth(1), Some(block.broadcast())];
                 all.filter(|address| !not_pods.contains(&Some(*address))).collect()
             }
             PodNetwork::NodeSubnet | PodNetwork::PodSubnet | PodNetwork::Overlay => all.collect(),
@@ -66,7 +65,9 @@ pub struct Pool<Owner> {
 
 /// No address is free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no free address: the node has {n_granted}, {n_held} are held and {n_leaving} still leaving")]
+#[error(
+    "no free address: the node has {n_granted}, {n_held} are held and {n_leaving} still leaving"
+)]
 pub struct Exhausted {
     /// How many the node has.
     pub n_granted: usize,

@@ -20,7 +20,12 @@ const FIRST_LAB_ADDRESS: u64 = 4;
 
 impl Change {
     /// The subnet `id`, if `user` (a resource in `location`) may put something into it.
-    pub(super) fn joinable(&self, id: &ArmId, user: &ArmId, location: &str) -> Result<&Subnet, Fault> {
+    pub(super) fn joinable(
+        &self,
+        id: &ArmId,
+        user: &ArmId,
+        location: &str,
+    ) -> Result<&Subnet, Fault> {
         let (vnet, subnet) = self.region.subnet(id).ok_or_else(|| refusal::reference(id, user))?;
         if vnet.meta.location != location {
             return Err(refusal::reference(id, user));
@@ -69,8 +74,10 @@ impl Change {
         wanted: Option<Ipv4Addr>,
         holder: Holder,
     ) -> Result<Ipv4Addr, Fault> {
-        let (_, there) =
-            self.region.subnet(subnet).ok_or_else(|| refusal::reference(subnet, holder.resource()))?;
+        let (_, there) = self
+            .region
+            .subnet(subnet)
+            .ok_or_else(|| refusal::reference(subnet, holder.resource()))?;
         let address = match wanted {
             Some(address) => {
                 check_static(subnet, there, address, &holder)?;
@@ -102,7 +109,8 @@ impl Change {
 
     /// Gives an address back. Giving back what nobody holds is success.
     pub(super) fn release(&mut self, subnet: &ArmId, address: Ipv4Addr) {
-        if self.region.subnet(subnet).is_some_and(|(_, subnet)| subnet.held.contains_key(&address)) {
+        if self.region.subnet(subnet).is_some_and(|(_, subnet)| subnet.held.contains_key(&address))
+        {
             self.subnet_mut(subnet).held.remove(&address);
         }
     }
@@ -139,7 +147,10 @@ impl Change {
             .filter_map(|offset| internet.nth(offset))
             .find(|address| !taken.contains(address))
             .ok_or_else(|| {
-                Fault::bad("PublicIPCountLimitReached", format!("No address of {internet} is free."))
+                Fault::bad(
+                    "PublicIPCountLimitReached",
+                    format!("No address of {internet} is free."),
+                )
             })?;
         self.claimed.insert(address);
         Ok(address)
@@ -148,7 +159,7 @@ impl Change {
     /// The Ethernet address of a new NIC: Microsoft's prefix, the rest from the id, no other NIC's.
     pub(super) fn mac_for(&self, nic: &ArmId) -> Mac {
         let taken = |mac: Mac| self.region.nics.values().any(|nic| nic.mac == mac);
-        (0_u32..)
+        (0..u32::MAX)
             .map(|attempt| {
                 let bytes = *uuid_of(&format!("{} mac {attempt}", nic.key())).as_bytes();
                 Mac([0x00, 0x0d, 0x3a, bytes[0], bytes[1], bytes[2]])

@@ -10,20 +10,18 @@ use crate::{
     command::{Accepted, Common, PutFrontend, PutLoadBalancer},
     fault::Fault,
     kind,
-    model::{
-        Allocation, BackendPool, Frontend, Holder, LoadBalancer, OutboundType, Transport,
-    },
+    model::{Allocation, BackendPool, Frontend, Holder, LoadBalancer, OutboundType, Transport},
     name::{ArmId, Name},
 };
 
 impl Change {
     pub(super) fn put_balancer(
         &mut self,
-        common: Common,
+        common: &Common,
         put: PutLoadBalancer,
     ) -> Result<Accepted, Fault> {
         let old = self.region.balancers.get(&common.id).cloned();
-        let meta = self.meta(&common, kind::LOAD_BALANCER, old.as_ref().map(|old| &old.meta))?;
+        let meta = self.meta(common, kind::LOAD_BALANCER, old.as_ref().map(|old| &old.meta))?;
         refusal::check_name(common.id.name())?;
         let id = meta.id.clone();
         // What it had is free for the new list.
@@ -101,11 +99,9 @@ impl Change {
         wanted: Option<std::net::Ipv4Addr>,
         has: Option<std::net::Ipv4Addr>,
     ) -> Result<Frontend, Fault> {
-        let holder =
-            Holder::Frontend { balancer: id.clone(), frontend: name.as_str().to_owned() };
+        let holder = Holder::Frontend { balancer: id.clone(), frontend: name.as_str().to_owned() };
         let address = self.hold(&subnet, wanted.or(has), holder)?;
-        let allocation =
-            if wanted.is_some() { Allocation::Static } else { Allocation::Dynamic };
+        let allocation = if wanted.is_some() { Allocation::Static } else { Allocation::Dynamic };
         Ok(Frontend::Internal { subnet, address, allocation })
     }
 
@@ -187,7 +183,8 @@ impl Change {
         let cluster = group.and_then(|group| group.managed_by.as_ref());
         let cluster = cluster.and_then(|cluster| self.region.clusters.get(cluster));
         let is_needed = cluster.is_some_and(|cluster| {
-            cluster.outbound == OutboundType::LoadBalancer && Name::new(id.name()) == "kubernetes".into()
+            cluster.outbound == OutboundType::LoadBalancer
+                && Name::new(id.name()) == "kubernetes".into()
         });
         if is_needed {
             return Err(Fault::bad(
@@ -232,19 +229,21 @@ fn unique<T>(
 fn check_references(balancer: &LoadBalancer) -> Result<(), Fault> {
     let id = &balancer.meta.id;
     let missing = |kind: &str, name: &Name| refusal::reference(&id.child(kind, name.as_str()), id);
-    let frontend = |name: &Name| match balancer.frontends.contains_key(name) {
-        true => Ok(()),
-        false => Err(missing("frontendIPConfigurations", name)),
+    let frontend = |name: &Name| {
+        let known = balancer.frontends.contains_key(name);
+        if known { Ok(()) } else { Err(missing("frontendIPConfigurations", name)) }
     };
-    let pool = |name: &Name| match balancer.pools.contains_key(name) {
-        true => Ok(()),
-        false => Err(missing("backendAddressPools", name)),
+    let pool = |name: &Name| {
+        let known = balancer.pools.contains_key(name);
+        if known { Ok(()) } else { Err(missing("backendAddressPools", name)) }
     };
     let mut wanted = BTreeMap::new();
     for (name, rule) in &balancer.rules {
         frontend(&rule.frontend)?;
         pool(&rule.pool)?;
-        if let Some(probe) = rule.probe.as_ref().filter(|probe| !balancer.probes.contains_key(*probe)) {
+        if let Some(probe) =
+            rule.probe.as_ref().filter(|probe| !balancer.probes.contains_key(*probe))
+        {
             return Err(missing("probes", probe));
         }
         let target = format!("properties.loadBalancingRules[{name}]");

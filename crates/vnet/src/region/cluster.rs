@@ -29,10 +29,14 @@ const MANAGED_VNET: ([u8; 4], u8) = ([10, 224, 0, 0], 12);
 const MANAGED_SUBNET: ([u8; 4], u8) = ([10, 224, 0, 0], 16);
 
 impl Change {
-    pub(super) fn put_cluster(&mut self, common: Common, put: PutCluster) -> Result<Accepted, Fault> {
+    pub(super) fn put_cluster(
+        &mut self,
+        common: &Common,
+        put: PutCluster,
+    ) -> Result<Accepted, Fault> {
         match self.region.clusters.get(&common.id).cloned() {
-            Some(old) => self.update_cluster(&old, &common, put),
-            None => self.create_cluster(&common, put),
+            Some(old) => self.update_cluster(&old, common, put),
+            None => self.create_cluster(common, put),
         }
     }
 
@@ -44,16 +48,20 @@ impl Change {
         let group = self.live_group(&id)?.id.clone();
         let mode = put.mode.unwrap_or(NetworkMode::Overlay);
         let hash = eight_digits(&id);
-        let node_group = self.node_group_id(&id, &group, &meta.location, put.node_group.as_deref())?;
+        let node_group =
+            self.node_group_id(&id, &group, &meta.location, put.node_group.as_deref())?;
         let dns_prefix = put.dns_prefix.unwrap_or_else(|| default_dns_prefix(&id));
         let suffix = &uuid_of(&format!("{} fqdn", id.key())).simple().to_string()[..8];
         let first_subnet = put.pools.first().and_then(|pool| pool.subnet.clone());
         let vnet = match &first_subnet {
-            Some(subnet) => subnet.parent().ok_or_else(|| refusal::wrong_kind(subnet, kind::SUBNET))?,
+            Some(subnet) => {
+                subnet.parent().ok_or_else(|| refusal::wrong_kind(subnet, kind::SUBNET))?
+            }
             None => node_group.sibling(kind::VNET, &format!("aks-vnet-{hash}")),
         };
-        let route_table = (mode == NetworkMode::Kubenet)
-            .then(|| node_group.sibling(kind::ROUTE_TABLE, &format!("aks-agentpool-{hash}-routetable")));
+        let route_table = (mode == NetworkMode::Kubenet).then(|| {
+            node_group.sibling(kind::ROUTE_TABLE, &format!("aks-agentpool-{hash}-routetable"))
+        });
         let mut cluster = Cluster {
             created: self.now,
             version: put.version.unwrap_or_else(|| DEFAULT_VERSION.to_owned()),
@@ -121,7 +129,7 @@ impl Change {
         self.check_sizes(cluster)?;
         for pool in cluster.pools.clone().into_values() {
             self.connect(cluster, &pool);
-            self.add_nodes(cluster, &pool.name, pool.count)?;
+            self.resize(cluster, &pool.name)?;
         }
         Ok(())
     }
@@ -129,7 +137,10 @@ impl Change {
     /// Refuses the cluster's ranges when they do not suit its virtual network.
     pub(super) fn check_ranges(&self, cluster: &Cluster) -> Result<(), Fault> {
         let vnet = self.region.vnets.get(&cluster.vnet);
-        ranges::check(cluster, vnet.ok_or_else(|| refusal::reference(&cluster.vnet, &cluster.meta.id))?)
+        ranges::check(
+            cluster,
+            vnet.ok_or_else(|| refusal::reference(&cluster.vnet, &cluster.meta.id))?,
+        )
     }
 
     fn update_cluster(
@@ -167,13 +178,14 @@ impl Change {
             ProvisioningState::Deleting => "delete",
             ProvisioningState::Scaling => "scale",
             ProvisioningState::Upgrading => "upgrade",
-            ProvisioningState::Updating | ProvisioningState::Succeeded | ProvisioningState::Failed => {
-                "update"
-            }
+            ProvisioningState::Updating
+            | ProvisioningState::Succeeded
+            | ProvisioningState::Failed => "update",
         };
-        let (kind, thing, abort) = match is_pool {
-            true => ("node pool", "agent pool", "az aks nodepool operation-abort"),
-            false => ("managed cluster", "managed cluster", "az aks operation-abort"),
+        let (kind, thing, abort) = if is_pool {
+            ("node pool", "agent pool", "az aks nodepool operation-abort")
+        } else {
+            ("managed cluster", "managed cluster", "az aks operation-abort")
         };
         Err(Fault::conflict(
             "OperationNotAllowed",
@@ -191,8 +203,7 @@ impl Change {
     pub(super) fn delete_cluster(&mut self, id: &ArmId) -> Result<Accepted, Fault> {
         let Some(cluster) = self.region.clusters.get(id) else { return Ok(UNCHANGED) };
         if cluster.meta.state == ProvisioningState::Deleting {
-            let operation = self.region.running_operation(id).map(|operation| operation.id);
-            return Ok(Accepted { outcome: Outcome::Deleting, operation });
+            return Ok(self.deleting_again(id));
         }
         let users = self.outside_users(&BTreeSet::from([cluster.node_group.clone()]));
         if !users.is_empty() {
@@ -424,7 +435,10 @@ fn check_fixed(old: &Cluster, put: &PutCluster) -> Result<(), Fault> {
     let same_group = |name: &String| name.eq_ignore_ascii_case(old.node_group.resource_group());
     let fixed = [
         (put.pod_cidr.is_some_and(|range| Some(range) != old.pod_cidr), "networkProfile.podCidr"),
-        (put.service_cidr.is_some_and(|range| range != old.service_cidr), "networkProfile.serviceCidr"),
+        (
+            put.service_cidr.is_some_and(|range| range != old.service_cidr),
+            "networkProfile.serviceCidr",
+        ),
         (
             put.dns_service_ip.is_some_and(|address| address != old.dns_service_ip),
             "networkProfile.dnsServiceIP",

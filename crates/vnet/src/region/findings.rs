@@ -91,11 +91,15 @@ impl Region {
         for (id, subnet) in self.subnets() {
             for (address, holder) in &subnet.held {
                 let agrees = match holder {
-                    Holder::IpConfiguration { nic, config } => self.nics.get(nic).is_some_and(|nic| {
-                        nic.configs.iter().any(|there| {
-                            there.name == *config && there.subnet == id && there.address == *address
+                    Holder::IpConfiguration { nic, config } => {
+                        self.nics.get(nic).is_some_and(|nic| {
+                            nic.configs.iter().any(|there| {
+                                there.name == *config
+                                    && there.subnet == id
+                                    && there.address == *address
+                            })
                         })
-                    }),
+                    }
                     Holder::Frontend { balancer, frontend } => {
                         let balancer = self.balancers.get(balancer);
                         let frontend =
@@ -106,7 +110,9 @@ impl Region {
                     Holder::PodBatch { node } => self.pod_subnet_of(node) == Some(&id),
                 };
                 if !agrees {
-                    findings.push(format!("{address} of {id} is held by {holder:?}, who does not have it"));
+                    findings.push(format!(
+                        "{address} of {id} is held by {holder:?}, who does not have it"
+                    ));
                 }
             }
         }
@@ -122,7 +128,9 @@ impl Region {
         let mut expect = |subnet: &ArmId, address: Ipv4Addr, holder: Holder| {
             let held = self.subnet(subnet).and_then(|(_, subnet)| subnet.held.get(&address));
             if held != Some(&holder) {
-                findings.push(format!("{holder:?} has {address} of {subnet}, which is held by {held:?}"));
+                findings.push(format!(
+                    "{holder:?} has {address} of {subnet}, which is held by {held:?}"
+                ));
             }
         };
         for nic in self.nics.values() {
@@ -178,7 +186,9 @@ impl Region {
         }
         for (id, nic) in &self.nics {
             let machine = nic.machine.as_ref();
-            if machine.is_some_and(|machine| self.machines.get(machine).is_none_or(|m| m.nic != *id)) {
+            if machine
+                .is_some_and(|machine| self.machines.get(machine).is_none_or(|m| m.nic != *id))
+            {
                 findings.push(format!("{id} is attached to {machine:?}, which has another NIC"));
             }
         }
@@ -232,7 +242,8 @@ impl Region {
             }
         }
         for rule in balancer.rules.values() {
-            if !balancer.frontends.contains_key(&rule.frontend) || !balancer.pools.contains_key(&rule.pool)
+            if !balancer.frontends.contains_key(&rule.frontend)
+                || !balancer.pools.contains_key(&rule.pool)
             {
                 findings.push(format!("{id} has a rule without a front end or a pool"));
             }
@@ -242,11 +253,13 @@ impl Region {
     /// A cluster has its parts, and its nodes have what they need.
     fn find_in_cluster(&self, cluster: &Cluster, findings: &mut Vec<String>) {
         let id = &cluster.meta.id;
-        let managed_by = self.groups.get(&cluster.node_group).and_then(|group| group.managed_by.as_ref());
+        let managed_by =
+            self.groups.get(&cluster.node_group).and_then(|group| group.managed_by.as_ref());
         if managed_by != Some(id) {
             findings.push(format!("{id} has no node resource group"));
         }
-        if cluster.route_table.as_ref().is_some_and(|table| !self.route_tables.contains_key(table)) {
+        if cluster.route_table.as_ref().is_some_and(|table| !self.route_tables.contains_key(table))
+        {
             findings.push(format!("{id} has no route table"));
         }
         let mut ranges = BTreeSet::new();

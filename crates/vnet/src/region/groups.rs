@@ -2,14 +2,12 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Change, UNCHANGED, UPDATED, etag, lifecycle, refusal};
+use super::{Change, UNCHANGED, UPDATED, etag, lifecycle, nodes, refusal};
 use crate::{
     command::{Accepted, Outcome},
     fault::Fault,
     kind,
-    model::{
-        Frontend, Holder, Meta, ProvisioningState, ResourceGroup, RoleAssignment, Tags, Verb,
-    },
+    model::{Frontend, Holder, Meta, ProvisioningState, ResourceGroup, RoleAssignment, Tags, Verb},
     name::{ArmId, Name},
 };
 
@@ -78,14 +76,16 @@ impl Change {
             return Err(blocked(id, &[format!("it is the node resource group of {cluster}")]));
         }
         if group.state == ProvisioningState::Deleting {
-            let operation = self.region.running_operation(id).map(|operation| operation.id);
-            return Ok(Accepted { outcome: Outcome::Deleting, operation });
+            return Ok(self.deleting_again(id));
         }
         let clusters: Vec<ArmId> =
             self.region.clusters.keys().filter(|cluster| is_in(id, cluster)).cloned().collect();
         let mut going = BTreeSet::from([id.clone()]);
         going.extend(
-            clusters.iter().filter_map(|id| self.region.clusters.get(id)).map(|c| c.node_group.clone()),
+            clusters
+                .iter()
+                .filter_map(|id| self.region.clusters.get(id))
+                .map(|c| c.node_group.clone()),
         );
         let users = self.outside_users(&going);
         if !users.is_empty() {
@@ -107,7 +107,9 @@ impl Change {
             .region
             .groups
             .values()
-            .filter(|group| group.state == ProvisioningState::Deleting && group.managed_by.is_none())
+            .filter(|group| {
+                group.state == ProvisioningState::Deleting && group.managed_by.is_none()
+            })
             .map(|group| group.id.clone())
             .collect();
         for group in going {
@@ -136,14 +138,22 @@ impl Change {
         for (id, vnet) in &region.vnets {
             if inside(id) {
                 let holders = vnet.subnets.values().flat_map(|subnet| subnet.held.values());
-                users.extend(holders.map(Holder::resource).filter(|holder| !inside(holder)).cloned());
+                users.extend(
+                    holders.map(Holder::resource).filter(|holder| !inside(holder)).cloned(),
+                );
             } else {
                 // A cluster takes its own route table off the subnet when it goes.
                 let is_managed = |table: &ArmId| {
-                    region.clusters.values().any(|cluster| cluster.route_table.as_ref() == Some(table))
+                    region
+                        .clusters
+                        .values()
+                        .any(|cluster| cluster.route_table.as_ref() == Some(table))
                 };
                 for subnet in vnet.subnets.values() {
-                    if subnet.route_table.as_ref().is_some_and(|table| inside(table) && !is_managed(table))
+                    if subnet
+                        .route_table
+                        .as_ref()
+                        .is_some_and(|table| inside(table) && !is_managed(table))
                     {
                         users.insert(id.child("subnets", subnet.name.as_str()));
                     }
@@ -153,7 +163,10 @@ impl Change {
         for (id, cluster) in &region.clusters {
             // Its own node resource group goes with a cluster, not before it.
             let is_leaving = inside(id) || going.contains(&cluster.node_group);
-            let used = cluster.pools.values().flat_map(|pool| pool.pod_subnet.iter().chain([&pool.subnet]));
+            let used = cluster
+                .pools
+                .values()
+                .flat_map(|pool| pool.pod_subnet.iter().chain([&pool.subnet]));
             if !is_leaving && used.into_iter().any(inside) {
                 users.insert(id.clone());
             }
@@ -164,10 +177,10 @@ impl Change {
             }
         }
         for (id, balancer) in &region.balancers {
-            let uses = balancer.frontends.values().any(
+            let has_one = balancer.frontends.values().any(
                 |frontend| matches!(frontend, Frontend::Public { public_ip } if inside(public_ip)),
             );
-            if !inside(id) && uses {
+            if !inside(id) && has_one {
                 users.insert(id.clone());
             }
         }
@@ -179,9 +192,8 @@ impl Change {
         assignment: RoleAssignment,
     ) -> Result<Accepted, Fault> {
         let key = (assignment.scope.to_ascii_lowercase(), assignment.name.to_ascii_lowercase());
-        let exists = || {
-            Fault::conflict("RoleAssignmentExists", "The role assignment already exists.")
-        };
+        let exists =
+            || Fault::conflict("RoleAssignmentExists", "The role assignment already exists.");
         if let Some(old) = self.region.role_assignments.get(&key) {
             return if same_grant(old, &assignment) { Ok(UNCHANGED) } else { Err(exists()) };
         }
@@ -243,8 +255,7 @@ impl Change {
         } else {
             let Some(state) = self.state_of(id) else { return Ok(UNCHANGED) };
             if state == ProvisioningState::Deleting {
-                let operation = self.region.running_operation(id).map(|operation| operation.id);
-                return Ok(Accepted { outcome: Outcome::Deleting, operation });
+                return Ok(self.deleting_again(id));
             }
             self.refuse_used(id)?;
             self.mark_deleting(id);
@@ -322,9 +333,8 @@ impl Change {
             // The scale set of a pool without nodes names its subnet, too.
             for cluster in self.region.clusters.values() {
                 let pools = cluster.pools.values().filter(|pool| pool.subnet == id);
-                users.extend(pools.map(|pool| {
-                    self.scale_set_id(cluster, &pool.name).to_string()
-                }));
+                users
+                    .extend(pools.map(|pool| nodes::scale_set_id(cluster, &pool.name).to_string()));
             }
         }
         if users.is_empty() { Ok(()) } else { Err(refusal::subnet_in_use(subnet, &users)) }

@@ -7,21 +7,19 @@ use crate::{
     command::{Accepted, Common, PutIpConfiguration},
     fault::Fault,
     kind,
-    model::{
-        Allocation, Holder, IpConfiguration, Machine, Nic, PublicIp, Role,
-    },
+    model::{Allocation, Holder, IpConfiguration, Machine, Nic, PublicIp, Role},
     name::ArmId,
 };
 
 impl Change {
     pub(super) fn put_nic(
         &mut self,
-        common: Common,
+        common: &Common,
         ip_forwarding: bool,
         wanted: Vec<PutIpConfiguration>,
     ) -> Result<Accepted, Fault> {
         let old = self.region.nics.get(&common.id).cloned();
-        let meta = self.meta(&common, kind::NIC, old.as_ref().map(|old| &old.meta))?;
+        let meta = self.meta(common, kind::NIC, old.as_ref().map(|old| &old.meta))?;
         refusal::check_name(common.id.name())?;
         let id = meta.id.clone();
         check_configurations(&id, &wanted)?;
@@ -39,23 +37,25 @@ impl Change {
         for put in &wanted {
             self.joinable(&put.subnet, &id, &meta.location)?;
             if let Some(address) = put.address.or_else(|| kept(put)) {
-                let holder =
-                    Holder::IpConfiguration { nic: id.clone(), config: put.name.clone() };
+                let holder = Holder::IpConfiguration { nic: id.clone(), config: put.name.clone() };
                 self.hold(&put.subnet, Some(address), holder)?;
             }
         }
         for put in wanted {
-            let address = match put.address.or_else(|| kept(&put)) {
-                Some(address) => address,
-                None => {
-                    let holder =
-                        Holder::IpConfiguration { nic: id.clone(), config: put.name.clone() };
-                    self.hold(&put.subnet, None, holder)?
-                }
+            let address = if let Some(address) = put.address.or_else(|| kept(&put)) {
+                address
+            } else {
+                let config = put.name.clone();
+                self.hold(&put.subnet, None, Holder::IpConfiguration { nic: id.clone(), config })?
             };
             let allocation =
                 if put.address.is_some() { Allocation::Static } else { Allocation::Dynamic };
-            configs.push(IpConfiguration { name: put.name, subnet: put.subnet, address, allocation });
+            configs.push(IpConfiguration {
+                name: put.name,
+                subnet: put.subnet,
+                address,
+                allocation,
+            });
         }
         let nic = Nic {
             mac: old.as_ref().map_or_else(|| self.mac_for(&id), |old| old.mac),
@@ -90,19 +90,19 @@ impl Change {
         }
     }
 
-    pub(super) fn put_vm(&mut self, common: Common, nic_id: ArmId) -> Result<Accepted, Fault> {
+    pub(super) fn put_vm(&mut self, common: &Common, nic_id: &ArmId) -> Result<Accepted, Fault> {
         let old = self.region.machines.get(&common.id).cloned();
-        let meta = self.meta(&common, kind::VM, old.as_ref().map(|old| &old.meta))?;
+        let meta = self.meta(common, kind::VM, old.as_ref().map(|old| &old.meta))?;
         refusal::check_name(common.id.name())?;
         let id = meta.id.clone();
-        if old.as_ref().is_some_and(|old| old.nic != nic_id) {
+        if old.as_ref().is_some_and(|old| old.nic != *nic_id) {
             return Err(refusal::property_change("networkProfile.networkInterfaces"));
         }
-        let nic = self.region.nics.get(&nic_id).ok_or_else(|| refusal::reference(&nic_id, &id))?;
+        let nic = self.region.nics.get(nic_id).ok_or_else(|| refusal::reference(nic_id, &id))?;
         if nic.meta.location != meta.location {
-            return Err(refusal::reference(&nic_id, &id));
+            return Err(refusal::reference(nic_id, &id));
         }
-        self.refuse_going(&nic_id, nic.meta.state)?;
+        self.refuse_going(nic_id, nic.meta.state)?;
         if let Some(other) = nic.machine.as_ref().filter(|machine| **machine != id) {
             return Err(Fault::conflict(
                 "NicInUse",
@@ -120,12 +120,12 @@ impl Change {
 
     pub(super) fn put_public_ip(
         &mut self,
-        common: Common,
+        common: &Common,
         sku: String,
         allocation: Allocation,
     ) -> Result<Accepted, Fault> {
         let old = self.region.public_ips.get(&common.id).cloned();
-        let meta = self.meta(&common, kind::PUBLIC_IP, old.as_ref().map(|old| &old.meta))?;
+        let meta = self.meta(common, kind::PUBLIC_IP, old.as_ref().map(|old| &old.meta))?;
         refusal::check_name(common.id.name())?;
         // Azure documentation, "Public IP addresses": Standard is always static.
         if sku.eq_ignore_ascii_case("Standard") && allocation == Allocation::Dynamic {
@@ -152,7 +152,8 @@ impl Change {
 /// Refuses a NIC without configurations, with two of one name, or in several virtual networks.
 fn check_configurations(id: &ArmId, configs: &[PutIpConfiguration]) -> Result<(), Fault> {
     let target = "properties.ipConfigurations";
-    let vnets: BTreeSet<Option<ArmId>> = configs.iter().map(|config| config.subnet.parent()).collect();
+    let vnets: BTreeSet<Option<ArmId>> =
+        configs.iter().map(|config| config.subnet.parent()).collect();
     let names: BTreeSet<&str> = configs.iter().map(|config| config.name.as_str()).collect();
     if configs.is_empty() {
         return Err(refusal::invalid(target, &format!("{id} has no IP configuration.")));

@@ -163,8 +163,12 @@ impl Change {
             }
             any = true;
             let vnet = Arc::make_mut(vnet);
-            let names: Vec<Name> =
-                vnet.subnets.iter().filter(|(_, subnet)| is_due(subnet)).map(|(name, _)| name.clone()).collect();
+            let names: Vec<Name> = vnet
+                .subnets
+                .iter()
+                .filter(|(_, subnet)| is_due(subnet))
+                .map(|(name, _)| name.clone())
+                .collect();
             for name in names {
                 match vnet.subnets.get_mut(&name) {
                     Some(subnet) if subnet.state != ProvisioningState::Deleting => {
@@ -245,23 +249,22 @@ impl Change {
         if is_changed || is_ended || !gone.is_empty() { UPDATED } else { UNCHANGED }
     }
 
-    /// What was begun on `target` cannot be done.
+    /// What was begun on `target` cannot be done. What is being deleted stays so, and the loops go on trying:
+    /// half of it may be gone.
     pub(super) fn failed(&mut self, target: &ArmId, fault: &Fault) -> Accepted {
         if !self.end_operations(Some(fault), |operation| operation.target == *target) {
             return UNCHANGED;
         }
-        let fail = |meta: &mut Meta| meta.state = ProvisioningState::Failed;
+        let fail = |meta: &mut Meta| meta.state = failed_state(meta.state);
         change(&mut self.region.vnets, target, fail);
         change(&mut self.region.route_tables, target, fail);
         change(&mut self.region.public_ips, target, fail);
         change(&mut self.region.nics, target, fail);
         change(&mut self.region.machines, target, fail);
         change(&mut self.region.balancers, target, fail);
-        if let Some(group) = self.region.groups.get_mut(target) {
-            Arc::make_mut(group).state = ProvisioningState::Failed;
-        }
         if self.region.subnet(target).is_some() {
-            self.subnet_mut(target).state = ProvisioningState::Failed;
+            let subnet = self.subnet_mut(target);
+            subnet.state = failed_state(subnet.state);
         }
         let pool = self.region.pool(target).map(|(_, pool)| pool.name.clone());
         let cluster = match &pool {
@@ -276,7 +279,7 @@ impl Change {
             for (name, there) in &mut cluster.pools {
                 let is_meant = pool.as_ref().is_none_or(|pool| pool == name);
                 if is_meant && there.state != ProvisioningState::Succeeded {
-                    there.state = ProvisioningState::Failed;
+                    there.state = failed_state(there.state);
                 }
             }
         }
@@ -299,6 +302,19 @@ impl Change {
             self.region.operations.remove(id);
         }
         UPDATED
+    }
+}
+
+/// What becomes of a state when its operation fails.
+fn failed_state(state: ProvisioningState) -> ProvisioningState {
+    match state {
+        ProvisioningState::Deleting => ProvisioningState::Deleting,
+        ProvisioningState::Creating
+        | ProvisioningState::Updating
+        | ProvisioningState::Scaling
+        | ProvisioningState::Upgrading
+        | ProvisioningState::Succeeded
+        | ProvisioningState::Failed => ProvisioningState::Failed,
     }
 }
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{Change, UNCHANGED, refusal};
 use crate::{
     addr::Prefix4,
-    command::{Accepted, Common, Outcome, PutSubnet},
+    command::{Accepted, Common, PutSubnet},
     fault::Fault,
     kind,
     model::{Delegation, ProvisioningState, Subnet, Vnet},
@@ -27,12 +27,12 @@ pub(super) const PRIVATE_LINK_DEFAULT: &str = "Enabled";
 impl Change {
     pub(super) fn put_vnet(
         &mut self,
-        common: Common,
+        common: &Common,
         prefixes: Vec<Prefix4>,
         subnets: Option<Vec<PutSubnet>>,
     ) -> Result<Accepted, Fault> {
         let old = self.region.vnets.get(&common.id).cloned();
-        let meta = self.meta(&common, kind::VNET, old.as_ref().map(|old| &old.meta))?;
+        let meta = self.meta(common, kind::VNET, old.as_ref().map(|old| &old.meta))?;
         refusal::check_name(common.id.name())?;
         let id = meta.id.clone();
         check_address_space(&id, &prefixes)?;
@@ -79,8 +79,11 @@ impl Change {
     pub(super) fn put_subnet(&mut self, id: &ArmId, put: PutSubnet) -> Result<Accepted, Fault> {
         self.live_group(id)?;
         let vnet_id = id.parent().ok_or_else(|| refusal::wrong_kind(id, kind::SUBNET))?;
-        let vnet =
-            self.region.vnets.get(&vnet_id).ok_or_else(|| refusal::parent_not_found(id, &vnet_id))?;
+        let vnet = self
+            .region
+            .vnets
+            .get(&vnet_id)
+            .ok_or_else(|| refusal::parent_not_found(id, &vnet_id))?;
         self.refuse_going(&vnet_id, vnet.meta.state)?;
         let name = put.name.clone();
         let old = vnet.subnets.get(&name);
@@ -161,8 +164,7 @@ impl Change {
     pub(super) fn delete_subnet(&mut self, id: &ArmId) -> Result<Accepted, Fault> {
         let Some((vnet, subnet)) = self.region.subnet(id) else { return Ok(UNCHANGED) };
         if subnet.state == ProvisioningState::Deleting {
-            let operation = self.region.running_operation(id).map(|operation| operation.id);
-            return Ok(Accepted { outcome: Outcome::Deleting, operation });
+            return Ok(self.deleting_again(id));
         }
         let (vnet, name) = (vnet.meta.id.clone(), subnet.name.clone());
         self.refuse_used_subnet(&vnet, &name)?;
@@ -178,7 +180,10 @@ impl Change {
 fn check_address_space(id: &ArmId, prefixes: &[Prefix4]) -> Result<(), Fault> {
     let target = "properties.addressSpace.addressPrefixes";
     if prefixes.is_empty() {
-        return Err(refusal::invalid(target, &format!("Virtual network {id} has no address prefix.")));
+        return Err(refusal::invalid(
+            target,
+            &format!("Virtual network {id} has no address prefix."),
+        ));
     }
     for prefix in prefixes {
         if prefix.length() > LONGEST_SUBNET || prefix.length() < 2 {
@@ -192,7 +197,9 @@ fn check_address_space(id: &ArmId, prefixes: &[Prefix4]) -> Result<(), Fault> {
             if prefix.overlaps(forbidden) {
                 return Err(refusal::invalid(
                     target,
-                    &format!("{prefix} overlaps with {forbidden}, which no virtual network can have."),
+                    &format!(
+                        "{prefix} overlaps with {forbidden}, which no virtual network can have."
+                    ),
                 ));
             }
         }
@@ -241,7 +248,9 @@ fn first_overlap<T: Copy>(
 ) -> Option<(T, T)> {
     let mut all: Vec<T> = all.into_iter().collect();
     all.sort_by_key(|one| (prefix(*one).network(), prefix(*one).length()));
-    all.windows(2).find(|pair| prefix(pair[0]).overlaps(prefix(pair[1]))).map(|pair| (pair[0], pair[1]))
+    all.windows(2)
+        .find(|pair| prefix(pair[0]).overlaps(prefix(pair[1])))
+        .map(|pair| (pair[0], pair[1]))
 }
 
 /// Refuses to change what services a subnet belongs to while it is used
@@ -291,11 +300,9 @@ pub(super) fn with_actions(delegation: Delegation) -> Delegation {
     let subnets = "Microsoft.Network/virtualNetworks/subnets";
     let actions: &[&str] = match delegation.service.to_ascii_lowercase().as_str() {
         "microsoft.web/serverfarms" => &["action"],
-        "microsoft.sql/managedinstances" => &[
-            "join/action",
-            "prepareNetworkPolicies/action",
-            "unprepareNetworkPolicies/action",
-        ],
+        "microsoft.sql/managedinstances" => {
+            &["join/action", "prepareNetworkPolicies/action", "unprepareNetworkPolicies/action"]
+        }
         _ => &["join/action"],
     };
     Delegation {

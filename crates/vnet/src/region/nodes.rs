@@ -22,17 +22,12 @@ const BALANCERS: [&str; 2] = ["kubernetes", "kubernetes-internal"];
 const NODE_POOLS: [&str; 2] = ["kubernetes", "aksOutboundBackendPool"];
 
 impl Change {
-    /// The id of a pool's scale set, `aks-<pool>-<hash>-vmss` in the node resource group.
-    pub(super) fn scale_set_id(&self, cluster: &Cluster, pool: &Name) -> ArmId {
-        cluster.node_group.sibling(kind::SCALE_SET, &scale_set_name(cluster, pool))
-    }
-
     /// Makes `n` more nodes of a pool.
     pub(super) fn add_nodes(
         &mut self,
         cluster: &mut Cluster,
         pool: &Name,
-        n: u32,
+        n: usize,
     ) -> Result<(), Fault> {
         let mut ranges = self.free_pod_ranges(cluster);
         for _ in 0..n {
@@ -80,9 +75,8 @@ impl Change {
         pod_range: Option<Prefix4>,
     ) -> Result<(), Fault> {
         let scale_set = scale_set_name(cluster, &pool.name);
-        let machine_id = self
-            .scale_set_id(cluster, &pool.name)
-            .child("virtualMachines", &instance.to_string());
+        let machine_id =
+            scale_set_id(cluster, &pool.name).child("virtualMachines", &instance.to_string());
         let nic_id = machine_id.child("networkInterfaces", &scale_set);
         let location = &cluster.meta.location;
         self.joinable(&pool.subnet, &nic_id, location)?;
@@ -94,7 +88,9 @@ impl Change {
             config: name(i),
         })?;
         if let Some(pod_subnet) = &pool.pod_subnet {
-            self.hold_many(pod_subnet, POD_BATCH, |_| Holder::PodBatch { node: machine_id.clone() })?;
+            self.hold_many(pod_subnet, POD_BATCH, |_| Holder::PodBatch {
+                node: machine_id.clone(),
+            })?;
         }
         let configs = addresses.into_iter().enumerate().map(|(i, address)| IpConfiguration {
             name: name(i),
@@ -208,6 +204,11 @@ impl Change {
         }
         Ok(cluster)
     }
+}
+
+/// The id of a pool's scale set, in the node resource group.
+pub(super) fn scale_set_id(cluster: &Cluster, pool: &Name) -> ArmId {
+    cluster.node_group.sibling(kind::SCALE_SET, &scale_set_name(cluster, pool))
 }
 
 /// `aks-<pool>-<hash>-vmss`.

@@ -2,15 +2,12 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Change, UNCHANGED, etag, network, refusal};
+use super::{Change, UNCHANGED, etag, refusal};
 use crate::{
-    command::{Accepted, Outcome, PutPool},
+    command::{Accepted, PutPool},
     fault::Fault,
     kind,
-    model::{
-        AgentPool, Cluster, Delegation, NetworkMode, NextHop, OutboundType, PoolMode,
-        ProvisioningState,
-    },
+    model::{AgentPool, Cluster, Machine, NetworkMode, PoolMode, ProvisioningState},
     name::{ArmId, Name},
     sizing::{
         self, MAX_KUBENET_NODES, MAX_NODES, MAX_POOL_NODES, MAX_POOLS, Need, POD_LIMITS, PoolSize,
@@ -18,14 +15,14 @@ use crate::{
     },
 };
 
-/// The name of the delegation that AKS makes on a pod subnet.
-const DELEGATION: &str = "aks-delegation";
 /// Pods that a pool must have room for (AKS documentation, "Quotas, virtual machine size restrictions, and
 /// region availability").
 const FEWEST_PODS: u32 = 30;
 
-const NODE_SUBNET: &str = "agentPoolProfile.vnetSubnetID";
-const POD_SUBNET: &str = "agentPoolProfile.podSubnetID";
+/// The property that names a pool's node subnet.
+pub(super) const NODE_SUBNET: &str = "agentPoolProfile.vnetSubnetID";
+/// The property that names a pool's pod subnet.
+pub(super) const POD_SUBNET: &str = "agentPoolProfile.podSubnetID";
 
 impl Change {
     pub(super) fn put_pool(&mut self, id: &ArmId, put: PutPool) -> Result<Accepted, Fault> {
@@ -51,23 +48,20 @@ impl Change {
         put: PutPool,
     ) -> Result<(), Fault> {
         let name = put.name.clone();
-        let before = match cluster.pools.get(&name).cloned() {
-            Some(old) => {
-                let pool = self.changed_pool(&old, put)?;
-                cluster.pools.insert(name.clone(), pool);
-                Some(old)
-            }
-            None => {
-                let first = first_pool(cluster).map(|first| (first.subnet.clone(), first.subnet_given));
-                let pool = self.new_pool(cluster, put, PoolMode::User, first)?;
-                self.check_pool_subnets(cluster, &pool)?;
-                cluster.pools.insert(name.clone(), pool);
-                self.check_ranges(cluster)?;
-                None
-            }
+        let before = cluster.pools.get(&name).cloned();
+        let pool = if let Some(old) = &before {
+            self.changed_pool(old, put)?
+        } else {
+            let first = first_pool(cluster).map(|first| (first.subnet.clone(), first.subnet_given));
+            let pool = self.new_pool(cluster, put, PoolMode::User, first)?;
+            self.check_pool_subnets(cluster, &pool)?;
+            pool
         };
+        cluster.pools.insert(name.clone(), pool.clone());
+        if before.is_none() {
+            self.check_ranges(cluster)?;
+        }
         check_pools(cluster)?;
-        let pool = cluster.pools[&name].clone();
         let need = |pool: &AgentPool| sizing::planned_need(PoolSize::of(cluster.mode, pool));
         // A pool that shrinks is not asked whether it fits.
         let was = before.as_ref().map_or_else(Need::default, need);
@@ -77,22 +71,22 @@ impl Change {
         if before.is_none() {
             self.connect(cluster, &pool);
         }
-        self.resize(cluster, &name, before.map_or(0, |old| old.count))
+        self.resize(cluster, &name)
     }
 
     /// Makes or removes nodes until there are as many as asked for.
-    pub(super) fn resize(
-        &mut self,
-        cluster: &mut Cluster,
-        name: &Name,
-        before: u32,
-    ) -> Result<(), Fault> {
-        let count = cluster.pools[name].count;
-        if count > before {
-            self.add_nodes(cluster, name, count - before)?;
+    pub(super) fn resize(&mut self, cluster: &mut Cluster, name: &Name) -> Result<(), Fault> {
+        let is_staying = |machine: &&Arc<Machine>| {
+            machine.meta.state != ProvisioningState::Deleting
+                && machine.node().is_some_and(|node| node.pool == *name)
+        };
+        let nodes = self.region.nodes_of(&cluster.meta.id);
+        let n = nodes.into_iter().filter(is_staying).count();
+        let wanted = usize::try_from(cluster.pools[name].count).unwrap_or(usize::MAX);
+        if wanted > n {
+            self.add_nodes(cluster, name, wanted - n)?;
         } else {
-            let n = usize::try_from(before - count).unwrap_or(usize::MAX);
-            self.remove_nodes(&cluster.meta.id, name, n);
+            self.remove_nodes(&cluster.meta.id, name, n - wanted);
         }
         self.sync_members(cluster);
         Ok(())
@@ -126,7 +120,7 @@ impl Change {
             pod_subnet: put.pod_subnet,
             version: put.version.unwrap_or_else(|| cluster.version.clone()),
             vm_size: put.vm_size.unwrap_or_else(|| "Standard_D2s_v3".to_owned()),
-            labels: put.labels.unwrap_or_else(BTreeMap::new),
+            labels: put.labels.unwrap_or_default(),
             taints: put.taints.unwrap_or_default(),
             max_surge: put.max_surge.unwrap_or_else(|| "10%".to_owned()),
             autoscale,
@@ -203,8 +197,7 @@ impl Change {
     pub(super) fn delete_pool(&mut self, id: &ArmId) -> Result<Accepted, Fault> {
         let Some((cluster, pool)) = self.region.pool(id) else { return Ok(UNCHANGED) };
         if pool.state == ProvisioningState::Deleting {
-            let operation = self.region.running_operation(id).map(|operation| operation.id);
-            return Ok(Accepted { outcome: Outcome::Deleting, operation });
+            return Ok(self.deleting_again(id));
         }
         let name = pool.name.clone();
         let mut cluster = cluster.as_ref().clone();
@@ -220,174 +213,6 @@ impl Change {
         self.touch(&mut cluster.meta, state);
         self.region.clusters.insert(cluster.meta.id.clone(), Arc::new(cluster));
         Ok(self.deleting(id))
-    }
-
-    /// Refuses the subnets of a new pool when the cluster cannot use them.
-    pub(super) fn check_pool_subnets(
-        &self,
-        cluster: &Cluster,
-        pool: &AgentPool,
-    ) -> Result<(), Fault> {
-        let id = &pool.subnet;
-        let subnet = self.pool_subnet(cluster, id, NODE_SUBNET)?;
-        if !subnet.delegations.is_empty() || !subnet.association_links.is_empty() {
-            return Err(Fault::bad(
-                "SubnetIsDelegated",
-                format!(
-                    "AgentPoolProfile subnet with id {id} cannot be used as it's a delegated subnet. Please check \
-                     https://aka.ms/adv-network-prerequest for more details."
-                ),
-            )
-            .at(NODE_SUBNET));
-        }
-        self.check_route_table(cluster, id, subnet.route_table.as_ref())?;
-        self.check_sharing(cluster, id)?;
-        let others = cluster.pools.values().filter(|other| other.name != pool.name);
-        if let Some(other) = others.into_iter().find(|other| other.pod_subnet.is_some() != pool.pod_subnet.is_some())
-        {
-            return Err(refusal::invalid(
-                POD_SUBNET,
-                &format!(
-                    "All pools of a cluster get pod addresses the same way; pool {} does it otherwise.",
-                    other.name
-                ),
-            ));
-        }
-        match &pool.pod_subnet {
-            Some(pod_subnet) => self.check_pod_subnet(cluster, pool, pod_subnet),
-            None => Ok(()),
-        }
-    }
-
-    /// A subnet that a pool names, in the cluster's virtual network.
-    fn pool_subnet(
-        &self,
-        cluster: &Cluster,
-        id: &ArmId,
-        target: &str,
-    ) -> Result<&crate::model::Subnet, Fault> {
-        let found = self.region.subnet(id).filter(|(vnet, _)| vnet.meta.location == cluster.meta.location);
-        let Some((vnet, subnet)) = found else {
-            return Err(Fault::bad(
-                "SubnetNotFound",
-                format!("The subnet {id} was not found in region {}.", cluster.meta.location),
-            )
-            .at(target));
-        };
-        if vnet.meta.id != cluster.vnet {
-            return Err(refusal::invalid(
-                target,
-                &format!("{id} is not in virtual network {}, where the other pools are.", cluster.vnet),
-            ));
-        }
-        self.refuse_going(&vnet.meta.id, vnet.meta.state)?;
-        self.refuse_going(id, subnet.state)?;
-        Ok(subnet)
-    }
-
-    fn check_pod_subnet(
-        &self,
-        cluster: &Cluster,
-        pool: &AgentPool,
-        id: &ArmId,
-    ) -> Result<(), Fault> {
-        if cluster.mode != NetworkMode::Azure {
-            return Err(refusal::invalid(
-                POD_SUBNET,
-                "A pod subnet needs network plugin azure without a plugin mode.",
-            ));
-        }
-        let is_node_subnet = |other: &AgentPool| other.subnet == *id;
-        if is_node_subnet(pool) || cluster.pools.values().any(is_node_subnet) {
-            return Err(refusal::invalid(POD_SUBNET, &format!("{id} is a node subnet.")));
-        }
-        let subnet = self.pool_subnet(cluster, id, POD_SUBNET)?;
-        let is_aks = |one: &Delegation| one.service.eq_ignore_ascii_case(kind::AKS_SERVICE);
-        if let Some(other) = subnet.delegations.iter().find(|one| !is_aks(one)) {
-            return Err(Fault::bad(
-                "ResourceNotPermittedOnDelegatedSubnet",
-                format!("Subnet {id} is delegated to {}.", other.service),
-            )
-            .at(POD_SUBNET));
-        }
-        // The network provider's refusal of AKS' delegation.
-        let is_pods = |holder: &crate::model::Holder| {
-            matches!(holder, crate::model::Holder::PodBatch { .. })
-        };
-        match subnet.held.values().find(|holder| !is_pods(holder)) {
-            Some(holder) => Err(Fault::bad(
-                "SubnetDelegationsCannotChangeWhenSubnetUsedByResource",
-                format!(
-                    "Delegations of subnet {id} cannot be changed from [] to [{}] because it is being used by the \
-                     resource {}.",
-                    kind::AKS_SERVICE,
-                    refusal::holder_id(id, holder)
-                ),
-            )
-            .at(POD_SUBNET)),
-            None => Ok(()),
-        }
-    }
-
-    /// Kubenet writes its own route table; user-defined routing needs one with a way out
-    /// (AKS documentation, "Bring your own route table with kubenet", "Customize cluster egress with outbound types").
-    fn check_route_table(
-        &self,
-        cluster: &Cluster,
-        subnet: &ArmId,
-        table: Option<&ArmId>,
-    ) -> Result<(), Fault> {
-        if cluster.mode == NetworkMode::Kubenet
-            && table.is_some_and(|table| Some(table) != cluster.route_table.as_ref())
-        {
-            return Err(Fault::bad(
-                "CustomRouteTableWithUnsupportedMSIType",
-                "Clusters using managed identity type SystemAssigned do not support bringing your own route table. \
-                 Please see https://aka.ms/aks/customrt for more information",
-            ));
-        }
-        if cluster.outbound != OutboundType::UserDefinedRouting {
-            return Ok(());
-        }
-        let Some(table) = table.and_then(|table| self.region.route_tables.get(table)) else {
-            return Err(Fault::bad(
-                "ExistingRouteTableNotAssociatedWithSubnet",
-                format!(
-                    "An existing route table has not been associated with subnet {subnet}. Please update the route table \
-                     association"
-                ),
-            ));
-        };
-        match table.routes.values().find(|route| route.prefix.length() == 0).map(|route| route.next_hop) {
-            Some(NextHop::VirtualAppliance(_)) => Ok(()),
-            Some(NextHop::Internet | NextHop::VnetLocal | NextHop::None) => Err(Fault::bad(
-                "RouteTableInvalidNextHop",
-                format!("The next hop of 0.0.0.0/0 in route table {} is no appliance.", table.meta.id),
-            )),
-            None => Err(Fault::bad(
-                "RouteTableMissingDefaultRouteError",
-                format!("Route table {} has no route for 0.0.0.0/0.", table.meta.id),
-            )),
-        }
-    }
-
-    /// A kubenet cluster shares its node subnets with no other cluster (AKS documentation, "Use kubenet networking").
-    fn check_sharing(&self, cluster: &Cluster, subnet: &ArmId) -> Result<(), Fault> {
-        let others = self.region.clusters.values().filter(|other| other.meta.id != cluster.meta.id);
-        let sharing = others.into_iter().find(|other| {
-            let is_kubenet = [cluster.mode, other.mode].contains(&NetworkMode::Kubenet);
-            is_kubenet && other.pools.values().any(|pool| pool.subnet == *subnet)
-        });
-        match sharing {
-            Some(other) => Err(refusal::invalid(
-                NODE_SUBNET,
-                &format!(
-                    "{subnet} is used by {}, and a kubenet cluster shares its subnets with no other cluster.",
-                    other.meta.id
-                ),
-            )),
-            None => Ok(()),
-        }
     }
 
     /// Refuses pools that do not fit into their subnets or into the pod CIDR.
@@ -418,66 +243,6 @@ impl Change {
             Some(range) => sizing::check_fits(pod_cidr, Range::PodCidr(range)),
             None => Ok(()),
         }
-    }
-
-    /// Gives the cluster's route table to a pool's node subnet, and delegates its pod subnet.
-    pub(super) fn connect(&mut self, cluster: &Cluster, pool: &AgentPool) {
-        if let Some(table) = &cluster.route_table {
-            self.change_subnet(&pool.subnet, |subnet| subnet.route_table = Some(table.clone()));
-        }
-        if let Some(pod_subnet) = &pool.pod_subnet {
-            self.change_subnet(pod_subnet, |subnet| {
-                if subnet.delegations.is_empty() {
-                    subnet.delegations.push(network::with_actions(Delegation {
-                        name: Name::new(DELEGATION),
-                        service: kind::AKS_SERVICE.to_owned(),
-                        actions: Vec::new(),
-                    }));
-                }
-                if !subnet.association_links.contains(&cluster.meta.id) {
-                    subnet.association_links.push(cluster.meta.id.clone());
-                }
-            });
-        }
-    }
-
-    /// Takes back what [`Self::connect`] gave, where no pool that is left in `cluster` needs it.
-    pub(super) fn disconnect(&mut self, cluster: &Cluster, pool: &AgentPool) {
-        let is_left = |used: &dyn Fn(&AgentPool) -> bool| cluster.pools.values().any(used);
-        if cluster.route_table.is_some() && !is_left(&|other| other.subnet == pool.subnet) {
-            self.change_subnet(&pool.subnet, |subnet| {
-                if subnet.route_table == cluster.route_table {
-                    subnet.route_table = None;
-                }
-            });
-        }
-        if let Some(pod_subnet) = &pool.pod_subnet
-            && !is_left(&|other| other.pod_subnet == pool.pod_subnet)
-        {
-            self.change_subnet(pod_subnet, |subnet| {
-                subnet.association_links.retain(|link| *link != cluster.meta.id);
-                if subnet.association_links.is_empty() {
-                    subnet.delegations.retain(|delegation| delegation.name != DELEGATION.into());
-                }
-            });
-        }
-    }
-
-    /// Changes a subnet as AKS does it: no operation of the subnet's own. One that is gone stays so.
-    fn change_subnet(&mut self, id: &ArmId, change: impl FnOnce(&mut crate::model::Subnet)) {
-        let Some((_, subnet)) = self.region.subnet(id) else { return };
-        let before = subnet.clone();
-        let generation = self.generation;
-        let subnet = self.subnet_mut(id);
-        change(subnet);
-        if *subnet == before {
-            return;
-        }
-        subnet.changed = generation;
-        let Some(vnet) = id.parent() else { return };
-        let vnet = self.vnet_mut(&vnet);
-        vnet.meta.changed = generation;
-        vnet.meta.etag = etag(&vnet.meta.id, generation);
     }
 }
 
@@ -560,7 +325,7 @@ fn check_limits(pool: &AgentPool) -> Result<(), Fault> {
             ),
         ));
     }
-    let least = if pool.mode == PoolMode::System { 1 } else { 0 };
+    let least = u32::from(pool.mode == PoolMode::System);
     if !(least..=MAX_POOL_NODES).contains(&pool.count) {
         let target = "agentPoolProfile.count";
         return Err(Fault::bad(
@@ -579,7 +344,9 @@ fn check_limits(pool: &AgentPool) -> Result<(), Fault> {
     {
         return Err(refusal::invalid(
             "agentPoolProfile.maxCount",
-            &format!("{fewest} to {most} is no range of node counts between {least} and {MAX_POOL_NODES}."),
+            &format!(
+                "{fewest} to {most} is no range of node counts between {least} and {MAX_POOL_NODES}."
+            ),
         ));
     }
     if sizing::surge_nodes(&pool.max_surge, pool.count).is_none() {

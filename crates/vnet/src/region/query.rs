@@ -95,10 +95,13 @@ impl Region {
         let Some((_, subnet)) = pod_subnet.as_ref().and_then(|id| self.subnet(id)) else {
             return Vec::new();
         };
-        let is_its = |holder: &crate::model::Holder| {
-            matches!(holder, crate::model::Holder::PodBatch { node } if node == machine)
-        };
-        subnet.held.iter().filter(|(_, holder)| is_its(holder)).map(|(address, _)| *address).collect()
+        let is_its = |holder: &crate::model::Holder| matches!(holder, crate::model::Holder::PodBatch { node } if node == machine);
+        subnet
+            .held
+            .iter()
+            .filter(|(_, holder)| is_its(holder))
+            .map(|(address, _)| *address)
+            .collect()
     }
 
     /// Whether a resource could have `address` in the virtual network `vnet`, and what else it could have.
@@ -151,7 +154,8 @@ impl Region {
         self.operations.values().find(|operation| {
             operation.ended.is_none()
                 && matches!(operation.verb, Verb::Put | Verb::Delete)
-                && (operation.target == *cluster || operation.target.parent().as_ref() == Some(cluster))
+                && (operation.target == *cluster
+                    || operation.target.parent().as_ref() == Some(cluster))
         })
     }
 

@@ -40,13 +40,19 @@ pub(super) fn check(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
     for (network, length) in NOT_FOR_SERVICES {
         let range = Prefix4::containing(network, length);
         if service.overlaps(range) {
-            return Err(refusal::invalid(at, &format!("Service CIDR {service} overlaps with {range}.")));
+            return Err(refusal::invalid(
+                at,
+                &format!("Service CIDR {service} overlaps with {range}."),
+            ));
         }
     }
     if service.length() < SHORTEST_SERVICE_CIDR {
         return Err(refusal::invalid(
             at,
-            &format!("Service CIDR {service} is not smaller than a /{}.", SHORTEST_SERVICE_CIDR - 1),
+            &format!(
+                "Service CIDR {service} is not smaller than a /{}.",
+                SHORTEST_SERVICE_CIDR - 1
+            ),
         ));
     }
     if let Some(subnet) = overlapping_subnet(service, vnet) {

@@ -36,11 +36,8 @@ pub(super) fn group_being_deleted(id: &ArmId) -> Fault {
 }
 
 pub(super) fn not_found(id: &ArmId) -> Fault {
-    let mut kind_and_name = id.kind();
-    // `Microsoft.Network/virtualNetworks/subnets` with names: `Microsoft.Network/virtualNetworks/v/subnets/s`.
-    if let Some((_, path)) = id.as_str().split_once("/providers/") {
-        kind_and_name = path.to_owned();
-    }
+    // Everything after the group, with its names: `Microsoft.Network/virtualNetworks/v/subnets/s`.
+    let kind_and_name = id.as_str().split_once("/providers/").map_or(id.as_str(), |(_, path)| path);
     Fault::new(
         404,
         "ResourceNotFound",
@@ -80,7 +77,9 @@ pub(super) fn moved(id: &ArmId, from: &str, to: &str) -> Fault {
 pub(super) fn in_progress(id: &ArmId) -> Fault {
     Fault::conflict(
         "AnotherOperationInProgress",
-        format!("Another operation on this or dependent resource is in progress: {id} is being deleted."),
+        format!(
+            "Another operation on this or dependent resource is in progress: {id} is being deleted."
+        ),
     )
 }
 
@@ -104,19 +103,22 @@ pub(super) fn invalid(target: &str, reason: &str) -> Fault {
 }
 
 pub(super) fn property_change(path: &str) -> Fault {
-    Fault::bad("PropertyChangeNotAllowed", format!("Changing property '{path}' is not allowed.")).at(path)
+    Fault::bad("PropertyChangeNotAllowed", format!("Changing property '{path}' is not allowed."))
+        .at(path)
 }
 
 /// What Azure can do and this version of the lab cannot.
 pub(super) fn not_supported(target: &str, what: &str) -> Fault {
-    Fault::bad("NotSupported", format!("{what} is not supported by this version of aksnet yet.")).at(target)
+    Fault::bad("NotSupported", format!("{what} is not supported by this version of aksnet yet."))
+        .at(target)
 }
 
 pub(super) fn subnet_in_use(subnet: &Subnet, users: &[String]) -> Fault {
-    let mut named = users[..users.len().min(N_NAMED)].join(" and ");
+    let mut named = users.iter().take(N_NAMED).cloned().collect::<Vec<_>>();
     if users.len() > N_NAMED {
-        named.push_str(&format!(" and {} more", users.len() - N_NAMED));
+        named.push(format!("{} more", users.len() - N_NAMED));
     }
+    let named = named.join(" and ");
     Fault::bad(
         "InUseSubnetCannotBeDeleted",
         format!(
@@ -134,9 +136,9 @@ pub(super) fn holder_id(subnet: &ArmId, holder: &Holder) -> String {
         return subnet.child("serviceAssociationLinks", "AzureKubernetesService").to_string();
     };
     let text = id.to_string();
-    let parts = text
-        .split_once("/providers/Microsoft.Compute/")
-        .and_then(|(group, rest)| rest.rsplit_once("/ipConfigurations/").map(|(nic, config)| (group, nic, config)));
+    let parts = text.split_once("/providers/Microsoft.Compute/").and_then(|(group, rest)| {
+        rest.rsplit_once("/ipConfigurations/").map(|(nic, config)| (group, nic, config))
+    });
     match parts {
         Some((group, nic, config)) => format!(
             "{group}/providers/Microsoft.Network/networkInterfaces/|providers|Microsoft.Compute|{}/ipConfigurations/{config}",

@@ -17,12 +17,12 @@ const MAX_ROUTES: usize = 400;
 impl Change {
     pub(super) fn put_route_table(
         &mut self,
-        common: Common,
+        common: &Common,
         routes: Option<Vec<Route>>,
         disable_bgp_route_propagation: bool,
     ) -> Result<Accepted, Fault> {
         let old = self.region.route_tables.get(&common.id).cloned();
-        let meta = self.meta(&common, kind::ROUTE_TABLE, old.as_ref().map(|old| &old.meta))?;
+        let meta = self.meta(common, kind::ROUTE_TABLE, old.as_ref().map(|old| &old.meta))?;
         refusal::check_name(common.id.name())?;
         let id = meta.id.clone();
         let routes = match (routes, &old) {

@@ -53,7 +53,11 @@ fn azure_cni_with_a_pod_subnet() {
 #[test]
 fn bring_your_own_cni() {
     let mut lab = Lab::new();
-    lab.cluster("aks-ntwdemo8", cluster(NetworkMode::None, vec![crate::support::pool("nodepool1", 1)])).unwrap();
+    lab.cluster(
+        "aks-ntwdemo8",
+        cluster(NetworkMode::None, vec![crate::support::pool("nodepool1", 1)]),
+    )
+    .unwrap();
     lab.up("aks-ntwdemo8", NodePhase::NotReady);
     let cluster = &lab.region.clusters[&id("cluster aks-ntwdemo8")];
     assert_eq!(cluster.meta.state, ProvisioningState::Succeeded);
@@ -124,7 +128,9 @@ fn kubenet_with_two_pools_in_two_subnets() {
 
     // The article's service: the lowest address of an empty subnet.
     let internal = vnet::command::Command::PutLoadBalancer {
-        common: crate::support::common(cluster.node_group.sibling(kind::LOAD_BALANCER, "kubernetes-internal")),
+        common: crate::support::common(
+            cluster.node_group.sibling(kind::LOAD_BALANCER, "kubernetes-internal"),
+        ),
         balancer: crate::support::internal_balancer("aks-vnet3/ilb-subnet", None),
     };
     lab.must(internal);
@@ -155,6 +161,8 @@ fn deleting_the_group_leaves_nothing() {
     let region = &lab.region;
     assert_eq!(region.operations[&deleting.operation.unwrap()].ended.as_ref().unwrap().1, None);
     assert!(region.groups.is_empty() && region.vnets.is_empty() && region.nics.is_empty());
-    assert!(region.machines.is_empty() && region.balancers.is_empty() && region.public_ips.is_empty());
+    assert!(
+        region.machines.is_empty() && region.balancers.is_empty() && region.public_ips.is_empty()
+    );
     assert!(region.operations.values().all(|operation| operation.ended.is_some()));
 }

@@ -25,8 +25,12 @@ fn pool(count: u32, max_pods: u32) -> PutPool {
 #[track_caller]
 fn check(lab: &mut Lab, put: PutCluster, need: u64, available: u64, target: &str) {
     let fault = lab.refused(put_cluster("c", put));
-    assert_eq!((fault.code.as_str(), fault.target.as_deref()), ("InsufficientSubnetSize", Some(target)));
-    let text = format!("Pre-allocated IPs {need} exceeds IPs available {available} in Subnet Cidr ");
+    assert_eq!(
+        (fault.code.as_str(), fault.target.as_deref()),
+        ("InsufficientSubnetSize", Some(target))
+    );
+    let text =
+        format!("Pre-allocated IPs {need} exceeds IPs available {available} in Subnet Cidr ");
     assert!(fault.message.starts_with(&text), "{fault}");
 }
 
@@ -47,7 +51,13 @@ fn node_subnets_that_are_too_small() {
     // All pools of a subnet are counted together.
     let two = vec![pool(4, 30), PutPool { max_pods: Some(40), ..pool_in("two", 4, "v/s") }];
     check(&mut lab("10.1.0.0/24"), cluster(Azure, two), 4 * 31 + 4 * 41, 251, NODE_SUBNET);
-    check(&mut lab("10.1.0.0/26"), cluster(NetworkMode::None, vec![pool(60, 110)]), 60, 59, NODE_SUBNET);
+    check(
+        &mut lab("10.1.0.0/26"),
+        cluster(NetworkMode::None, vec![pool(60, 110)]),
+        60,
+        59,
+        NODE_SUBNET,
+    );
     // AKS documentation, planning: a /24 has room for 8 nodes of 30 pods.
     let mut lab = lab("10.1.0.0/24");
     lab.cluster("c", cluster(Azure, vec![pool(8, 30)])).unwrap();
@@ -73,7 +83,10 @@ fn scaling_is_asked_whether_it_fits() {
     lab.cluster("c", cluster(NetworkMode::Azure, vec![pool(7, 30)])).unwrap();
     lab.up("c", vnet::model::NodePhase::Ready);
     let fault = lab.refused(put_pool("c", pool(9, 30)));
-    assert!(fault.message.starts_with("Pre-allocated IPs 279 exceeds IPs available 251"), "{fault}");
+    assert!(
+        fault.message.starts_with("Pre-allocated IPs 279 exceeds IPs available 251"),
+        "{fault}"
+    );
     lab.must(put_pool("c", pool(8, 30)));
 }
 
@@ -140,7 +153,10 @@ fn plans() {
     assert!(372 <= n_usable(prefix("10.0.0.0/23")) && 372 > n_usable(prefix("10.0.0.0/24")));
     assert_eq!((need(Azure, 9, 1, 30).node_subnet, need(Azure, 9, 0, 30).node_subnet), (310, 279));
     // AKS documentation, "IP address planning": 50 nodes and one, 60 nodes and one.
-    assert_eq!((need(Azure, 50, 1, 30).node_subnet, need(Azure, 60, 1, 30).node_subnet), (1_581, 1_891));
+    assert_eq!(
+        (need(Azure, 50, 1, 30).node_subnet, need(Azure, 60, 1, 30).node_subnet),
+        (1_581, 1_891)
+    );
     for need in [1_581, 1_891] {
         assert!(need <= n_usable(prefix("10.0.0.0/21")) && need > n_usable(prefix("10.0.0.0/22")));
     }
@@ -151,7 +167,10 @@ fn plans() {
     assert!(check_fits(276, Range::Subnet("s", prefix("10.0.0.0/24"), NODE_SUBNET)).is_err());
     // Azure/AKS issue 4467: maximum and one, times 256.
     assert_eq!(need(Overlay, 127, 1, 250).pod_cidr, n_usable(prefix("10.0.0.0/17")) + 5);
-    assert_eq!((need(Kubenet, 9, 3, 110).node_subnet, need(Overlay, 9, 3, 250).node_subnet), (12, 12));
+    assert_eq!(
+        (need(Kubenet, 9, 3, 110).node_subnet, need(Overlay, 9, 3, 250).node_subnet),
+        (12, 12)
+    );
     assert!(12 > n_usable(prefix("10.0.0.0/28")) && 12 <= n_usable(prefix("10.0.0.0/27")));
     let pods = PoolSize { mode: Azure, pod_subnet: true, nodes: 3, max_pods: 30 };
     assert_eq!(planned_need(pods), Need { node_subnet: 3, pod_subnet: 48, pod_cidr: 0 });
@@ -159,14 +178,29 @@ fn plans() {
 
 #[test]
 fn surge_rounds_up() {
-    let thirds = [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (8, 3), (9, 3), (10, 4), (20, 7), (50, 17), (100, 33)];
+    let thirds = [
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (4, 2),
+        (5, 2),
+        (8, 3),
+        (9, 3),
+        (10, 4),
+        (20, 7),
+        (50, 17),
+        (100, 33),
+    ];
     for (nodes, surge) in thirds {
         assert_eq!(surge_nodes("33%", nodes), Some(surge), "33% of {nodes}");
     }
     for (nodes, surge) in [(1, 1), (10, 1), (11, 2), (20, 2), (50, 5), (100, 10), (1000, 100)] {
         assert_eq!(surge_nodes("10%", nodes), Some(surge), "10% of {nodes}");
     }
-    assert_eq!((surge_nodes("5", 3), surge_nodes("100%", 7), surge_nodes("0", 7)), (Some(3), Some(7), Some(0)));
+    assert_eq!(
+        (surge_nodes("5", 3), surge_nodes("100%", 7), surge_nodes("0", 7)),
+        (Some(3), Some(7), Some(0))
+    );
     for wrong in ["", "%", "-1", "101%", "1.5", "ten", "1 %"] {
         assert_eq!(surge_nodes(wrong, 9), None, "{wrong}");
     }

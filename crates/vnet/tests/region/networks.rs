@@ -1,7 +1,8 @@
 //! Virtual networks, subnets and what is in them: which addresses are given, and what is refused how.
 
 use crate::support::{
-    Lab, common, delegation, group, id, internal_balancer, ip, prefix, put_nic, put_subnet, put_vnet, subnet,
+    Lab, common, delegation, group, id, internal_balancer, ip, prefix, put_nic, put_subnet,
+    put_vnet, subnet,
 };
 use vnet::{
     command::{Command, Outcome, PutFrontend, PutLoadBalancer, PutSubnet},
@@ -33,7 +34,11 @@ fn subnets_that_azure_refuses() {
         ("10.0.1.0/30", "NetcfgInvalidSubnet", "/29"),
         ("10.0.0.128/25", "NetcfgSubnetRangesOverlap", overlaps),
         ("10.0.0.0/16", "NetcfgSubnetRangesOverlap", overlaps),
-        ("10.1.0.0/24", "NetcfgSubnetRangeOutsideVnet", "outside the IP address range of virtual network 'v'"),
+        (
+            "10.1.0.0/24",
+            "NetcfgSubnetRangeOutsideVnet",
+            "outside the IP address range of virtual network 'v'",
+        ),
         ("10.0.0.0/15", "NetcfgSubnetRangeOutsideVnet", "Subnet 'b'"),
     ] {
         check(&lab().refused(put_subnet("v", subnet("b", range))), code, text);
@@ -99,7 +104,10 @@ fn the_lowest_free_address_is_given() {
     let mut lab = lab();
     lab.nic("n5", "v/a", None).unwrap();
     lab.nic("n6", "v/a", None).unwrap();
-    assert_eq!([lab.address("n"), lab.address("n5"), lab.address("n6")], ["10.0.0.4", "10.0.0.5", "10.0.0.6"]);
+    assert_eq!(
+        [lab.address("n"), lab.address("n5"), lab.address("n6")],
+        ["10.0.0.4", "10.0.0.5", "10.0.0.6"]
+    );
     lab.delete("nic n");
     lab.nic("n7", "v/a", None).unwrap();
     assert_eq!(lab.address("n7"), "10.0.0.7", ".4 is still on the wire");
@@ -121,7 +129,11 @@ fn static_addresses_that_azure_refuses() {
         ("10.0.0.0", "PrivateIPAddressInReservedRange", "10.0.0.0/24"),
         ("10.0.0.3", "PrivateIPAddressInReservedRange", "10.0.0.3"),
         ("10.0.0.255", "PrivateIPAddressInReservedRange", "10.0.0.255"),
-        ("10.0.0.4", "PrivateIPAddressIsAllocated", "networkInterfaces/n/ipConfigurations/ipconfig1"),
+        (
+            "10.0.0.4",
+            "PrivateIPAddressIsAllocated",
+            "networkInterfaces/n/ipConfigurations/ipconfig1",
+        ),
     ] {
         check(&lab().nic("m", "v/a", Some(address)).unwrap_err(), code, text);
         let balancer = internal_balancer("v/a", Some(address));
@@ -136,7 +148,8 @@ fn static_addresses_that_azure_refuses() {
 fn a_full_subnet_is_full() {
     let mut lab = lab();
     lab.subnet("v", "small", "10.0.1.0/29");
-    let three = put_nic("m", &[("a", "v/small", None), ("b", "v/small", None), ("c", "v/small", None)]);
+    let three =
+        put_nic("m", &[("a", "v/small", None), ("b", "v/small", None), ("c", "v/small", None)]);
     lab.must(three);
     check(&lab.nic("o", "v/small", None).unwrap_err(), "SubnetIsFull", "10.0.1.0/29");
     let usage = lab.region.subnet_usage(&id("subnet v/small")).unwrap();
@@ -146,7 +159,11 @@ fn a_full_subnet_is_full() {
 #[test]
 fn subnets_in_use_do_not_change() {
     let fault = lab().refused(put_subnet("v", subnet("a", "10.0.0.0/25")));
-    check(&fault, "InUsePrefixCannotBeDeleted", "IpPrefix 10.0.0.0/24 on Subnet a has active allocations");
+    check(
+        &fault,
+        "InUsePrefixCannotBeDeleted",
+        "IpPrefix 10.0.0.0/24 on Subnet a has active allocations",
+    );
     let user = "networkInterfaces/n/ipConfigurations/ipconfig1 and cannot be deleted";
     let in_use = "InUseSubnetCannotBeDeleted";
     for command in [
@@ -161,12 +178,14 @@ fn subnets_in_use_do_not_change() {
         check(&lab().refused(command), in_use, user);
     }
     let service = "Microsoft.Web/serverFarms";
-    let delegated = PutSubnet {
-        delegations: vec![delegation("0", service)],
-        ..subnet("a", "10.0.0.0/24")
-    };
+    let delegated =
+        PutSubnet { delegations: vec![delegation("0", service)], ..subnet("a", "10.0.0.0/24") };
     let code = "SubnetDelegationsCannotChangeWhenSubnetUsedByResource";
-    check(&lab().refused(put_subnet("v", delegated)), code, "from [] to [Microsoft.Web/serverFarms]");
+    check(
+        &lab().refused(put_subnet("v", delegated)),
+        code,
+        "from [] to [Microsoft.Web/serverFarms]",
+    );
 }
 
 #[test]
@@ -204,7 +223,11 @@ fn delegated_subnets_take_nothing_else() {
 #[test]
 fn references_must_lead_somewhere() {
     let code = "InvalidResourceReference";
-    check(&lab().nic("m", "v/nope", None).unwrap_err(), code, "v/subnets/nope referenced by resource");
+    check(
+        &lab().nic("m", "v/nope", None).unwrap_err(),
+        code,
+        "v/subnets/nope referenced by resource",
+    );
     let vm = Command::PutVm { common: common(id("vm m")), nic: id("nic nope") };
     check(&lab().refused(vm), code, "networkInterfaces/nope");
     let route_table = Some(id("table nope"));
@@ -258,7 +281,11 @@ fn load_balancers_hold_front_ends_and_public_ips() {
     };
     lab.must(public("b"));
     lab.must(public("b"));
-    check(&lab.refused(public("c")), "PublicIPAddressInUse", "loadBalancers/b/frontendIPConfigurations/fe");
+    check(
+        &lab.refused(public("c")),
+        "PublicIPAddressInUse",
+        "loadBalancers/b/frontendIPConfigurations/fe",
+    );
     let delete = Command::Delete { id: id("pip p") };
     check(&lab.refused(delete.clone()), "PublicIPAddressCannotBeDeleted", "loadBalancers/b");
     lab.delete("lb b");
@@ -341,11 +368,19 @@ fn route_tables_in_use_stay() {
     };
     lab.must(route("a", "0.0.0.0/0"));
     lab.must(route("a", "10.244.0.0/24"));
-    check(&lab.refused(route("b", "10.244.0.0/24")), "RouteConflict", "Route b conflicts with route a");
+    check(
+        &lab.refused(route("b", "10.244.0.0/24")),
+        "RouteConflict",
+        "Route b conflicts with route a",
+    );
     let route_table = Some(id("table t"));
     lab.must(put_subnet("v", PutSubnet { route_table, ..subnet("b", "10.0.1.0/24") }));
     let delete = Command::Delete { id: id("table t") };
-    check(&lab.refused(delete.clone()), "InUseRouteTableCannotBeDeleted", "Route table t is in use");
+    check(
+        &lab.refused(delete.clone()),
+        "InUseRouteTableCannotBeDeleted",
+        "Route table t is in use",
+    );
     assert_eq!(lab.region.subnets_of_route_table(&id("table t")), [id("subnet v/b")]);
     // A PUT that does not say the table takes it off.
     lab.must(put_subnet("v", subnet("b", "10.0.1.0/24")));
@@ -359,7 +394,19 @@ fn route_tables_in_use_stay() {
 #[test]
 fn deleting_what_is_not_there_is_success() {
     let mut lab = lab();
-    for text in ["vnet x", "subnet v/x", "subnet x/x", "table x", "route x/x", "pip x", "nic x", "vm x", "lb x", "cluster x", "pool x/x"] {
+    for text in [
+        "vnet x",
+        "subnet v/x",
+        "subnet x/x",
+        "table x",
+        "route x/x",
+        "pip x",
+        "nic x",
+        "vm x",
+        "lb x",
+        "cluster x",
+        "pool x/x",
+    ] {
         let before = lab.region.generation;
         assert_eq!(lab.delete(text).outcome, Outcome::Unchanged, "{text}");
         assert_eq!(lab.region.generation, before, "{text}");
@@ -372,7 +419,9 @@ fn reports_make_things_real_up_to_their_generation() {
     lab.subnet("v", "b", "10.0.1.0/24");
     let early = lab.region.generation;
     let put = lab.must(put_subnet("v", subnet("c", "10.0.2.0/24")));
-    let state = |lab: &Lab, name: &str| lab.region.subnet(&id(&format!("subnet v/{name}"))).unwrap().1.state;
+    let state = |lab: &Lab, name: &str| {
+        lab.region.subnet(&id(&format!("subnet v/{name}"))).unwrap().1.state
+    };
     lab.must(Command::FabricReal { generation: early });
     assert_eq!(state(&lab, "b"), ProvisioningState::Succeeded);
     assert_eq!(state(&lab, "c"), ProvisioningState::Updating);
@@ -397,7 +446,10 @@ fn reports_make_things_real_up_to_their_generation() {
     assert_eq!(lab.region.operations.len(), 1);
     let fault = Fault::new(500, "InternalServerError", "no");
     let target = id("subnet v/b");
-    assert_eq!(lab.must(Command::Failed { target: target.clone(), fault: fault.clone() }).outcome, Outcome::Unchanged);
+    assert_eq!(
+        lab.must(Command::Failed { target: target.clone(), fault: fault.clone() }).outcome,
+        Outcome::Unchanged
+    );
     lab.subnet("v", "b", "10.0.1.0/24");
     lab.must(Command::Failed { target, fault });
     assert_eq!(state(&lab, "b"), ProvisioningState::Failed);
@@ -409,7 +461,12 @@ fn availability_of_addresses() {
     let ask = |text: &str| {
         let answer = lab.region.address_availability(&id("vnet v"), ip(text)).unwrap();
         let first = answer.alternatives.first().map(ToString::to_string).unwrap_or_default();
-        format!("{} {} {first} {}", answer.available, answer.is_platform_reserved, answer.alternatives.len())
+        format!(
+            "{} {} {first} {}",
+            answer.available,
+            answer.is_platform_reserved,
+            answer.alternatives.len()
+        )
     };
     assert_eq!(ask("10.0.0.0"), "false true 10.0.0.5 5");
     assert_eq!(ask("10.0.0.4"), "false false 10.0.0.5 5");

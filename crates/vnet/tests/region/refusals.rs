@@ -7,7 +7,8 @@ use vnet::{
 };
 
 use crate::support::{
-    Lab, cluster, common, delegation, id, ip, pool, pool_in, prefix, put_cluster, put_pool, put_subnet, subnet,
+    Lab, cluster, common, delegation, id, ip, pool, pool_in, prefix, put_cluster, put_pool,
+    put_subnet, subnet,
 };
 
 /// A virtual network 10.1.0.0/16 with subnets `a` (/24), `small` (/26), `pods` (/24), `delegated`; another one,
@@ -35,7 +36,11 @@ fn lab() -> Lab {
 /// Asserts code, target and a part of the text.
 #[track_caller]
 fn check(fault: &Fault, code: &str, target: &str, text: &str) {
-    assert_eq!((fault.code.as_str(), fault.target.as_deref().unwrap_or("")), (code, target), "{fault}");
+    assert_eq!(
+        (fault.code.as_str(), fault.target.as_deref().unwrap_or("")),
+        (code, target),
+        "{fault}"
+    );
     assert!(fault.message.contains(text), "`{}` does not say `{text}`", fault.message);
 }
 
@@ -78,8 +83,16 @@ fn ranges() {
     );
     check_cluster(None, service("10.1.8.0/24", "10.1.8.10"), (overlap, SERVICE, "10.1.8.0/21"));
     let invalid = "InvalidParameter";
-    check_cluster(Azure, service("172.30.0.0/16", "172.30.0.10"), (invalid, SERVICE, "172.30.0.0/16"));
-    check_cluster(Azure, service("10.16.0.0/12", "10.16.0.10"), (invalid, SERVICE, "smaller than a /12"));
+    check_cluster(
+        Azure,
+        service("172.30.0.0/16", "172.30.0.10"),
+        (invalid, SERVICE, "172.30.0.0/16"),
+    );
+    check_cluster(
+        Azure,
+        service("10.16.0.0/12", "10.16.0.10"),
+        (invalid, SERVICE, "smaller than a /12"),
+    );
     check_cluster(Azure, service("224.0.0.0/16", "224.0.0.10"), (invalid, SERVICE, "224.0.0.0/3"));
     let dns_out = "DnsServiceIpOutOfServiceCidr";
     check_cluster(
@@ -103,9 +116,21 @@ fn ranges() {
     );
     let pods = |range: &'static str| move |put: &mut PutCluster| put.pod_cidr = Some(prefix(range));
     check_cluster(Kubenet, pods("172.16.0.0/12"), (invalid, POD, "172.30.0.0/16"));
-    check_cluster(Overlay, pods("10.0.128.0/17"), ("PodCidrOverlapServiceCidr", POD, "10.0.0.0/16"));
-    check_cluster(Overlay, pods("10.1.0.0/22"), ("PodCidrOverlapExistingSubnetsCidr", POD, "10.1.0.0/24"));
-    check_cluster(Azure, pods("192.168.0.0/16"), (invalid, "networkProfile.podCidr", "addresses of a subnet"));
+    check_cluster(
+        Overlay,
+        pods("10.0.128.0/17"),
+        ("PodCidrOverlapServiceCidr", POD, "10.0.0.0/16"),
+    );
+    check_cluster(
+        Overlay,
+        pods("10.1.0.0/22"),
+        ("PodCidrOverlapExistingSubnetsCidr", POD, "10.1.0.0/24"),
+    );
+    check_cluster(
+        Azure,
+        pods("192.168.0.0/16"),
+        (invalid, "networkProfile.podCidr", "addresses of a subnet"),
+    );
     check_cluster(
         Azure,
         |put| put.pools[0].subnet = Some(id("subnet v/reserved")),
@@ -141,7 +166,11 @@ fn subnets_of_pools() {
     check_cluster(Azure, pods("v/x"), ("SubnetNotFound", POD_SUBNET, "v/subnets/x"));
     check_cluster(Azure, pods("w/a"), ("InvalidParameter", POD_SUBNET, "not in virtual network"));
     check_cluster(Azure, pods("v/a"), ("InvalidParameter", POD_SUBNET, "is a node subnet"));
-    check_cluster(Overlay, pods("v/pods"), ("InvalidParameter", POD_SUBNET, "network plugin azure"));
+    check_cluster(
+        Overlay,
+        pods("v/pods"),
+        ("InvalidParameter", POD_SUBNET, "network plugin azure"),
+    );
     check_cluster(
         Azure,
         pods("v/delegated"),
@@ -149,7 +178,10 @@ fn subnets_of_pools() {
     );
     check_cluster(
         Azure,
-        |put| put.pools.push(PutPool { pod_subnet: Some(id("subnet v/pods")), ..pool_in("two", 1, "v/b") }),
+        |put| {
+            put.pools
+                .push(PutPool { pod_subnet: Some(id("subnet v/pods")), ..pool_in("two", 1, "v/b") })
+        },
         ("InvalidParameter", POD_SUBNET, "the same way"),
     );
     check_cluster(
@@ -166,9 +198,11 @@ fn subnets_of_pools() {
     check(&fault, code, POD_SUBNET, "networkInterfaces/n");
     // A kubenet cluster has its subnet for itself: the second one meets the first one's route table.
     lab.cluster("k", cluster(Kubenet, vec![pool_in("nodepool1", 1, "v/a")])).unwrap();
-    let fault = lab.refused(put_cluster("l", cluster(Kubenet, vec![pool_in("nodepool1", 1, "v/a")])));
+    let fault =
+        lab.refused(put_cluster("l", cluster(Kubenet, vec![pool_in("nodepool1", 1, "v/a")])));
     check(&fault, "CustomRouteTableWithUnsupportedMSIType", "", "https://aka.ms/aks/customrt");
-    let fault = lab.refused(put_cluster("l", cluster(Overlay, vec![pool_in("nodepool1", 1, "v/a")])));
+    let fault =
+        lab.refused(put_cluster("l", cluster(Overlay, vec![pool_in("nodepool1", 1, "v/a")])));
     check(&fault, "InvalidParameter", NODE_SUBNET, "shares its subnets with no other cluster");
     // Others share, and a later VM may sit beside the nodes.
     lab.cluster("o", cluster(Overlay, vec![pool_in("nodepool1", 1, "v/b")])).unwrap();
@@ -217,7 +251,11 @@ fn pools() {
     let change = |change: fn(&mut PutPool)| move |put: &mut PutCluster| change(&mut put.pools[0]);
     let mode = NetworkMode::Overlay;
     let max_pods = "agentPoolProfile.maxPods";
-    check_cluster(mode, change(|pool| pool.max_pods = Some(9)), (invalid, max_pods, "between 10 and 250"));
+    check_cluster(
+        mode,
+        change(|pool| pool.max_pods = Some(9)),
+        (invalid, max_pods, "between 10 and 250"),
+    );
     check_cluster(mode, change(|pool| pool.max_pods = Some(251)), (invalid, max_pods, "251"));
     check_cluster(
         mode,
@@ -234,7 +272,11 @@ fn pools() {
     let most = "agentPoolProfile.maxCount";
     check_cluster(mode, change(|pool| pool.autoscale = Some((5, 3))), (invalid, most, "5 to 3"));
     let surge = "agentPoolProfile.upgradeSettings.maxSurge";
-    check_cluster(mode, change(|pool| pool.max_surge = Some("a lot".to_owned())), (invalid, surge, "a lot"));
+    check_cluster(
+        mode,
+        change(|pool| pool.max_surge = Some("a lot".to_owned())),
+        (invalid, surge, "a lot"),
+    );
     for name in ["Pool", "1pool", "", "thirteenchars", "a-b"] {
         let mut put = cluster(mode, vec![pool_in("nodepool1", 1, "v/a")]);
         put.pools[0].name = name.into();
@@ -283,7 +325,8 @@ fn node_resource_groups() {
     lab.cluster(&long, cluster(mode, vec![pool_in("nodepool1", 1, "v/a")])).unwrap();
     let node_group = &lab.region.clusters[&id(&format!("cluster {long}"))].node_group;
     assert_eq!(node_group.resource_group().len(), 80);
-    let too_long = lab.refused(put_cluster(&"c".repeat(64), cluster(mode, vec![pool("nodepool1", 1)])));
+    let too_long =
+        lab.refused(put_cluster(&"c".repeat(64), cluster(mode, vec![pool("nodepool1", 1)])));
     check(&too_long, "InvalidParameter", "resourceName", "1 to 63");
 }
 
@@ -298,28 +341,57 @@ fn what_is_fixed_stays() {
         change(&mut put);
         check(&lab.refused(put_cluster("c", put)), code, target, "");
     };
-    check_change(&|put| put.mode = Some(NetworkMode::Kubenet), fixed, "networkProfile.networkPlugin");
+    check_change(
+        &|put| put.mode = Some(NetworkMode::Kubenet),
+        fixed,
+        "networkProfile.networkPlugin",
+    );
     check_change(
         &|put| put.mode = Some(NetworkMode::Overlay),
         "NotSupported",
         "networkProfile.networkPluginMode",
     );
-    check_change(&|put| put.service_cidr = Some(prefix("10.9.0.0/16")), fixed, "networkProfile.serviceCidr");
-    check_change(&|put| put.dns_service_ip = Some(ip("10.0.0.11")), fixed, "networkProfile.dnsServiceIP");
-    check_change(&|put| put.pod_cidr = Some(prefix("10.9.0.0/16")), fixed, "networkProfile.podCidr");
+    check_change(
+        &|put| put.service_cidr = Some(prefix("10.9.0.0/16")),
+        fixed,
+        "networkProfile.serviceCidr",
+    );
+    check_change(
+        &|put| put.dns_service_ip = Some(ip("10.0.0.11")),
+        fixed,
+        "networkProfile.dnsServiceIP",
+    );
+    check_change(
+        &|put| put.pod_cidr = Some(prefix("10.9.0.0/16")),
+        fixed,
+        "networkProfile.podCidr",
+    );
     check_change(&|put| put.dns_prefix = Some("x".to_owned()), fixed, "dnsPrefix");
     check_change(&|put| put.node_group = Some("x".to_owned()), fixed, "nodeResourceGroup");
-    check_change(&|put| put.version = Some("1.99.0".to_owned()), "NotSupported", "kubernetesVersion");
+    check_change(
+        &|put| put.version = Some("1.99.0".to_owned()),
+        "NotSupported",
+        "kubernetesVersion",
+    );
     let outbound = "networkProfile.outboundType";
     let change = |put: &mut PutCluster| put.outbound = Some(OutboundType::None);
     check_change(&change, "UpdatingOutboundTypeNotAllowed", outbound);
     check_change(&|put| put.pools[0].subnet = Some(id("subnet v/b")), fixed, NODE_SUBNET);
     check_change(&|put| put.pools[0].pod_subnet = Some(id("subnet v/pods")), fixed, POD_SUBNET);
     check_change(&|put| put.pools[0].max_pods = Some(31), fixed, "agentPoolProfile.maxPods");
-    check_change(&|put| put.pools[0].vm_size = Some("x".to_owned()), fixed, "agentPoolProfile.vmSize");
+    check_change(
+        &|put| put.pools[0].vm_size = Some("x".to_owned()),
+        fixed,
+        "agentPoolProfile.vmSize",
+    );
     let only_user = put_pool("c", PutPool { mode: Some(PoolMode::User), ..pool("nodepool1", 1) });
     check(&lab.refused(only_user), "MustDefineAtLeastOneSystemPool", "", "");
-    check(&lab.refused(put_pool("x", pool("p", 1))), "ParentResourceNotFound", "", "managedClusters/x");
+    check(
+        &lab.refused(put_pool("x", pool("p", 1))),
+        "ParentResourceNotFound",
+        "",
+        "managedClusters/x",
+    );
 }
 
 #[test]

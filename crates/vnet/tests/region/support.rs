@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use vnet::{
     addr::Prefix4,
     command::{
-        Accepted, Command, Common, PutCluster, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutPool,
-        PutSubnet,
+        Accepted, Command, Common, PutCluster, PutFrontend, PutIpConfiguration, PutLoadBalancer,
+        PutPool, PutSubnet,
     },
     fault::Fault,
     model::{Delegation, NetworkMode, NodePhase, Timestamp},
@@ -117,7 +117,8 @@ pub(crate) fn cluster(mode: NetworkMode, pools: Vec<PutPool>) -> PutCluster {
 
 /// A load balancer with one internal front end and nothing else.
 pub(crate) fn internal_balancer(subnet: &str, address: Option<&str>) -> PutLoadBalancer {
-    let frontend = PutFrontend::Internal { subnet: id(&format!("subnet {subnet}")), address: address.map(ip) };
+    let frontend =
+        PutFrontend::Internal { subnet: id(&format!("subnet {subnet}")), address: address.map(ip) };
     PutLoadBalancer {
         sku: "Standard".to_owned(),
         frontends: vec![("fe".into(), frontend)],
@@ -178,7 +179,12 @@ impl Lab {
         self.must(put_subnet(vnet, subnet(name, range)));
     }
 
-    pub(crate) fn nic(&mut self, name: &str, subnet: &str, address: Option<&str>) -> Result<Accepted, Fault> {
+    pub(crate) fn nic(
+        &mut self,
+        name: &str,
+        subnet: &str,
+        address: Option<&str>,
+    ) -> Result<Accepted, Fault> {
         self.apply(put_nic(name, &[("ipconfig1", subnet, address)]))
     }
 

@@ -1,0 +1,168 @@
+//! What resources look like, as golden texts.
+
+mod lab;
+
+use lab::{GROUP, Lab, SUBSCRIPTION, cluster, cluster_body, network, subnet};
+use serde_json::{Value, json};
+
+/// Compares with the golden text, but for what a version of the crates decides.
+fn check(name: &str, body: &Value) {
+    insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_json_snapshot!(name, body);
+    });
+}
+
+#[tokio::test]
+async fn networks() {
+    let lab = Lab::new().await;
+    lab.vnet().await;
+    lab.nic().await;
+    check("nic", &lab.nic().await);
+    lab.put(
+        &network("routeTables/rt"),
+        json!({ "location": "eastus", "tags": { "a": "b" }, "properties": {
+        "routes": [{ "name": "r1", "properties": { "addressPrefix": "10.244.1.0/24",
+            "nextHopType": "VirtualAppliance", "nextHopIpAddress": "10.0.0.4" } }] } }),
+    )
+    .await;
+    let body = json!({ "properties": { "addressPrefix": "10.0.0.0/24", "routeTable": { "id": network("routeTables/rt") },
+        "serviceEndpoints": [{ "service": "Microsoft.Storage" }] } });
+    check("subnet", &lab.put(&subnet("s"), body).await);
+    check("route_table", &lab.get(&network("routeTables/rt")).await.body);
+    check("route", &lab.get(&network("routeTables/rt/routes/r1")).await.body);
+    check("vnet", &lab.get(&network("virtualNetworks/v")).await.body);
+    check("vnet_usages", &lab.get(&network("virtualNetworks/v/usages")).await.body);
+}
+
+#[tokio::test]
+async fn balancer() {
+    let lab = Lab::new().await;
+    lab.vnet().await;
+    lab.nic().await;
+    let public_ip = network("publicIPAddresses/p");
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" },
+        "properties": { "publicIPAllocationMethod": "Static", "idleTimeoutInMinutes": 10 } });
+    lab.put(&public_ip, body).await;
+    let id = network("loadBalancers/lb");
+    let part = |kind: &str, name: &str| json!({ "id": format!("{id}/{kind}/{name}") });
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" }, "properties": {
+        "frontendIPConfigurations": [
+            { "name": "inside", "zones": ["1"], "properties": { "privateIPAllocationMethod": "Dynamic", "subnet": { "id": subnet("s") } } },
+            { "name": "outside", "properties": { "publicIPAddress": { "id": public_ip } } },
+        ],
+        "backendAddressPools": [{ "name": "be", "properties": { "backendIPConfigurations": [
+            { "id": network("networkInterfaces/n/ipConfigurations/ipconfig1") }] } }],
+        "probes": [{ "name": "pr", "properties": { "protocol": "Http", "port": 80, "requestPath": "/healthz", "numberOfProbes": 2 } }],
+        "loadBalancingRules": [{ "name": "ru", "properties": {
+            "frontendIPConfiguration": part("frontendIPConfigurations", "inside"),
+            "backendAddressPools": [part("backendAddressPools", "be")], "probe": part("probes", "pr"),
+            "protocol": "Tcp", "frontendPort": 80, "backendPort": 80, "enableFloatingIP": true } }],
+        "outboundRules": [{ "name": "out", "properties": {
+            "frontendIPConfigurations": [part("frontendIPConfigurations", "outside")],
+            "backendAddressPool": part("backendAddressPools", "be"), "protocol": "All" } }],
+    } });
+    check("balancer", &lab.put(&id, body).await);
+    check("public_ip", &lab.get(&public_ip).await.body);
+}
+
+#[tokio::test]
+async fn clusters() {
+    let lab = Lab::new().await;
+    lab.vnet().await;
+    for (name, prefix) in
+        [("pods", "10.0.2.0/23"), ("kubenet", "10.0.4.0/24"), ("nodes", "10.0.5.0/24")]
+    {
+        lab.put(&subnet(name), json!({ "properties": { "addressPrefix": prefix } })).await;
+    }
+    let modes = [
+        (
+            "kubenet",
+            json!({ "networkPlugin": "kubenet", "serviceCidr": "10.1.0.0/16", "dnsServiceIP": "10.1.0.10" }),
+            json!({ "vnetSubnetID": subnet("kubenet") }),
+        ),
+        (
+            "azure",
+            json!({ "networkPlugin": "azure", "serviceCidr": "10.1.0.0/16", "dnsServiceIP": "10.1.0.10" }),
+            json!({ "vnetSubnetID": subnet("nodes") }),
+        ),
+        (
+            "podsubnet",
+            json!({ "networkPlugin": "azure", "serviceCidr": "10.1.0.0/16", "dnsServiceIP": "10.1.0.10" }),
+            json!({ "vnetSubnetID": subnet("s"), "podSubnetID": subnet("pods") }),
+        ),
+        (
+            "overlay",
+            json!({ "networkPlugin": "azure", "networkPluginMode": "overlay", "podCidr": "192.168.0.0/16" }),
+            json!({}),
+        ),
+        ("none", json!({ "networkPlugin": "none", "networkPolicy": "none" }), json!({})),
+        ("default", json!({}), json!({})),
+    ];
+    for (name, profile, pool) in modes {
+        let body = lab.put(&cluster(name), cluster_body(profile, pool)).await;
+        if name == "overlay" {
+            check("cluster", &body);
+        }
+        check(&format!("cluster_{name}_network"), &body["properties"]["networkProfile"]);
+        if name == "podsubnet" {
+            check("cluster_podsubnet_pool", &body["properties"]["agentPoolProfiles"][0]);
+        }
+    }
+    check("subnet_of_pods", &lab.get(&subnet("pods")).await.body);
+    check("pool", &lab.get(&cluster("kubenet/agentPools/nodepool1")).await.body);
+    check("upgrades", &lab.get(&cluster("kubenet/upgradeProfiles/default")).await.body);
+    let versions = format!(
+        "{SUBSCRIPTION}/providers/Microsoft.ContainerService/locations/eastus/kubernetesVersions"
+    );
+    check("versions", &lab.get(&versions).await.body);
+    let compute =
+        format!("{SUBSCRIPTION}/resourceGroups/MC_rg_kubenet_eastus/providers/Microsoft.Compute");
+    let sets = lab.get(&format!("{compute}/virtualMachineScaleSets")).await.body;
+    check("scale_sets", &sets);
+    let set = sets["value"][0]["name"].as_str().expect("the cluster has a scale set");
+    let nics =
+        lab.get(&format!("{compute}/virtualMachineScaleSets/{set}/networkInterfaces")).await.body;
+    check("scale_set_nic", &nics["value"][0]);
+}
+
+#[tokio::test]
+async fn identity() {
+    let lab = Lab::new().await;
+    check("metadata", &lab.get("/metadata/endpoints?api-version=2022-09-01").await.body);
+    check("subscriptions", &lab.get("/subscriptions?api-version=2022-12-01").await.body);
+    check("group", &lab.get(GROUP).await.body);
+    check(
+        "provider",
+        &lab.get(&format!("{SUBSCRIPTION}/providers/microsoft.containerservice")).await.body,
+    );
+}
+
+#[tokio::test]
+async fn errors() {
+    let lab = Lab::new().await;
+    lab.vnet().await;
+    let body = |prefix: &str| Some(json!({ "properties": { "addressPrefix": prefix } }));
+    let errors = json!({
+        "no vnet": lab.get(&network("virtualNetworks/nope")).await.body,
+        "no subnet": lab.get(&subnet("nope")).await.body,
+        "no vnet of subnet": lab.get(&network("virtualNetworks/nope/subnets/s")).await.body,
+        "no cluster": lab.get(&cluster("nope")).await.body,
+        "no group": lab.get(&format!("{SUBSCRIPTION}/resourceGroups/nope")).await.body,
+        "no group of vnet": lab.get(&format!("{SUBSCRIPTION}/resourceGroups/nope/providers/Microsoft.Network/virtualNetworks/v")).await.body,
+        "no type": lab.get(&network("toasters/t")).await.body,
+        "no namespace": lab.get(&format!("{GROUP}/providers/Contoso.Toast/toasters/t")).await.body,
+        "overlap": lab.send("PUT", &subnet("t"), body("10.0.0.0/25")).await.body,
+        "outside": lab.send("PUT", &subnet("t"), body("10.1.0.0/24")).await.body,
+        "host bits": lab.send("PUT", &subnet("t"), body("10.0.1.1/24")).await.body,
+        "no prefix": lab.send("PUT", &subnet("t"), body("10.0.1.0")).await.body,
+        "bad json": lab.send_text("PUT", &subnet("t"), "{\"properties\": {\n \"addressPrefix\": }", &[]).await.body,
+        "wrong type": lab.send_text("PUT", &subnet("t"), "{\"properties\": {\"addressPrefix\": 7}}", &[]).await.body,
+        "small subnet": lab.send("PUT", &cluster("c"), Some(cluster_body(
+            json!({ "networkPlugin": "azure", "serviceCidr": "10.1.0.0/16", "dnsServiceIP": "10.1.0.10" }),
+            json!({ "vnetSubnetID": subnet("s"), "count": 10 })))).await.body,
+        "several": lab.send("PUT", &cluster("c"), Some(cluster_body(
+            json!({ "networkDataplane": "cilium", "networkPolicy": "calico", "podCidr": "x" }),
+            json!({ "osType": "Windows" })))).await.body,
+    });
+    check("errors", &errors);
+}

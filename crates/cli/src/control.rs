@@ -1,0 +1,125 @@
+//! What the other commands ask of a running lab: one JSON line each way over a Unix socket that only root may open.
+
+use std::{
+    io::{BufRead, BufReader, Write},
+    os::unix::net::UnixStream,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use crate::lab::Lab;
+
+/// A question.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ask {
+    /// Everything that `aksnet status` shows.
+    Status,
+    /// Where commands of a VM, node or pod of this name run.
+    Find {
+        /// `NAME`, or `NAMESPACE/NAME` of a pod.
+        name: String,
+    },
+}
+
+/// An answer.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Answer {
+    /// To [`Ask::Status`].
+    Status(Status),
+    /// To [`Ask::Find`]: the path of its network namespace.
+    Found {
+        /// What it is: VM, node, pod.
+        kind: String,
+        /// A path that `setns` takes.
+        netns: String,
+    },
+    /// It cannot be answered.
+    Failed {
+        /// Why, and what would work.
+        message: String,
+    },
+}
+
+/// The lab, as `aksnet status` shows it. `version` changes with the form.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Status {
+    pub(crate) version: u32,
+    pub(crate) lab: String,
+    pub(crate) endpoint: String,
+    pub(crate) nodes: String,
+    pub(crate) generation: u64,
+    pub(crate) clusters: Vec<ClusterStatus>,
+    pub(crate) vms: Vec<VmStatus>,
+    pub(crate) subnets: Vec<SubnetStatus>,
+}
+
+/// A cluster with its nodes.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClusterStatus {
+    pub(crate) name: String,
+    pub(crate) resource_group: String,
+    pub(crate) state: String,
+    pub(crate) network: String,
+    pub(crate) kubernetes: String,
+    pub(crate) nodes: Vec<NodeStatus>,
+}
+
+/// A node.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct NodeStatus {
+    pub(crate) name: String,
+    pub(crate) pool: String,
+    pub(crate) phase: String,
+    pub(crate) address: String,
+    pub(crate) subnet: String,
+    pub(crate) pod_range: Option<String>,
+}
+
+/// A virtual machine.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct VmStatus {
+    pub(crate) name: String,
+    pub(crate) resource_group: String,
+    pub(crate) state: String,
+    pub(crate) address: String,
+    pub(crate) vnet: String,
+    pub(crate) subnet: String,
+}
+
+/// A subnet and how full it is.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SubnetStatus {
+    pub(crate) vnet: String,
+    pub(crate) name: String,
+    pub(crate) prefix: String,
+    pub(crate) usable: u64,
+    pub(crate) held: u64,
+    pub(crate) delegated_to: Option<String>,
+}
+
+/// Asks the running lab.
+pub(crate) fn ask(lab: &Lab, question: &Ask) -> anyhow::Result<Answer> {
+    let path = lab.control_socket();
+    let stream = UnixStream::connect(&path).with_context(|| {
+        format!("lab `{}` does not run here; `aksnet up` starts it", lab.name())
+    })?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let mut line = serde_json::to_string(question)?;
+    line.push('\n');
+    (&stream).write_all(line.as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(&stream).read_line(&mut answer).context("the lab did not answer in time")?;
+    match serde_json::from_str(&answer).context("the lab answered with something else")? {
+        Answer::Failed { message } => bail!(message),
+        answer => Ok(answer),
+    }
+}

@@ -1,0 +1,212 @@
+//! `aksnet up`, `down`, `reset` and what belongs to them.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, Write},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use linux::sandbox::pidfile::{self, Process};
+
+use crate::{
+    azure_env,
+    control::{Answer, Ask, ask},
+    lab::{Config, Lab, Nodes},
+    output::{Progress, data, say},
+};
+
+/// How long the daemon may take from its start until it answers.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Starts the lab's daemon, unless it runs, and waits until it answers.
+pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
+    if !nix_is_root() {
+        bail!("the lab makes network namespaces and needs root; run `sudo aksnet up`");
+    }
+    if let Ok(Answer::Status(_)) = ask(lab, &Ask::Status) {
+        if lab.read_config()?.as_ref() != Some(config) {
+            bail!("the lab runs with other settings; `aksnet down` first");
+        }
+        say(&format!("lab `{}` is up already", lab.name()));
+        return Ok(());
+    }
+    if config.nodes == Nodes::Kubernetes {
+        install_kubernetes(&config.kubernetes, None)?;
+    }
+    // Found here it is a sentence; found by the daemon it would be a line of a log.
+    if let Err(error) = TcpListener::bind(config.listen) {
+        bail!("{} cannot be listened on ({error}); `aksnet up --listen 127.0.0.1:PORT` takes another", config.listen);
+    }
+    lab.write_config(config)?;
+    for folder in [lab.state_dir(), lab.run_dir(), lab.log_dir()] {
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    let log = File::options().create(true).append(true).open(lab.daemon_log());
+    let log = log.with_context(|| format!("opening {}", lab.daemon_log().display()))?;
+    let own = std::env::current_exe().context("finding aksnet itself")?;
+    let mut daemon = Command::new(own)
+        .args(["--name", lab.name(), "serve"])
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        // Ctrl-C in this terminal is not meant for it.
+        .process_group(0)
+        .current_dir("/")
+        .spawn()
+        .context("starting the lab")?;
+    let mut progress = Progress::new("starting the lab");
+    let began = Instant::now();
+    loop {
+        if ask(lab, &Ask::Status).is_ok() && is_listening(config.listen) {
+            break;
+        }
+        if let Some(status) = daemon.try_wait()? {
+            bail!("the lab ended at once ({status}): {}", last_lines(&lab.daemon_log()));
+        }
+        if began.elapsed() > PATIENCE {
+            bail!("the lab does not answer; its log is {}", lab.daemon_log().display());
+        }
+        progress.tell("waiting for it to answer");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(progress);
+    say(&format!(
+        "lab `{}` is up: Azure Resource Manager at {}",
+        lab.name(),
+        azure_env::endpoint(config)
+    ));
+    Ok(())
+}
+
+fn nix_is_root() -> bool {
+    // The owner of /proc/self is this process' effective user.
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
+}
+
+fn is_listening(at: SocketAddr) -> bool {
+    let at = match at {
+        SocketAddr::V4(at) if at.ip().is_unspecified() => ([127, 0, 0, 1], at.port()).into(),
+        SocketAddr::V6(at) if at.ip().is_unspecified() => {
+            (std::net::Ipv6Addr::LOCALHOST, at.port()).into()
+        }
+        at => at,
+    };
+    TcpStream::connect_timeout(&at, Duration::from_millis(200)).is_ok()
+}
+
+fn last_lines(path: &Path) -> String {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().rev().take(5).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+}
+
+/// The two lines that point one's own tools at the lab, how to look around, how to stop.
+pub(crate) fn say_how_to_go_on(lab: &Lab) {
+    let own = std::env::current_exe().map_or("aksnet".into(), |path| path.display().to_string());
+    let own = if lab.name() == "aksnet" { own } else { format!("{own} --name {}", lab.name()) };
+    say(&format!(
+        "\nThe lab is yours. In your own shell:\n\n  \
+         eval \"$({own} env)\"\n  \
+         az aks list -o table; kubectl config get-contexts\n\n\
+         Look around:  {own} status   {own} exec jump -- ping -c 1 172.20.0.4\n\
+         Stop:         {own} down     (and forget everything: {own} reset)"
+    ));
+}
+
+/// Stops everything and removes all of it from the machine, whether the daemon lives or not.
+pub(crate) fn down(lab: &Lab) -> anyhow::Result<()> {
+    let mut progress = Progress::new("stopping the lab");
+    stop_daemon(lab, &mut progress)?;
+    progress.tell("stopping clusters");
+    daemon::clusters::down(lab.name(), &lab.run_dir()).context("stopping clusters")?;
+    progress.tell("removing networks");
+    daemon::fabric::down(lab.name()).context("removing networks")?;
+    match fs::remove_dir_all(lab.run_dir()) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", lab.run_dir().display()));
+        }
+        _ => {}
+    }
+    drop(progress);
+    say(&format!("lab `{}` is down; nothing of it runs", lab.name()));
+    Ok(())
+}
+
+fn stop_daemon(lab: &Lab, progress: &mut Progress) -> anyhow::Result<()> {
+    let path = lab.run_dir().join("daemon.pid");
+    let Some(process) = pidfile::read(&path) else { return Ok(()) };
+    let began = Instant::now();
+    process.terminate();
+    while process.is_alive() {
+        progress.tell("waiting for its daemon");
+        if began.elapsed() > Duration::from_secs(10) {
+            process.kill();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+/// Writes down which process the daemon is, so that `down` finds it and nothing else.
+pub(crate) fn write_pid(lab: &Lab) -> anyhow::Result<()> {
+    let path = lab.run_dir().join("daemon.pid");
+    let own = Process::current().context("reading the own process' start time")?;
+    pidfile::write(&path, &own).with_context(|| format!("writing {}", path.display()))
+}
+
+/// `down`, and the resources too.
+pub(crate) fn reset(lab: &Lab, yes: bool) -> anyhow::Result<()> {
+    if !yes {
+        say(&format!(
+            "This forgets every resource of lab `{}`. Type its name to go on:",
+            lab.name()
+        ));
+        std::io::stderr().flush()?;
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line)?;
+        if line.trim() != lab.name() {
+            bail!("nothing was done");
+        }
+    }
+    down(lab)?;
+    for folder in [lab.state_dir(), lab.log_dir()] {
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("removing {}", folder.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Gets Kubernetes' programs, showing how far it is.
+pub(crate) fn install_kubernetes(version: &str, from: Option<&Path>) -> anyhow::Result<()> {
+    let mut progress = Progress::new(&format!("getting Kubernetes {version}"));
+    let folder = cluster::install::kubernetes(&Lab::cache_dir(), version, from, &mut |how_far| {
+        progress.tell(how_far);
+    })
+    .with_context(|| format!("getting Kubernetes {version}"))?;
+    drop(progress);
+    data(&format!("Kubernetes {version}: {}", folder.display()));
+    Ok(())
+}
+
+/// Gives an image archive to the registry of the running lab.
+pub(crate) fn import_image(lab: &Lab, archive: &Path) -> anyhow::Result<()> {
+    let mut progress = Progress::new(&format!("importing {}", archive.display()));
+    progress.tell("reading");
+    let names = daemon::clusters::import_image(lab.name(), archive)
+        .with_context(|| format!("importing {}", archive.display()))?;
+    drop(progress);
+    for name in names {
+        data(&name);
+    }
+    Ok(())
+}

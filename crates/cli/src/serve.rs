@@ -1,0 +1,294 @@
+//! `aksnet serve`: the lab itself. Starts the loops and the doors, and answers the other commands.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener, UnixStream},
+    },
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use store::Store;
+use tokio::signal::unix::{SignalKind, signal};
+use vnet::{host::names, model::Role, region::Region};
+
+use crate::{
+    azure_env,
+    control::{
+        Answer, Ask, ClusterStatus, NodeStatus, Status, SubnetStatus, VmStatus,
+    },
+    lab::{Config, Lab, Nodes},
+    run,
+};
+
+/// Runs until SIGTERM or SIGINT. What the loops made stays; `aksnet down` removes it.
+pub(crate) fn run(lab: &Lab, config: &Config) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("AKSNET_LOG")
+                .unwrap_or_else(|_| "info".into()),
+        )
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
+    for folder in [lab.state_dir(), lab.run_dir()] {
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    }
+    let store = Store::open(&lab.store_path()).context("opening the region's state")?;
+    run::write_pid(lab)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    let answered = runtime.block_on(serve(lab, config, store));
+    // Loops may be in the middle of a system call; what they leave half done, the next start mends.
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    answered
+}
+
+async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let clusters = daemon::clusters::Clusters::new(daemon::clusters::Settings {
+        lab: lab.name().to_owned(),
+        nodes: match config.nodes {
+            Nodes::Kubernetes => daemon::clusters::Nodes::Kubernetes,
+            Nodes::Simulated => daemon::clusters::Nodes::Simulated,
+        },
+        state_dir: lab.state_dir(),
+        run_dir: lab.run_dir(),
+        log_dir: lab.log_dir(),
+        cache_dir: Lab::cache_dir(),
+        kubernetes: config.kubernetes.clone(),
+    });
+    let credentials = {
+        let clusters = clusters.clone();
+        move |cluster: &vnet::name::ArmId| clusters.credentials(cluster)
+    };
+
+    let authority =
+        azure::tls::Authority::load_or_create(&lab.tls_dir()).context("the endpoint's certificates")?;
+    let door = azure::Door {
+        store: store.clone(),
+        clock: Arc::new(daemon::reconcile::now),
+        credentials: Arc::new(credentials.clone()),
+        available_versions: vec![config.kubernetes.clone()],
+        retry_after: azure::RetryAfter::Seconds(1),
+        nodes: match config.nodes {
+            Nodes::Kubernetes => azure::Nodes::Kubernetes,
+            Nodes::Simulated => azure::Nodes::Simulated,
+        },
+    };
+    let router = azure::router(door);
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("listening on {}", config.listen))?;
+
+    let control = listen_for_commands(lab)?;
+    let answering = Answering {
+        lab: lab.clone(),
+        config: config.clone(),
+        store: store.clone(),
+        clusters: clusters.clone(),
+    };
+    std::thread::spawn(move || answering.run(&control));
+
+    let arm = Arc::new(crate::in_process_arm::InProcessArm::new(router.clone()));
+    let fabric_lab = lab.name().to_owned();
+    let loops = async {
+        tokio::join!(
+            daemon::fabric::run(store.clone(), fabric_lab),
+            clusters.run(store.clone()),
+            daemon::controller::run(store.clone(), arm, Arc::new(credentials)),
+        );
+    };
+    tracing::info!(lab = lab.name(), endpoint = azure_env::endpoint(config), "the lab is up");
+    tokio::select! {
+        () = loops => anyhow::bail!("a loop ended"),
+        served = azure::serve(listener, &authority, router) => served.context("serving Azure Resource Manager"),
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+    }
+}
+
+fn listen_for_commands(lab: &Lab) -> anyhow::Result<UnixListener> {
+    let path = lab.control_socket();
+    // The store is open, so no other daemon of this lab lives: the socket is a dead one's.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("removing {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("listening on {}", path.display()))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+        .with_context(|| format!("protecting {}", path.display()))?;
+    Ok(listener)
+}
+
+/// Answers [`Ask`]s, one connection at a time: they are few and quick.
+struct Answering {
+    lab: Lab,
+    config: Config,
+    store: Store,
+    clusters: daemon::clusters::Clusters,
+}
+
+impl Answering {
+    fn run(&self, listener: &UnixListener) {
+        for stream in listener.incoming() {
+            let done = stream.and_then(|stream| self.answer(&stream));
+            if let Err(error) = done {
+                tracing::debug!(%error, "a command went away before its answer");
+            }
+        }
+    }
+
+    fn answer(&self, stream: &UnixStream) -> std::io::Result<()> {
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.set_write_timeout(Some(Duration::from_secs(2)))?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        let answer = match serde_json::from_str(&line) {
+            Ok(Ask::Status) => Answer::Status(self.status()),
+            Ok(Ask::Find { name }) => self.find(&name),
+            Err(error) => Answer::Failed { message: format!("not a question: {error}") },
+        };
+        let mut text = serde_json::to_string(&answer)?;
+        text.push('\n');
+        (&*stream).write_all(text.as_bytes())
+    }
+
+    fn status(&self) -> Status {
+        let region = self.store.snapshot();
+        Status {
+            version: 1,
+            lab: self.lab.name().to_owned(),
+            endpoint: azure_env::endpoint(&self.config),
+            nodes: match self.config.nodes {
+                Nodes::Kubernetes => "kubernetes".to_owned(),
+                Nodes::Simulated => "simulated".to_owned(),
+            },
+            generation: region.generation,
+            clusters: clusters(&region),
+            vms: vms(&region),
+            subnets: subnets(&region),
+        }
+    }
+
+    fn find(&self, name: &str) -> Answer {
+        let region = self.store.snapshot();
+        let found = |kind: &str, netns: String| Answer::Found { kind: kind.to_owned(), netns };
+        let machines = region.machines.values().filter(|machine| machine.hostname == name);
+        match machines.collect::<Vec<_>>().as_slice() {
+            [machine] => {
+                let kind = if matches!(machine.role, Role::Vm) { "vm" } else { "node" };
+                let namespace = names::machine_ns(self.lab.name(), machine);
+                return found(kind, linux::netns::path(&namespace).display().to_string());
+            }
+            [] => {}
+            several => {
+                let groups: Vec<&str> =
+                    several.iter().map(|machine| machine.meta.id.resource_group()).collect();
+                let message = format!("`{name}` is a machine in several groups: {}", groups.join(", "));
+                return Answer::Failed { message };
+            }
+        }
+        match self.clusters.pod_netns(&self.store, name) {
+            Some(netns) => found("pod", netns.display().to_string()),
+            None => Answer::Failed {
+                message: format!(
+                    "there is no VM, node or pod `{name}`; `aksnet status` lists VMs and nodes, a pod is [CLUSTER:]NAMESPACE/NAME"
+                ),
+            },
+        }
+    }
+}
+
+fn clusters(region: &Region) -> Vec<ClusterStatus> {
+    let status = |cluster: &Arc<vnet::model::Cluster>| ClusterStatus {
+        name: cluster.meta.id.name().to_owned(),
+        resource_group: cluster.meta.id.resource_group().to_owned(),
+        state: format!("{:?}", cluster.meta.state),
+        network: network(cluster),
+        kubernetes: cluster.version.clone(),
+        nodes: nodes(region, &cluster.meta.id),
+    };
+    region.clusters.values().map(status).collect()
+}
+
+fn network(cluster: &vnet::model::Cluster) -> String {
+    use vnet::model::NetworkMode;
+    let pods = cluster.pools.values().any(|pool| pool.pod_subnet.is_some());
+    match cluster.mode {
+        NetworkMode::Kubenet => "kubenet",
+        NetworkMode::Azure if pods => "azure, pod subnet",
+        NetworkMode::Azure => "azure",
+        NetworkMode::Overlay => "azure, overlay",
+        NetworkMode::None => "none",
+    }
+    .to_owned()
+}
+
+fn nodes(region: &Region, cluster: &vnet::name::ArmId) -> Vec<NodeStatus> {
+    let node = |machine: &Arc<vnet::model::Machine>| {
+        let Role::Node(role) = &machine.role else { return None };
+        if role.cluster != *cluster {
+            return None;
+        }
+        let nic = region.nics.get(&machine.nic)?;
+        let subnet = nic.configs.first().map(|config| config.subnet.name().to_owned());
+        Some(NodeStatus {
+            name: machine.hostname.clone(),
+            pool: role.pool.to_string(),
+            phase: format!("{:?}", role.phase),
+            address: nic.address()?.to_string(),
+            subnet: subnet.unwrap_or_default(),
+            pod_range: role.pod_range.map(|range| range.to_string()),
+        })
+    };
+    region.machines.values().filter_map(node).collect()
+}
+
+fn vms(region: &Region) -> Vec<VmStatus> {
+    let vm = |machine: &Arc<vnet::model::Machine>| {
+        if !matches!(machine.role, Role::Vm) {
+            return None;
+        }
+        let nic = region.nics.get(&machine.nic)?;
+        let config = nic.configs.first()?;
+        Some(VmStatus {
+            name: machine.hostname.clone(),
+            resource_group: machine.meta.id.resource_group().to_owned(),
+            state: format!("{:?}", machine.meta.state),
+            address: config.address.to_string(),
+            vnet: config.subnet.parent().map(|vnet| vnet.name().to_owned()).unwrap_or_default(),
+            subnet: config.subnet.name().to_owned(),
+        })
+    };
+    region.machines.values().filter_map(vm).collect()
+}
+
+fn subnets(region: &Region) -> Vec<SubnetStatus> {
+    let mut all = Vec::new();
+    for vnet in region.vnets.values() {
+        for subnet in vnet.subnets.values() {
+            all.push(SubnetStatus {
+                vnet: vnet.meta.id.name().to_owned(),
+                name: subnet.name.to_string(),
+                prefix: subnet.prefix.to_string(),
+                usable: subnet.prefix.n_addresses().saturating_sub(5),
+                held: subnet.held.len() as u64,
+                delegated_to: subnet.delegations.first().map(|given| given.service.clone()),
+            });
+        }
+    }
+    all
+}

@@ -1,0 +1,201 @@
+//! What computers run, as text that a person can read.
+
+use std::{fmt::Write, net::Ipv4Addr};
+
+use cluster::{
+    images,
+    pki::{ApiServerNames, ClusterCertificates},
+    programs::{Computer, ControlPlane, Node, control_plane, node},
+};
+use uuid::Uuid;
+use vnet::{
+    model::{
+        AgentPool, Cluster, Machine, Meta, NetworkMode, NodePhase, NodeRole, OutboundType, PoolMode,
+        ProvisioningState, Role, Timestamp,
+    },
+    name::{ArmId, Name},
+};
+
+const SUBSCRIPTION: &str = "/subscriptions/00000000-0000-0000-0000-000000000000";
+
+fn id(text: &str) -> ArmId {
+    format!("{SUBSCRIPTION}/resourceGroups/{text}").parse().expect("an id")
+}
+
+fn meta(id: ArmId) -> Meta {
+    Meta {
+        id,
+        location: "eastus".to_owned(),
+        tags: std::collections::BTreeMap::new(),
+        etag: Uuid::nil(),
+        guid: Uuid::nil(),
+        state: ProvisioningState::Creating,
+        changed: 1,
+        kept: std::collections::BTreeMap::new(),
+    }
+}
+
+fn cluster(mode: NetworkMode) -> Cluster {
+    let pod_cidr = match mode {
+        NetworkMode::Kubenet | NetworkMode::Overlay => Some("10.244.0.0/16".parse().expect("p")),
+        NetworkMode::Azure | NetworkMode::None => None,
+    };
+    Cluster {
+        meta: meta(id("rg/providers/Microsoft.ContainerService/managedClusters/demo")),
+        created: Timestamp(0),
+        version: "1.36.3".to_owned(),
+        dns_prefix: "demo".to_owned(),
+        fqdn: "demo-12345678.hcp.eastus.azmk8s.io".to_owned(),
+        api_address: Ipv4Addr::new(198, 18, 0, 9),
+        node_group: id("MC_rg_demo_eastus"),
+        hash: "12345678".to_owned(),
+        principal: Uuid::nil(),
+        mode,
+        pod_cidr,
+        service_cidr: "10.0.0.0/16".parse().expect("a prefix"),
+        dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
+        outbound: OutboundType::LoadBalancer,
+        vnet: id("rg/providers/Microsoft.Network/virtualNetworks/vnet"),
+        route_table: None,
+        pools: std::collections::BTreeMap::new(),
+    }
+}
+
+fn pool(cluster: &Cluster, pod_subnet: Option<&str>) -> AgentPool {
+    AgentPool {
+        name: Name::new("nodepool1"),
+        mode: PoolMode::System,
+        count: 1,
+        max_pods: 30,
+        subnet: cluster.vnet.child("subnets", "nodes"),
+        subnet_given: true,
+        pod_subnet: pod_subnet.map(|name| cluster.vnet.child("subnets", name)),
+        version: "1.36.3".to_owned(),
+        vm_size: "Standard_D2s_v3".to_owned(),
+        labels: [("team".to_owned(), "blue".to_owned())].into(),
+        taints: vec!["sku=gpu:NoSchedule".to_owned(), "lonely:NoExecute".to_owned()],
+        max_surge: "10%".to_owned(),
+        autoscale: None,
+        next_instance: 1,
+        state: ProvisioningState::Creating,
+        changed: 1,
+        etag: Uuid::nil(),
+        kept: std::collections::BTreeMap::new(),
+    }
+}
+
+fn certificates(cluster: &Cluster) -> ClusterCertificates {
+    ClusterCertificates::generate(&ApiServerNames {
+        fqdn: cluster.fqdn.clone(),
+        address: cluster.api_address,
+        service_address: Ipv4Addr::new(10, 0, 0, 1),
+    })
+    .expect("certificates")
+}
+
+fn render_node(mode: NetworkMode, pod_subnet: Option<&str>) -> Computer {
+    let cluster = cluster(mode);
+    let pool = pool(&cluster, pod_subnet);
+    let certificates = certificates(&cluster);
+    let address = Ipv4Addr::new(10, 224, 0, 4);
+    let hostname = "aks-nodepool1-12345678-vmss000000";
+    let own = certificates.sign_node(hostname, address).expect("certificates");
+    let scale_set = "MC_rg_demo_eastus/providers/Microsoft.Compute/virtualMachineScaleSets/\
+                     aks-nodepool1-12345678-vmss/virtualMachines/0";
+    let machine = Machine {
+        meta: meta(id(scale_set)),
+        hostname: hostname.to_owned(),
+        nic: cluster.vnet.clone(),
+        role: Role::Node(NodeRole {
+            cluster: cluster.meta.id.clone(),
+            pool: pool.name.clone(),
+            instance: 0,
+            pod_range: None,
+            phase: NodePhase::Creating,
+        }),
+    };
+    node(&Node {
+        cluster: &cluster,
+        pool: &pool,
+        machine: &machine,
+        address,
+        vnet: &["10.224.0.0/12".parse().expect("a prefix")],
+        authority: &certificates.authority.certificate,
+        certificates: &own,
+        registry: "198.19.0.10:5000".parse().expect("an address"),
+    })
+}
+
+/// Everything but keys and certificates, which differ each time.
+fn render(computer: &Computer) -> String {
+    let mut text = format!("computer {}\n", computer.hostname);
+    for folder in &computer.folders {
+        writeln!(text, "folder {folder}").expect("text");
+    }
+    for program in &computer.programs {
+        writeln!(text, "\nprogram {}, after {:?}", program.name, program.after).expect("text");
+        for arg in &program.argv {
+            writeln!(text, "  {arg}").expect("text");
+        }
+    }
+    for file in &computer.files {
+        writeln!(text, "\nfile {} {:o}", file.path, file.mode).expect("text");
+        let is_secret = file.mode == 0o600 || file.text.contains("BEGIN");
+        let shown = if is_secret { "" } else { file.text.as_str() };
+        shown.lines().for_each(|line| writeln!(text, "  {line}").expect("text"));
+    }
+    text
+}
+
+#[test]
+fn control_planes() {
+    let cluster = cluster(NetworkMode::Overlay);
+    let certificates = certificates(&cluster);
+    let input = ControlPlane { cluster: &cluster, certificates: &certificates };
+    insta::assert_snapshot!(render(&control_plane(&input)));
+}
+
+#[test]
+fn nodes_of_overlay_clusters() {
+    insta::assert_snapshot!(render(&render_node(NetworkMode::Overlay, None)));
+}
+
+#[test]
+fn registries() {
+    insta::assert_snapshot!(render(&images::registry(Ipv4Addr::new(198, 19, 0, 10))));
+}
+
+/// What differs between the modes: the agent's configuration and how kube-proxy tells pods.
+#[test]
+fn modes() {
+    let mut text = String::new();
+    for (mode, pod_subnet) in [
+        (NetworkMode::Kubenet, None),
+        (NetworkMode::Azure, None),
+        (NetworkMode::Azure, Some("pods")),
+        (NetworkMode::Overlay, None),
+        (NetworkMode::None, None),
+    ] {
+        let computer = render_node(mode, pod_subnet);
+        writeln!(text, "{mode:?}, pod subnet {pod_subnet:?}").expect("text");
+        let names: Vec<&str> = computer.programs.iter().map(|program| program.name).collect();
+        writeln!(text, "  programs: {}", names.join(" ")).expect("text");
+        let read = |path: &str| {
+            let file = computer.files.iter().find(|file| file.path == path);
+            file.map(|file| serde_json::from_str::<serde_json::Value>(&file.text).expect("JSON"))
+        };
+        let proxy = read("/etc/kubernetes/kube-proxy.json").expect("a file");
+        for key in ["detectLocalMode", "detectLocal", "clusterCIDR"] {
+            writeln!(text, "  kube-proxy {key}: {}", proxy[key]).expect("text");
+        }
+        if let Some(agent) = read("/etc/aksnet/agent.json") {
+            writeln!(text, "  agent: {agent}").expect("text");
+        }
+        let kubelet = computer.programs.iter().find(|program| program.name == "kubelet");
+        let labels = kubelet.and_then(|p| p.argv.iter().find(|arg| arg.contains("--node-labels")));
+        for label in labels.expect("labels").split(['=', ',']).skip(1).collect::<Vec<_>>().chunks(2) {
+            writeln!(text, "  label {}", label.join("=")).expect("text");
+        }
+    }
+    insta::assert_snapshot!(text);
+}

@@ -1,0 +1,130 @@
+//! What a command costs in a region of the sizes that labs and planners have: 1, 250 and 5,000 held addresses.
+
+use std::collections::BTreeMap;
+
+use divan::{Bencher, black_box};
+use vnet::{
+    addr::Prefix4,
+    command::{Command, Common, PutCluster, PutIpConfiguration, PutPool, PutSubnet},
+    kind,
+    model::{NetworkMode, Timestamp},
+    name::ArmId,
+    region::Region,
+};
+
+fn main() {
+    divan::main();
+}
+
+const SIZES: [u32; 3] = [1, 250, 5_000];
+
+fn group() -> ArmId {
+    ArmId::group("16e85b36-5c9d-48cc-a45d-c672a4393c36", "bench")
+}
+
+fn subnet() -> ArmId {
+    group().sibling(kind::VNET, "v").child("subnets", "s")
+}
+
+fn common(id: ArmId) -> Common {
+    Common { id, location: None, tags: None, kept: BTreeMap::new() }
+}
+
+fn apply(region: &mut Region, command: Command) {
+    region.apply(command, Timestamp(0)).expect("the command is right");
+}
+
+fn put_nic(name: &str, n: u32) -> Command {
+    let config = |i: u32| PutIpConfiguration {
+        name: format!("ipconfig{}", i + 1),
+        subnet: subnet(),
+        address: None,
+    };
+    Command::PutNic {
+        common: common(group().sibling(kind::NIC, name)),
+        ip_forwarding: false,
+        configs: (0..n).map(config).collect(),
+    }
+}
+
+/// A region with one subnet, where NICs of at most 250 addresses hold `held`.
+fn region(held: u32) -> Region {
+    let mut region = Region::default();
+    let location = "eastus".to_owned();
+    apply(&mut region, Command::PutGroup { id: group(), location, tags: BTreeMap::new() });
+    let subnet = PutSubnet {
+        name: "s".into(),
+        prefix: Prefix4::containing([10, 1, 0, 0].into(), 16),
+        route_table: None,
+        delegations: Vec::new(),
+        private_endpoint_network_policies: None,
+        private_link_service_network_policies: None,
+        kept: BTreeMap::new(),
+    };
+    let put_vnet = Command::PutVnet {
+        common: common(group().sibling(kind::VNET, "v")),
+        prefixes: vec![Prefix4::containing([10, 1, 0, 0].into(), 16)],
+        subnets: Some(vec![subnet]),
+    };
+    apply(&mut region, put_vnet);
+    for (i, first) in (0..held).step_by(250).enumerate() {
+        apply(&mut region, put_nic(&format!("n{i}"), 250.min(held - first)));
+    }
+    region
+}
+
+/// A NIC with one address.
+#[divan::bench(args = SIZES)]
+fn put_one_nic(bencher: Bencher<'_, '_>, held: u32) {
+    let region = region(held);
+    bencher
+        .with_inputs(|| (region.clone(), put_nic("one", 1)))
+        .bench_values(|(mut region, command)| black_box(region.apply(command, Timestamp(0))));
+}
+
+/// A report that changes nothing: what every pass of the fabric costs.
+#[divan::bench(args = SIZES)]
+fn report_nothing_new(bencher: Bencher<'_, '_>, held: u32) {
+    let mut region = region(held);
+    let generation = region.generation;
+    apply(&mut region, Command::FabricReal { generation });
+    bencher
+        .with_inputs(|| (region.clone(), Command::FabricReal { generation: region.generation }))
+        .bench_values(|(mut region, command)| black_box(region.apply(command, Timestamp(0))));
+}
+
+/// A cluster of ten nodes of 31 addresses.
+#[divan::bench(args = SIZES)]
+fn put_cluster(bencher: Bencher<'_, '_>, held: u32) {
+    let region = region(held);
+    let pool = PutPool {
+        name: "nodepool1".into(),
+        mode: None,
+        count: Some(10),
+        max_pods: Some(30),
+        subnet: Some(subnet()),
+        pod_subnet: None,
+        version: None,
+        vm_size: None,
+        labels: None,
+        taints: None,
+        max_surge: None,
+        autoscale: None,
+        kept: BTreeMap::new(),
+    };
+    let cluster = PutCluster {
+        version: None,
+        dns_prefix: None,
+        node_group: None,
+        mode: Some(NetworkMode::Azure),
+        pod_cidr: None,
+        service_cidr: None,
+        dns_service_ip: None,
+        outbound: None,
+        pools: vec![pool],
+    };
+    let command = Command::PutCluster { common: common(group().sibling(kind::CLUSTER, "c")), cluster };
+    bencher
+        .with_inputs(|| (region.clone(), command.clone()))
+        .bench_values(|(mut region, command)| black_box(region.apply(command, Timestamp(0))));
+}
