@@ -6,6 +6,7 @@ mod groups;
 mod operations;
 mod resources;
 mod roles;
+mod search;
 mod subscriptions;
 mod target;
 
@@ -52,13 +53,11 @@ fn in_subscription(
     match lower {
         [] => subscriptions::show(call, subscription),
         ["locations"] => Ok(subscriptions::locations(subscription)),
-        ["resources"] => resources::search(call, subscription, None),
+        ["resources"] => search::answer(call, subscription, None),
         ["tagnames"] => Ok(Reply::list(Vec::new())),
         ["resourcegroups"] => Ok(groups::list(call, subscription)),
         ["resourcegroups", _] => groups::answer(call, subscription, segments[1]),
-        ["resourcegroups", _, "resources"] => {
-            resources::search(call, subscription, Some(segments[1]))
-        }
+        ["resourcegroups", _, "resources"] => search::answer(call, subscription, Some(segments[1])),
         ["operationresults", id] => operations::result(call, subscription, "", id),
         ["providers"] => Ok(subscriptions::providers(subscription)),
         ["providers", _] => subscriptions::provider(subscription, segments[1]),

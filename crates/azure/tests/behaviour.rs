@@ -307,6 +307,18 @@ async fn addresses_are_offered() {
 }
 
 #[tokio::test]
+async fn a_dynamic_address_that_is_sent_back_stays_dynamic() {
+    let lab = Lab::new().await;
+    lab.vnet().await;
+    let nic = lab.nic().await;
+    let again = lab.put(&network("networkInterfaces/n"), nic.clone()).await;
+    let configuration =
+        |nic: &Value| nic["properties"]["ipConfigurations"][0]["properties"].clone();
+    assert_eq!(configuration(&again), configuration(&nic));
+    assert_eq!(configuration(&again)["privateIPAllocationMethod"], "Dynamic");
+}
+
+#[tokio::test]
 async fn members_survive_clients_that_leave_them_out() {
     let lab = Lab::new().await;
     lab.vnet().await;
@@ -337,6 +349,11 @@ async fn members_survive_clients_that_leave_them_out() {
     assert_eq!(nics["value"].as_array().unwrap().len(), 1);
 
     let mut nic = lab.get(&network("networkInterfaces/n")).await.body;
+    let mut lost = nic.clone();
+    lost["properties"]["ipConfigurations"][0]["properties"]["loadBalancerBackendAddressPools"][0]
+        ["id"] = json!(format!("{id}/backendAddressPools/nope"));
+    let refused = lab.refused(&network("networkInterfaces/n"), lost).await;
+    assert_eq!(refused, (400, "InvalidResourceReference".to_owned()));
     nic["properties"]["ipConfigurations"][0]["properties"]
         .as_object_mut()
         .unwrap()

@@ -50,7 +50,9 @@ pub(crate) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
         table.add_row(row);
     }
     let text = table.to_string();
-    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    // Every line begins with the padding of its first cell.
+    let lines: Vec<&str> =
+        text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect();
     lines.join("\n")
 }
 

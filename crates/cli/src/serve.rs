@@ -30,7 +30,8 @@ pub(crate) fn run(lab: &Lab, config: &Config) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("AKSNET_LOG")
-                .unwrap_or_else(|_| "info".into()),
+                // The client logs at `error` what callers report and try again.
+                .unwrap_or_else(|_| "info,kube_client=off".into()),
         )
         .with_ansi(false)
         .with_writer(std::io::stderr)

@@ -25,9 +25,10 @@ pub enum Group {
 impl Group {
     fn files(self) -> &'static [&'static str] {
         match self {
-            Self::Base => {
-                &[include_str!("addons/access.yaml"), include_str!("addons/nodenetworkconfigs.yaml")]
-            }
+            Self::Base => &[
+                include_str!("addons/access.yaml"),
+                include_str!("addons/nodenetworkconfigs.yaml"),
+            ],
             Self::Dns => &[include_str!("addons/coredns.yaml")],
         }
     }
@@ -60,7 +61,9 @@ pub fn render(group: Group, dns_service_ip: Ipv4Addr) -> Vec<DynamicObject> {
         .files()
         .iter()
         .flat_map(|file| file.split("\n---\n"))
-        .map(|text| serde_saphyr::from_str(&fill(text)).expect("the add-ons are Kubernetes objects"))
+        .map(|text| {
+            serde_saphyr::from_str(&fill(text)).expect("the add-ons are Kubernetes objects")
+        })
         .collect()
 }
 
@@ -121,8 +124,8 @@ mod tests {
 
     #[test]
     fn every_blank_is_filled() {
-        let text = serde_json::to_string(&render(Group::Dns, Ipv4Addr::new(10, 9, 0, 10)))
-            .expect("JSON");
+        let text =
+            serde_json::to_string(&render(Group::Dns, Ipv4Addr::new(10, 9, 0, 10))).expect("JSON");
         assert!(!text.contains("${"), "{text}");
         assert!(text.contains(r#""clusterIP":"10.9.0.10""#));
     }

@@ -158,8 +158,7 @@ impl Image {
 
 impl Blob {
     fn of_file(path: &Path) -> Result<Self, ImageError> {
-        let error =
-            |source| ImageError::File { action: "read", path: path.to_owned(), source };
+        let error = |source| ImageError::File { action: "read", path: path.to_owned(), source };
         let mut file = File::open(path).map_err(error)?;
         let mut hash = Sha256::new();
         let mut buffer = vec![0; 1 << 20];
@@ -216,7 +215,10 @@ impl FromStr for Reference {
             part.starts_with(|c: char| c.is_ascii_alphanumeric())
                 && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         };
-        let has_host = path.split('/').next().is_none_or(|host| host.starts_with(|c: char| c.is_ascii_alphanumeric()));
+        let has_host = path
+            .split('/')
+            .next()
+            .is_none_or(|host| host.starts_with(|c: char| c.is_ascii_alphanumeric()));
         if has_host && fits(tag) && repository.split('/').all(fits) {
             Ok(Self { repository, tag: tag.to_owned() })
         } else {
@@ -232,11 +234,15 @@ impl std::fmt::Display for Reference {
 }
 
 fn render_digest(hash: &[u8]) -> String {
-    let mut text = "sha256:".to_owned();
-    for byte in hash {
+    format!("sha256:{}", render_hex(hash))
+}
+
+/// Lower-case hexadecimal digits.
+pub(crate) fn render_hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
         write!(text, "{byte:02x}").expect("a String takes everything");
-    }
-    text
+        text
+    })
 }
 
 /// This machine's, in the words of images.

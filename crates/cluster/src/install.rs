@@ -1,4 +1,4 @@
-//! Gets Kubernetes' programs and CoreDNS into the cache: from a folder or `PATH`, else upstream's release,
+//! Gets Kubernetes' programs and `CoreDNS` into the cache: from a folder or `PATH`, else upstream's release,
 //! else built with Go. Not here: running them.
 //!
 //! # Guarantees
@@ -18,7 +18,7 @@ mod download;
 
 /// The version of Kubernetes that a cluster gets when nobody asks for another.
 pub const DEFAULT_VERSION: &str = "1.36.3";
-/// The version of CoreDNS.
+/// The version of `CoreDNS`.
 pub const COREDNS_VERSION: &str = "1.14.7";
 /// Kubernetes' programs, in the order in which they build fastest: the first one compiles what all share.
 pub const PROGRAMS: [&str; 6] = [
@@ -122,13 +122,13 @@ pub fn dir(cache: &Path, version: &str) -> PathBuf {
     cache.join("kubernetes").join(format!("v{}", version.trim_start_matches('v')))
 }
 
-/// Where CoreDNS is, or will be.
+/// Where `CoreDNS` is, or will be.
 #[must_use]
 pub fn coredns_dir(cache: &Path) -> PathBuf {
     cache.join(COREDNS).join(format!("v{COREDNS_VERSION}"))
 }
 
-/// Gets Kubernetes' programs of a version, and CoreDNS. `from` is a folder that has them; without it they
+/// Gets Kubernetes' programs of a version, and `CoreDNS`. `from` is a folder that has them; without it they
 /// are searched on `PATH`. The answer is their folder.
 pub fn kubernetes(
     cache: &Path,
@@ -142,7 +142,8 @@ pub fn kubernetes(
     let mut is_upstream_there = true;
     install(&folder, &PROGRAMS, |program, target| {
         let place = PROGRAMS.iter().position(|name| *name == program).unwrap_or_default() + 1;
-        let mut tell = |verb: &str| progress(&format!("{verb} {program} ({place} of {})", PROGRAMS.len()));
+        let mut tell =
+            |verb: &str| progress(&format!("{verb} {program} ({place} of {})", PROGRAMS.len()));
         if let Some(found) = find(program, &version, from)? {
             tell("copying");
             return copy(&found, target);
@@ -165,12 +166,8 @@ pub fn kubernetes(
     Ok(folder)
 }
 
-/// Gets CoreDNS.
-fn coredns(
-    cache: &Path,
-    from: Option<&Path>,
-    progress: Progress<'_>,
-) -> Result<(), InstallError> {
+/// Gets `CoreDNS`.
+fn coredns(cache: &Path, from: Option<&Path>, progress: Progress<'_>) -> Result<(), InstallError> {
     install(&coredns_dir(cache), &[COREDNS], |program, target| {
         // A folder with Kubernetes' programs need not have this one.
         let given = from.filter(|folder| folder.join(program).exists());
@@ -243,7 +240,8 @@ fn find(
     };
     if let Some(folder) = from {
         let path = folder.join(program);
-        let said = say_version(&path, program).map_err(|err| unfit(path.clone(), err.to_string()))?;
+        let said =
+            say_version(&path, program).map_err(|err| unfit(path.clone(), err.to_string()))?;
         if has_version(&said, version) {
             return Ok(Some(path));
         }
@@ -252,9 +250,9 @@ fn find(
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let candidates = std::env::split_paths(&path).map(|folder| folder.join(program));
-    Ok(candidates.filter(|path| path.is_file()).find(|path| {
-        say_version(path, program).is_ok_and(|said| has_version(&said, version))
-    }))
+    Ok(candidates
+        .filter(|path| path.is_file())
+        .find(|path| say_version(path, program).is_ok_and(|said| has_version(&said, version))))
 }
 
 fn say_version(path: &Path, program: &str) -> io::Result<String> {

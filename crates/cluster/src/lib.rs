@@ -9,10 +9,10 @@
 //! value that somebody else carries out.
 #![forbid(unsafe_code)]
 
-pub mod pki;
-pub mod kubeconfig;
-pub mod programs;
 pub mod addons;
-pub mod view;
 pub mod images;
 pub mod install;
+pub mod kubeconfig;
+pub mod pki;
+pub mod programs;
+pub mod view;

@@ -146,6 +146,9 @@ impl ClusterCertificates {
     }
 
     /// For a file that only its owner may read.
+    ///
+    /// # Panics
+    /// Never: texts and numbers are JSON.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("texts and numbers are JSON")
@@ -159,6 +162,9 @@ impl NodeCertificates {
     }
 
     /// For a file that only its owner may read.
+    ///
+    /// # Panics
+    /// Never: texts and numbers are JSON.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("texts and numbers are JSON")

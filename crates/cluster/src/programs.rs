@@ -68,18 +68,19 @@ impl Program {
     pub(crate) fn new<A: Into<String>>(
         name: &'static str,
         program: &str,
-        args: impl IntoIterator<Item = A>,
+        arguments: impl IntoIterator<Item = A>,
     ) -> Self {
-        let program = std::iter::once(program.to_owned());
-        let argv = program.chain(args.into_iter().map(Into::into)).collect();
-        Self { name, argv, env: BTreeMap::new(), after: Vec::new() }
+        let command = std::iter::once(program.to_owned());
+        Self {
+            name,
+            argv: command.chain(arguments.into_iter().map(Into::into)).collect(),
+            env: BTreeMap::new(),
+            after: Vec::new(),
+        }
     }
 
     /// One of Kubernetes' programs.
-    fn kubernetes<A: Into<String>>(
-        name: &'static str,
-        args: impl IntoIterator<Item = A>,
-    ) -> Self {
+    fn kubernetes<A: Into<String>>(name: &'static str, args: impl IntoIterator<Item = A>) -> Self {
         Self::new(name, &format!("{PROGRAMS}/{name}"), args)
     }
 

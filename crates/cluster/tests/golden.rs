@@ -10,8 +10,8 @@ use cluster::{
 use uuid::Uuid;
 use vnet::{
     model::{
-        AgentPool, Cluster, Machine, Meta, NetworkMode, NodePhase, NodeRole, OutboundType, PoolMode,
-        ProvisioningState, Role, Timestamp,
+        AgentPool, Cluster, Machine, Meta, NetworkMode, NodePhase, NodeRole, OutboundType,
+        PoolMode, ProvisioningState, Role, Timestamp,
     },
     name::{ArmId, Name},
 };
@@ -193,7 +193,8 @@ fn modes() {
         }
         let kubelet = computer.programs.iter().find(|program| program.name == "kubelet");
         let labels = kubelet.and_then(|p| p.argv.iter().find(|arg| arg.contains("--node-labels")));
-        for label in labels.expect("labels").split(['=', ',']).skip(1).collect::<Vec<_>>().chunks(2) {
+        for label in labels.expect("labels").split(['=', ',']).skip(1).collect::<Vec<_>>().chunks(2)
+        {
             writeln!(text, "  label {}", label.join("=")).expect("text");
         }
     }

@@ -160,7 +160,7 @@ pub enum ClustersError {
         target: ArmId,
         /// Why not.
         #[source]
-        source: store::StoreError,
+        source: Box<store::StoreError>,
     },
 }
 
@@ -205,6 +205,17 @@ impl Clusters {
         }))
     }
 
+    /// The same clusters, with another program than this one as their sandboxes' first process and their
+    /// nodes' agent. For tests.
+    #[must_use]
+    pub fn with_program(settings: Settings, aksnet: &Path) -> Self {
+        let mut clusters = Self::new(settings);
+        if let Some(shared) = Arc::get_mut(&mut clusters.0) {
+            aksnet.clone_into(&mut shared.places.aksnet);
+        }
+        clusters
+    }
+
     /// The administrator's kubeconfig of a cluster, once its API server is there. It works as it is on this
     /// machine.
     #[must_use]
@@ -229,9 +240,10 @@ impl Clusters {
             wake.mark_unchanged();
             let region = store.snapshot();
             kept.retain(|_, task| !task.is_finished());
-            for id in region.clusters.keys().filter(|id| !kept.contains_key(*id)).cloned().collect::<Vec<_>>() {
-                let task = tasks.spawn(keeper::keep(self.0.clone(), store.clone(), id.clone()));
-                kept.insert(id, task);
+            for id in region.clusters.keys() {
+                kept.entry(id.clone()).or_insert_with(|| {
+                    tasks.spawn(keeper::keep(self.0.clone(), store.clone(), id.clone()))
+                });
             }
             stop_strays(&self.0.places, &region).await;
             tokio::select! {
@@ -247,12 +259,10 @@ impl Clusters {
 async fn stop_strays(places: &Places, region: &Region) {
     let run_dir = places.run_dir();
     let mut known: BTreeSet<String> = BTreeSet::from([registry::NAME.to_owned()]);
-    let control_planes =
-        region.clusters.keys().map(|id| names::control_plane_ns(&places.lab, id));
+    let control_planes = region.clusters.keys().map(|id| names::control_plane_ns(&places.lab, id));
     let machines = region.machines.values().map(|machine| names::machine_ns(&places.lab, machine));
-    known.extend(
-        control_planes.chain(machines).map(|netns| places.sandbox_name(&netns).to_owned()),
-    );
+    known
+        .extend(control_planes.chain(machines).map(|netns| places.sandbox_name(&netns).to_owned()));
     for name in Sandbox::list(&run_dir).into_iter().filter(|name| !known.contains(name)) {
         tracing::info!(sandbox = name, "stopping what nothing asks for");
         let stopped = stop_sandbox(places, &name).await;

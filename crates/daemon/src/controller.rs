@@ -37,7 +37,10 @@ use kube::{
 use serde::de::DeserializeOwned;
 use store::Store;
 use tokio::{sync::watch, task::JoinSet};
-use vnet::{model::ProvisioningState, name::ArmId};
+use vnet::{
+    model::{NetworkMode, ProvisioningState},
+    name::ArmId,
+};
 
 pub use arm::{Arm, ArmError, ArmRequest, ArmResponse, Method};
 
@@ -139,6 +142,17 @@ struct Cluster {
 }
 
 impl Cluster {
+    /// Waits until every kind of object has been listed once.
+    async fn is_known(&self) -> Result<(), reflector::store::WriterDropped> {
+        self.nodes.wait_until_ready().await?;
+        self.services.wait_until_ready().await?;
+        let mode = self.store.snapshot().clusters.get(&self.id).map(|cluster| cluster.mode);
+        if matches!(mode, Some(NetworkMode::Azure | NetworkMode::Overlay)) {
+            self.grants.wait_until_ready().await?;
+        }
+        Ok(())
+    }
+
     /// Publishes a Kubernetes event about `object`.
     async fn event<K>(&self, object: &K, type_: EventType, reason: &str, note: &str)
     where
@@ -212,6 +226,10 @@ async fn start(
         ($module:ident) => {{
             let (cluster, wake) = (cluster.clone(), wake.clone());
             tasks.spawn(async move {
+                // Before the first lists are there, everything would look gone.
+                if cluster.is_known().await.is_err() {
+                    return;
+                }
                 let pass = || {
                     let cluster = cluster.clone();
                     async move { $module::pass(&cluster).await }

@@ -348,3 +348,38 @@ fn reference_plugins_can_follow_in_the_chain() {
     delete(&world, "a");
     nothing_is_left(&world);
 }
+
+/// As kube-proxy does it: the destination is translated on the node, and a pod that reaches itself
+/// gets the node's address as source. On a bridge the answer must come back through the rules too.
+#[test]
+fn a_pod_reaches_others_and_itself_through_a_service() {
+    for mode in ["kubenet", "overlay"] {
+        let world = world(mode, &block());
+        let (_, b) = (add(&world, "a"), add(&world, "b"));
+        let rules = format!(
+            "table ip service {{
+                chain to {{
+                    type nat hook prerouting priority dstnat
+                    ip daddr 10.96.0.1 dnat to {b}
+                }}
+                chain from {{
+                    type nat hook postrouting priority srcnat
+                    ip saddr {b} ip daddr {b} masquerade
+                }}
+            }}
+"
+        );
+        let file = world.path("service.nft");
+        fs::write(&file, rules).unwrap();
+        assert!(world.run("node", &format!("nft -f {}", file.display())).status.success());
+        let pod = Netns::open(&world.netns("b")).unwrap();
+        let listener = pod.tcp_listen("0.0.0.0:8080".parse().unwrap()).unwrap();
+        for from in ["a", "b"] {
+            let client = Netns::open(&world.netns(from)).unwrap();
+            let service = "10.96.0.1:8080".parse().unwrap();
+            let connected = client.tcp_connect(None, service, Duration::from_secs(3));
+            assert!(connected.is_ok(), "{mode}, from {from}: {connected:?}");
+            let _ = listener.accept().unwrap();
+        }
+    }
+}

@@ -68,7 +68,7 @@ impl Cluster {
         let log = file("apiserver.log");
         let cluster = Self { namespace, directory, programs: [etcd, apiserver] };
         let is_ready = || cluster.call("GET", "/readyz", &Value::Null) == json!("ok");
-        assert!(wait(Duration::from_secs(60), is_ready), "{}", fs::read_to_string(log).unwrap());
+        assert!(wait(Duration::from_mins(1), is_ready), "{}", fs::read_to_string(log).unwrap());
         cluster
     }
 

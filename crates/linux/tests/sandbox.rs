@@ -204,7 +204,8 @@ fn comes_back_after_its_first_process_was_killed() {
 #[test]
 fn says_why_it_cannot_start() {
     let world = World::new("refused");
-    let spec = SandboxSpec { netns: PathBuf::from("/run/netns/sbxtest-none"), ..world.spec("true") };
+    let spec =
+        SandboxSpec { netns: PathBuf::from("/run/netns/sbxtest-none"), ..world.spec("true") };
     let err = Sandbox::start(&launcher(), &world.run_dir(), &spec).expect_err("no such namespace");
     assert!(err.to_string().contains("/run/netns/sbxtest-none"), "{err}");
 }

@@ -2,7 +2,8 @@
 //! lines of table, key and value. A line of these files is never changed; another format adds another file.
 
 use redb::{
-    Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, backends::InMemoryBackend,
+    Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
+    backends::InMemoryBackend,
 };
 use vnet::region::Region;
 
@@ -18,7 +19,11 @@ fn database(text: &str) -> Database {
         let [table, key, value] = line.split('\t').collect::<Vec<_>>().try_into().unwrap();
         if table == "meta" {
             let meta: TableDefinition<'_, &str, u64> = TableDefinition::new(table);
-            transaction.open_table(meta).unwrap().insert(key, value.parse::<u64>().unwrap()).unwrap();
+            transaction
+                .open_table(meta)
+                .unwrap()
+                .insert(key, value.parse::<u64>().unwrap())
+                .unwrap();
         } else {
             let resources: TableDefinition<'_, &str, &str> = TableDefinition::new(table);
             transaction.open_table(resources).unwrap().insert(key, value).unwrap();

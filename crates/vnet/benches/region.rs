@@ -123,7 +123,8 @@ fn put_cluster(bencher: Bencher<'_, '_>, held: u32) {
         outbound: None,
         pools: vec![pool],
     };
-    let command = Command::PutCluster { common: common(group().sibling(kind::CLUSTER, "c")), cluster };
+    let command =
+        Command::PutCluster { common: common(group().sibling(kind::CLUSTER, "c")), cluster };
     bencher
         .with_inputs(|| (region.clone(), command.clone()))
         .bench_values(|(mut region, command)| black_box(region.apply(command, Timestamp(0))));

@@ -69,7 +69,7 @@ pub(super) fn word(call: &Call<'_>, id: &ArmId, word: &str) -> Answer {
     match (&call.method, word.split_once('/')) {
         (&Method::GET, Some(("operationstatuses", operation))) => status(call, id, operation),
         (&Method::POST, None) if word == "validate" => {
-            steps(call, id, &template(call)?)?;
+            steps(id, &template(call)?)?;
             Ok(Reply::ok(json!({ "id": id, "name": id.name(), "properties": {
                 "provisioningState": "Succeeded", "mode": "Incremental" } })))
         }
@@ -108,7 +108,7 @@ fn template(call: &Call<'_>) -> Result<Value, Fault> {
 fn put(call: &Call<'_>, id: &ArmId) -> Answer {
     groups::find(call, &id.resource_group_id())?;
     let template = template(call)?;
-    let steps = steps(call, id, &template)?;
+    let steps = steps(id, &template)?;
     let mut deployment = Deployment {
         id: id.clone(),
         operation: Uuid::new_v4(),
@@ -142,7 +142,7 @@ fn put(call: &Call<'_>, id: &ArmId) -> Answer {
 }
 
 /// The resources of a template, those first that others depend on.
-fn steps(call: &Call<'_>, id: &ArmId, template: &Value) -> Result<Vec<Step>, Fault> {
+fn steps(id: &ArmId, template: &Value) -> Result<Vec<Step>, Fault> {
     let group = id.resource_group_id();
     let mut waiting = Vec::new();
     for resource in template["resources"].as_array().into_iter().flatten() {
@@ -173,7 +173,6 @@ fn steps(call: &Call<'_>, id: &ArmId, template: &Value) -> Result<Vec<Step>, Fau
         let step = Step { id: id.clone(), target: target.clone(), body };
         waiting.push((format!("{kind}/{name}").to_ascii_lowercase(), needs, step));
     }
-    let _ = call;
     let mut ordered = Vec::new();
     while !waiting.is_empty() {
         let names: Vec<String> = waiting.iter().map(|(name, _, _)| name.clone()).collect();

@@ -12,7 +12,7 @@ use http::{
     HeaderName, Method, StatusCode,
     header::{IF_MATCH, IF_NONE_MATCH},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
     actions, deployments, groups, is_read, operations,
@@ -57,7 +57,7 @@ pub(super) fn shown(call: &Call<'_>, kind: Kind, id: &ArmId) -> Result<Value, Fa
 }
 
 /// The resource as a `GET` shows it.
-fn render(view: &View<'_>, kind: Kind, id: &ArmId) -> Option<Value> {
+pub(super) fn render(view: &View<'_>, kind: Kind, id: &ArmId) -> Option<Value> {
     let region = view.region;
     let name = Name::new(id.name());
     match kind {
@@ -140,55 +140,27 @@ pub(super) fn put(call: &Call<'_>, kind: Kind, id: &ArmId, body: Option<Value>) 
         return Err(unsupported(NOT_SUPPORTED, what));
     }
     let (value, bytes) = match body {
-        Some(value) => {
+        None if !call.body.trim_ascii().is_empty() => (call.json()?, call.body.to_vec()),
+        body => {
+            let value = body.map_or_else(|| call.json(), Ok)?;
             let bytes = value.to_string().into_bytes();
             (value, bytes)
         }
-        None => (call.json()?, call.body.to_vec()),
     };
     let region = call.region();
     let view = View { region: &region, door: call.door() };
     let stored = render(&view, kind, id);
     check_conditions(call, stored.as_ref())?;
     // Children have no location of their own.
-    if stored.is_none()
-        && id.parent().is_none()
-        && value["location"].as_str().is_none_or(str::is_empty)
-    {
+    let has_location = value["location"].as_str().is_some_and(|text| !text.is_empty());
+    if stored.is_none() && id.parent().is_none() && !has_location {
         groups::find(call, &id.resource_group_id())?;
         let message = "The location property is required for this definition.";
         return Err(Fault::bad("LocationRequired", message));
     }
     let id = spelled(&region, id, stored.as_ref());
-    let asked = Asked::new(&view, id.clone(), value, if bytes.is_empty() { b"{}" } else { &bytes });
-    let mut pools = None;
-    let command = match kind {
-        Kind::Vnet => vnet::parse(&asked)?,
-        Kind::Subnet => subnet::parse(&asked)?,
-        Kind::RouteTable => route_table::parse(&asked)?,
-        Kind::Route => route_table::parse_route(&asked)?,
-        Kind::PublicIp => public_ip::parse(&asked)?,
-        Kind::Nic => {
-            let (command, wanted) = nic::parse(&asked)?;
-            pools = Some(wanted);
-            command
-        }
-        Kind::Balancer => balancer::parse(&asked)?,
-        Kind::BackendPool => balancer::parse_pool(&asked)?,
-        Kind::Vm => machine::parse(&asked)?,
-        Kind::Cluster => cluster::parse(&asked)?,
-        Kind::Pool => pool::parse(&asked)?,
-        Kind::ScaleSet | Kind::Instance | Kind::InstanceNic => {
-            return Err(unsupported(
-                NOT_SUPPORTED,
-                "changes to scale sets, which belong to their node pools",
-            ));
-        }
-        Kind::Part(_) => {
-            return Err(unsupported(NOT_SUPPORTED, "writing a part without its parent"));
-        }
-        Kind::Deployment | Kind::Refused(_) => return Err(wrong_method(call)),
-    };
+    let asked = Asked::new(&view, id.clone(), value, &bytes);
+    let (command, pools) = parse(call, kind, &asked)?;
     let accepted = call.change(command)?;
     let mut operation = accepted.operation;
     if let Some(wanted) = pools {
@@ -208,6 +180,39 @@ pub(super) fn put(call: &Call<'_>, kind: Kind, id: &ArmId, body: Option<Value>) 
         None => reply,
     })
 }
+
+/// The command that a body asks for and, for a NIC, the back-end pools that it shall be in.
+fn parse(
+    call: &Call<'_>,
+    kind: Kind,
+    asked: &Asked<'_>,
+) -> Result<(Command, Option<Vec<ArmId>>), Fault> {
+    let command = match kind {
+        Kind::Vnet => vnet::parse(asked),
+        Kind::Subnet => subnet::parse(asked),
+        Kind::RouteTable => route_table::parse(asked),
+        Kind::Route => route_table::parse_route(asked),
+        Kind::PublicIp => public_ip::parse(asked),
+        Kind::Nic => {
+            let (command, pools) = nic::parse(asked)?;
+            check_pools(asked, &pools)?;
+            return Ok((command, Some(pools)));
+        }
+        Kind::Balancer => balancer::parse(asked),
+        Kind::BackendPool => balancer::parse_pool(asked),
+        Kind::Vm => machine::parse(asked),
+        Kind::Cluster => cluster::parse(asked),
+        Kind::Pool => pool::parse(asked),
+        Kind::ScaleSet | Kind::Instance | Kind::InstanceNic => {
+            Err(unsupported(NOT_SUPPORTED, SCALE_SETS))
+        }
+        Kind::Part(_) => Err(unsupported(NOT_SUPPORTED, "writing a part without its parent")),
+        Kind::Deployment | Kind::Refused(_) => Err(wrong_method(call)),
+    };
+    Ok((command?, None))
+}
+
+const SCALE_SETS: &str = "changes to scale sets, which belong to their node pools";
 
 /// The id in the spelling of what is stored: the group's, the parents' and the resource's own.
 fn spelled(region: &Region, id: &ArmId, stored: Option<&Value>) -> ArmId {
@@ -233,18 +238,24 @@ fn spelled(region: &Region, id: &ArmId, stored: Option<&Value>) -> ArmId {
     group.map_or_else(|| id.clone(), |group| group.sibling(&id.kind(), id.name()))
 }
 
-/// Makes a NIC a member of exactly these back-end pools.
-fn join_pools(call: &Call<'_>, nic: &ArmId, wanted: &[ArmId]) -> Result<Option<uuid::Uuid>, Fault> {
-    let region = call.region();
+/// Refuses back-end pools that are not there.
+fn check_pools(asked: &Asked<'_>, wanted: &[ArmId]) -> Result<(), Fault> {
     for pool in wanted {
-        let balancer = pool.parent().and_then(|id| region.balancers.get(&id));
+        let balancer = pool.parent().and_then(|id| asked.view.region.balancers.get(&id));
         if balancer.is_none_or(|balancer| !balancer.pools.contains_key(&Name::new(pool.name()))) {
             let message = format!(
-                "Resource {pool} referenced by resource {nic} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region."
+                "Resource {pool} referenced by resource {} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region.",
+                asked.id
             );
             return Err(Fault::bad("InvalidResourceReference", message));
         }
     }
+    Ok(())
+}
+
+/// Makes a NIC a member of exactly these back-end pools, one load balancer after the other.
+fn join_pools(call: &Call<'_>, nic: &ArmId, wanted: &[ArmId]) -> Result<Option<uuid::Uuid>, Fault> {
+    let region = call.region();
     let mut operation = None;
     for (id, balancer) in &region.balancers {
         let is_wanted =
@@ -292,8 +303,7 @@ fn delete(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     let command = match kind {
         Kind::BackendPool => remove_pool(&region, id)?,
         Kind::ScaleSet | Kind::Instance | Kind::InstanceNic => {
-            let what = "changes to scale sets, which belong to their node pools";
-            return Err(unsupported(NOT_SUPPORTED, what));
+            return Err(unsupported(NOT_SUPPORTED, SCALE_SETS));
         }
         Kind::Part(_) => {
             return Err(unsupported(NOT_SUPPORTED, "removing a part without its parent"));
@@ -380,7 +390,7 @@ fn list(call: &Call<'_>, kind: Kind, within: &Within) -> Answer {
 }
 
 /// The ids of all resources of a top-level type.
-fn top_level(view: &View<'_>, kind: Kind) -> Vec<ArmId> {
+pub(super) fn top_level(view: &View<'_>, kind: Kind) -> Vec<ArmId> {
     let region = view.region;
     match kind {
         Kind::Vnet => region.vnets.keys().cloned().collect(),
@@ -440,100 +450,4 @@ fn children(
     };
     let body = shown(call, parent_kind, parent)?;
     Ok(body["properties"][list].as_array().cloned().unwrap_or_default())
-}
-
-/// `GET …/resources`, with the parts of `$filter` that tools use.
-pub(super) fn search(call: &Call<'_>, subscription: &str, group: Option<&str>) -> Answer {
-    if !is_read(&call.method) {
-        return Err(wrong_method(call));
-    }
-    if let Some(group) = group {
-        groups::find(call, &ArmId::group(subscription, group))?;
-    }
-    let filter = Filter::parse(call.query.get("$filter").map_or("", String::as_str))?;
-    let top = call.query.get("$top").and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
-    let region = call.region();
-    let view = View { region: &region, door: call.door() };
-    let kinds = [
-        Kind::Vnet,
-        Kind::RouteTable,
-        Kind::PublicIp,
-        Kind::Nic,
-        Kind::Balancer,
-        Kind::Vm,
-        Kind::ScaleSet,
-        Kind::Cluster,
-    ];
-    let mut found = Vec::new();
-    for kind in kinds {
-        for id in top_level(&view, kind) {
-            let is_in = group.is_none_or(|group| id.resource_group().eq_ignore_ascii_case(group))
-                && id.subscription().eq_ignore_ascii_case(subscription);
-            if !is_in {
-                continue;
-            }
-            let Some(body) = render(&view, kind, &id) else { continue };
-            if filter.matches(&id, &body) {
-                found.push(brief(&body));
-            }
-        }
-    }
-    found.sort_by(|a, b| a["id"].as_str().cmp(&b["id"].as_str()));
-    found.truncate(top);
-    Ok(Reply::list(found))
-}
-
-/// A resource without its properties.
-fn brief(body: &Value) -> Value {
-    let mut brief = json!({});
-    for key in ["id", "name", "type", "location", "tags", "sku", "identity"] {
-        if let Some(value) = body.get(key) {
-            brief[key] = value.clone();
-        }
-    }
-    if let Some(state) = body.pointer("/properties/provisioningState") {
-        brief["provisioningState"] = state.clone();
-    }
-    brief
-}
-
-/// `a eq 'b' and c eq 'd'`.
-struct Filter(Vec<(String, String)>);
-
-impl Filter {
-    fn parse(text: &str) -> Result<Self, Fault> {
-        let mut terms = Vec::new();
-        // Quoted values are every second part, so that ` and ` in a name does no harm.
-        let parts: Vec<&str> = text.split('\'').collect();
-        for pair in parts.chunks(2) {
-            let [before, value] = pair else { continue };
-            let before = before.trim().trim_start_matches("and ").trim();
-            let key = before.strip_suffix(" eq").ok_or_else(|| {
-                Fault::bad("InvalidFilterInQueryString", format!("Invalid $filter '{text}' specified in the query string: this lab understands terms of the form name eq 'value' joined by and."))
-            })?;
-            terms.push((key.trim().to_ascii_lowercase(), (*value).to_owned()));
-        }
-        Ok(Self(terms))
-    }
-
-    fn matches(&self, id: &ArmId, body: &Value) -> bool {
-        let mut tag = None;
-        self.0.iter().all(|(key, value)| {
-            let is = |text: &str| text.eq_ignore_ascii_case(value);
-            match key.as_str() {
-                "resourcegroup" => is(id.resource_group()),
-                "name" => is(id.name()),
-                "resourcetype" => is(&id.kind()),
-                "location" => body["location"].as_str().is_some_and(is),
-                "tagname" => {
-                    tag = Some(value.clone());
-                    body["tags"].get(value).is_some()
-                }
-                "tagvalue" => {
-                    tag.as_ref().is_some_and(|tag| body["tags"][tag].as_str() == Some(value))
-                }
-                _ => false,
-            }
-        })
-    }
 }

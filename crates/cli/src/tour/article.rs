@@ -224,7 +224,7 @@ pub(super) fn steps() -> Vec<Step> {
         run("az network vnet subnet show --vnet-name aks-vnet3 -n np-subnet -g aksntwdemo --query \"ipConfigurations[].id\" -o tsv",
             Expect::Eventually(&["aks-aksnp02-"])),
         Step::Say("Kubenet's routes: a /24 of the pod CIDR per node, by way of that node."),
-        run("az network route-table list -g MC_aksntwdemo_aks-ntwdemo12_eastus --query \"[].routes[].{prefix:addressPrefix,type:nextHopType,hop:nextHopIpAddress}\" -o table",
+        run("az network route-table list -g MC_aksntwdemo_aks-ntwdemo12_eastus --query \"[].routes[].{addressPrefix:addressPrefix,nextHopType:nextHopType,nextHopIpAddress:nextHopIpAddress}\" -o table",
             Expect::Eventually(&["10.244.0.0/24", "VirtualAppliance", "10.244.3.0/24"])),
         Step::Heading("An internal load balancer in a subnet of its own"),
         run("az aks get-credentials -n aks-ntwdemo12 -g aksntwdemo --overwrite-existing", Expect::Succeeds),

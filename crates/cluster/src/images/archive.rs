@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -66,7 +67,11 @@ pub fn read_archive(
         .arg("--directory")
         .arg(folder)
         .output()
-        .map_err(|source| ImageError::File { action: "unpack", path: archive.to_owned(), source })?;
+        .map_err(|source| ImageError::File {
+            action: "unpack",
+            path: archive.to_owned(),
+            source,
+        })?;
     if !output.status.success() {
         return Err(wrong(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
@@ -95,10 +100,8 @@ impl Layout<'_> {
                 let config = self.blob(&entry.config)?;
                 let layers: Vec<Blob> =
                     entry.layers.iter().map(|layer| self.blob(layer)).collect::<Result<_, _>>()?;
-                let described: Vec<_> = layers
-                    .iter()
-                    .map(|layer| layer.descriptor(self.layer_type(layer)))
-                    .collect();
+                let described: Vec<_> =
+                    layers.iter().map(|layer| layer.descriptor(layer_type(layer))).collect();
                 let manifest = json!({
                     "schemaVersion": 2,
                     "mediaType": MANIFEST,
@@ -160,22 +163,14 @@ impl Layout<'_> {
         })
     }
 
-    /// Compressed layers are passed on as they are.
-    fn layer_type(&self, layer: &Blob) -> &'static str {
-        let is_gzip = match &layer.source {
-            Source::File(path) => starts_with(path, &[0x1f, 0x8b]),
-            Source::Memory(bytes) => bytes.starts_with(&[0x1f, 0x8b]),
-        };
-        if is_gzip { "application/vnd.oci.image.layer.v1.tar+gzip" } else { LAYER }
-    }
-
     fn blob(&self, path: &str) -> Result<Blob, ImageError> {
         Blob::of_file(&self.inside(path)?)
     }
 
     fn blob_path(&self, digest: &str) -> Result<String, ImageError> {
-        let (algorithm, hash) =
-            digest.split_once(':').ok_or_else(|| (self.wrong)(format!("`{digest}` is no digest")))?;
+        let (algorithm, hash) = digest
+            .split_once(':')
+            .ok_or_else(|| (self.wrong)(format!("`{digest}` is no digest")))?;
         Ok(format!("blobs/{algorithm}/{hash}"))
     }
 
@@ -203,13 +198,105 @@ impl Layout<'_> {
     }
 }
 
-fn starts_with(path: &Path, magic: &[u8; 2]) -> bool {
-    use std::io::Read;
-    let mut start = [0; 2];
-    fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
-        && start == *magic
+/// Compressed layers are passed on as they are.
+fn layer_type(layer: &Blob) -> &'static str {
+    const GZIP: [u8; 2] = [0x1f, 0x8b];
+    let is_gzip = match &layer.source {
+        Source::File(path) => {
+            let mut start = [0; 2];
+            let read = fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
+            read.is_ok() && start == GZIP
+        }
+        Source::Memory(bytes) => bytes.starts_with(&GZIP),
+    };
+    if is_gzip { "application/vnd.oci.image.layer.v1.tar+gzip" } else { LAYER }
 }
 
 fn parse_names(names: &[String]) -> Result<Vec<Reference>, ImageError> {
     names.iter().map(|name| name.parse()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Packs files as an archive and says which images are found in it.
+    fn check(files: &[(&str, &str)], expected: &str) {
+        let world = tempfile::tempdir().expect("a folder");
+        let tree = world.path().join("tree");
+        for (path, text) in files {
+            let path = tree.join(path);
+            fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+            fs::write(path, text).expect("written");
+        }
+        let archive = world.path().join("image.tar");
+        let mut packing = Command::new("tar");
+        packing.arg("-cf").arg(&archive).arg("-C").arg(&tree).arg(".");
+        assert!(packing.status().expect("tar runs").success());
+        let folder = world.path().join("unpacked");
+        fs::create_dir(&folder).expect("a folder");
+        let found = match read_archive(&archive, &folder) {
+            Ok(images) => images
+                .iter()
+                .map(|(names, image)| {
+                    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+                    format!("{}: {} blobs", names.join(" "), image.blobs.len())
+                })
+                .collect::<Vec<_>>()
+                .join("\n"),
+            Err(ImageError::Archive { reason, .. }) => reason,
+            Err(err) => err.to_string(),
+        };
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_docker_saves() {
+        let manifest = r#"[{"Config": "c.json", "RepoTags": ["nginx:1.27", "me/web:1"], "Layers": ["a/layer.tar", "b/layer.tar"]}]"#;
+        check(
+            &[
+                ("manifest.json", manifest),
+                ("c.json", "{}"),
+                ("a/layer.tar", "A"),
+                ("b/layer.tar", "B"),
+            ],
+            "library/nginx:1.27 me/web:1: 3 blobs",
+        );
+    }
+
+    #[test]
+    fn oci_layouts_with_an_index_of_platforms() {
+        let arch = architecture();
+        let index = r#"{"manifests": [{"digest": "sha256:i", "size": 1,
+            "annotations": {"io.containerd.image.name": "quay.io/me/app:2"}}]}"#;
+        let platforms = format!(
+            r#"{{"manifests": [
+                {{"digest": "sha256:w", "size": 1, "platform": {{"os": "windows", "architecture": "{arch}"}}}},
+                {{"digest": "sha256:m", "size": 1, "platform": {{"os": "linux", "architecture": "{arch}"}}}}]}}"#
+        );
+        let manifest = r#"{"mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": {"digest": "sha256:c", "size": 2}, "layers": [{"digest": "sha256:l", "size": 1}]}"#;
+        let files = [
+            ("index.json", index),
+            ("blobs/sha256/i", &platforms),
+            ("blobs/sha256/m", manifest),
+            ("blobs/sha256/c", "{}"),
+            ("blobs/sha256/l", "L"),
+        ];
+        check(&files, "me/app:2: 2 blobs");
+        let others = r#"{"manifests": []}"#;
+        check(
+            &[("index.json", index), ("blobs/sha256/i", others)],
+            &format!("it has no image for linux/{arch}"),
+        );
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        check(&[("readme", "x")], "it has neither manifest.json nor index.json");
+        check(
+            &[("manifest.json", r#"[{"Config": "../../../etc/passwd", "Layers": []}]"#)],
+            "`../../../etc/passwd` points out of the archive",
+        );
+    }
 }

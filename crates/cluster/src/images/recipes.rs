@@ -37,6 +37,9 @@ impl Recipe {
     pub const ALL: [Self; 4] = [Self::Pause, Self::CoreDns, Self::Nginx, Self::Busybox];
 
     /// The names by which pods ask for it.
+    ///
+    /// # Panics
+    /// Never: a test reads the names.
     #[must_use]
     pub fn references(self) -> Vec<Reference> {
         let names: &[&str] = match self {
@@ -58,23 +61,21 @@ impl Recipe {
         fs::create_dir_all(folder).map_err(error)?;
         // The digest is written last.
         let known = fs::read(&digest).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let (digest, size): (String, u64) = match known.filter(|_| layer.exists()) {
-            Some(known) => known,
-            None => {
-                let scratch = stem.with_added_extension(format!("{}.tmp", std::process::id()));
-                let made = self.pack(&scratch, ingredients);
-                let packed = scratch.join("layer.tar");
-                let made = made.and_then(|()| fs::rename(&packed, &layer).map_err(error));
-                let removed = fs::remove_dir_all(&scratch);
-                made?;
-                removed.map_err(error)?;
-                let blob = Blob::of_file(&layer)?;
-                let text = serde_json::json!([blob.digest, blob.size]).to_string();
-                fs::write(&digest, text).map_err(error)?;
-                (blob.digest, blob.size)
-            }
-        };
-        let layer = Blob { digest, size, source: Source::File(layer) };
+        let known: Option<(String, u64)> = known.filter(|_| layer.exists());
+        if let Some((digest, size)) = known {
+            let layer = Blob { digest, size, source: Source::File(layer) };
+            return Ok(Image::of_layer(layer, &self.config()));
+        }
+        let scratch = stem.with_added_extension(format!("{}.tmp", std::process::id()));
+        let made = self.pack(&scratch, ingredients);
+        let packed = scratch.join("layer.tar");
+        let made = made.and_then(|()| fs::rename(&packed, &layer).map_err(error));
+        let removed = fs::remove_dir_all(&scratch);
+        made?;
+        removed.map_err(error)?;
+        let layer = Blob::of_file(&layer)?;
+        let text = json!([layer.digest, layer.size]).to_string();
+        fs::write(&digest, text).map_err(error)?;
         Ok(Image::of_layer(layer, &self.config()))
     }
 
@@ -141,14 +142,16 @@ impl Recipe {
     fn busybox(self, tree: &Tree) -> Result<(), ImageError> {
         let program = self.find("busybox")?;
         tree.copy(&program, "/bin/busybox")?;
-        let error =
-            |source| ImageError::File { action: "run", path: program.clone(), source };
+        let error = |source| ImageError::File { action: "run", path: program.clone(), source };
         let applets = Command::new(&program).arg("--list").output().map_err(error)?;
         for applet in String::from_utf8_lossy(&applets.stdout).lines() {
             tree.link(&format!("/bin/{applet}"), "busybox")?;
         }
         tree.folder("/tmp", 0o1777)?;
-        tree.file("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\n")?;
+        tree.file(
+            "/etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33::/var/www:/bin/false\n",
+        )?;
         tree.file("/etc/group", "root:x:0:\nwww-data:x:33:\n")
     }
 
@@ -172,11 +175,31 @@ impl Recipe {
 
     /// A program on `PATH`.
     fn find(self, program: &str) -> Result<PathBuf, ImageError> {
-        let folders = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
+        let folders =
+            ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
         folders
             .iter()
             .map(|folder| Path::new(folder).join(program))
             .find(|path| path.is_file())
             .ok_or_else(|| ImageError::Missing { program: program.to_owned(), image: self.name() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_find_them_under_these_names() {
+        let names = Recipe::ALL.into_iter().flat_map(Recipe::references);
+        let names: Vec<String> = names.map(|reference| reference.to_string()).collect();
+        insta::assert_snapshot!(names.join("\n"), @r"
+        oss/kubernetes/pause:3.6
+        oss/kubernetes/coredns:v1.14.7
+        library/nginx:latest
+        library/nginx:stable
+        library/busybox:latest
+        library/busybox:stable
+        ");
     }
 }

@@ -80,8 +80,8 @@ impl Builder {
         let downloaded: Downloaded = serde_json::from_str(&text).map_err(|err| {
             self.failed("k8s.io/kubernetes", format!("`go mod download` printed no JSON: {err}"))
         })?;
-        let upstream = fs::read_to_string(&downloaded.go_mod)
-            .map_err(file("read", &downloaded.go_mod))?;
+        let upstream =
+            fs::read_to_string(&downloaded.go_mod).map_err(file("read", &downloaded.go_mod))?;
         Ok(render_go_mod(&upstream, &self.version))
     }
 
@@ -101,7 +101,7 @@ impl Builder {
     }
 }
 
-/// Builds CoreDNS, whose module can be installed as it is.
+/// Builds `CoreDNS`, whose module can be installed as it is.
 pub(super) fn coredns(version: &str, target: &Path) -> Result<(), InstallError> {
     let folder = target.with_extension("bin");
     let mut command = Command::new("go");

@@ -35,8 +35,7 @@ pub(super) fn release(program: &str, version: &str, target: &Path) -> Result<(),
     let mut output =
         Hashing { file: File::create(target).map_err(file("make", target))?, hash: Sha256::new() };
     io::copy(&mut body.as_reader(), &mut output).map_err(file("write", target))?;
-    let found: String =
-        output.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let found = crate::images::render_hex(&output.hash.finalize());
     if found == wanted {
         Ok(())
     } else {

@@ -29,12 +29,7 @@ pub struct ControlPlane<'a> {
 pub fn control_plane(input: &ControlPlane<'_>) -> Computer {
     Computer {
         hostname: "control-plane".to_owned(),
-        programs: vec![
-            etcd(),
-            api_server(input.cluster),
-            controller_manager(),
-            scheduler(),
-        ],
+        programs: vec![etcd(), api_server(input.cluster), controller_manager(), scheduler()],
         files: files(input),
         folders: vec!["/var/lib/etcd"],
     }
@@ -151,8 +146,10 @@ fn files(input: &ControlPlane<'_>) -> Vec<TextFile> {
         ("apiserver-kubelet-client", &certificates.kubelet_client),
         ("front-proxy-client", &certificates.front_proxy_client),
     ];
-    let mut files: Vec<TextFile> =
-        pairs.into_iter().flat_map(|(name, pair)| TextFile::pair(&format!("{PKI}/{name}"), pair)).collect();
+    let mut files: Vec<TextFile> = pairs
+        .into_iter()
+        .flat_map(|(name, pair)| TextFile::pair(&format!("{PKI}/{name}"), pair))
+        .collect();
     let config = |path: &str, user: &str, client: &Pair| {
         let text = Kubeconfig {
             cluster: "kubernetes",

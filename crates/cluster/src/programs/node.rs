@@ -234,10 +234,7 @@ fn files(input: &Node<'_>) -> Vec<TextFile> {
         json("/etc/kubernetes/kube-proxy.json", &kube_proxy_config(input)),
         config("/etc/kubernetes/kubelet.conf", "kubelet", &certificates.kubelet),
         config("/etc/kubernetes/kube-proxy.conf", "kube-proxy", &certificates.kube_proxy),
-        hosts(
-            Some((&input.machine.hostname, input.address)),
-            (&cluster.fqdn, cluster.api_address),
-        ),
+        hosts(Some((&input.machine.hostname, input.address)), (&cluster.fqdn, cluster.api_address)),
         TextFile::public("/etc/hostname", format!("{}\n", input.machine.hostname)),
         TextFile::public("/etc/resolv.conf", format!("nameserver {RESOLVER}\n")),
     ];
@@ -298,9 +295,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 
 /// Every pull asks the lab's registry first; what it lacks comes from the image's own.
 fn registry_config(registry: SocketAddrV4) -> String {
-    format!(
-        "[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
-    )
+    format!("[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n")
 }
 
 fn kubelet_config(input: &Node<'_>) -> Value {

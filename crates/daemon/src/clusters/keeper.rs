@@ -62,6 +62,7 @@ struct Keeper {
     id: ArmId,
     proxy: Option<Proxy>,
     client: Option<Client>,
+    kubeconfig: String,
     /// Add-ons that this task has applied.
     applied: Vec<Group>,
     /// Rung by the watch of nodes.
@@ -78,6 +79,7 @@ pub(super) async fn keep(shared: Arc<Shared>, store: Store, id: ArmId) {
         id,
         proxy: None,
         client: None,
+        kubeconfig: String::new(),
         applied: Vec::new(),
         bell: Arc::default(),
         watching: JoinSet::new(),
@@ -134,8 +136,11 @@ impl Trouble {
         self.begin();
         let text = Chain(err).to_string();
         if text != self.last {
-            tracing::warn!(cluster = cluster.name(), error = text,
-                "reconciliation failed; it will be tried again");
+            tracing::warn!(
+                cluster = cluster.name(),
+                error = text,
+                "reconciliation failed; it will be tried again"
+            );
             self.told = false;
         }
         self.last = text;
@@ -149,7 +154,8 @@ impl Trouble {
         if self.told || !(self.is_final || is_late) {
             return None;
         }
-        let text = if self.last.is_empty() { "its nodes are not what was asked" } else { &self.last };
+        let text =
+            if self.last.is_empty() { "its nodes are not what was asked" } else { &self.last };
         Some(Fault::new(500, "CreateClusterError", format!("The cluster cannot run: {text}.")))
     }
 }
@@ -177,9 +183,9 @@ impl Keeper {
         if !view::is_ready(&client).await {
             return Ok(Outcome::Underway);
         }
+        self.publish(&client);
         let is_complete = self.apply_addons(&client, &cluster).await?;
-        let phases =
-            view::observe_nodes(&client).await.map_err(self.api("listing nodes"))?;
+        let phases = view::observe_nodes(&client).await.map_err(self.api("listing nodes"))?;
         self.report_nodes(&region, &phases)?;
         // Machines that came after the pass began may have registered meanwhile.
         let all_left = nodes::remove(
@@ -192,10 +198,11 @@ impl Keeper {
         )
         .await?;
         let wanted = wanted_phase(cluster.mode);
-        let all_here = region.nodes_of(&self.id).into_iter().filter(|m| !is_leaving(m)).all(|machine| {
-            let phase = phases.get(&machine.hostname);
-            phase.is_some_and(|phase| *phase == NodePhase::Ready || *phase == wanted)
-        });
+        let all_here =
+            region.nodes_of(&self.id).into_iter().filter(|m| !is_leaving(m)).all(|machine| {
+                let phase = phases.get(&machine.hostname);
+                phase.is_some_and(|phase| *phase == NodePhase::Ready || *phase == wanted)
+            });
         if !(all_started && is_complete && all_left && all_here) {
             return Ok(Outcome::Underway);
         }
@@ -254,14 +261,25 @@ impl Keeper {
             SocketAddrV4::new(cluster.api_address, 443),
         )
         .await
-        .map_err(|source| ClustersError::File { action: "listen on the port of", path: kept, source })?;
+        .map_err(|source| ClustersError::File {
+            action: "listen on the port of",
+            path: kept,
+            source,
+        })?;
         let text = records::kubeconfig(&folder, cluster, certificates, proxy.port())?;
         let client = view::client(&text).await.map_err(self.api("making a client"))?;
-        self.watching.spawn(ring(client.clone(), self.bell.clone()));
-        self.shared.kubeconfigs().insert(self.id.clone(), text);
+        self.kubeconfig = text;
         self.proxy = Some(proxy);
         self.client = Some(client.clone());
         Ok(client)
+    }
+
+    /// The API server is there: whoever asks gets the kubeconfig, and its nodes are watched.
+    fn publish(&mut self, client: &Client) {
+        if self.watching.is_empty() {
+            self.shared.kubeconfigs().insert(self.id.clone(), self.kubeconfig.clone());
+            self.watching.spawn(ring(client.clone(), self.bell.clone()));
+        }
     }
 
     /// Puts add-ons into the cluster, each group once; says whether all are there.
@@ -290,7 +308,8 @@ impl Keeper {
         region: &Region,
         phases: &BTreeMap<String, NodePhase>,
     ) -> Result<(), ClustersError> {
-        for machine in region.nodes_of(&self.id).into_iter().filter(|machine| !is_leaving(machine)) {
+        for machine in region.nodes_of(&self.id).into_iter().filter(|machine| !is_leaving(machine))
+        {
             if let Some(phase) = phases.get(&machine.hostname) {
                 report::node(&self.store, machine, *phase)?;
             }

@@ -31,7 +31,7 @@ use super::{ClustersError, Shared, blocking, is_leaving, places::Places, records
 /// Where Debian's reference plugins are. Nodes of AKS have them too.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 /// How long pods may take to leave a node.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
+const DRAIN_PATIENCE: Duration = Duration::from_mins(1);
 
 /// Since when nodes are being drained.
 #[derive(Default)]

@@ -28,7 +28,9 @@ impl<'a> PodName<'a> {
         let (namespace, name) = rest.split_once('/')?;
         let is_plain = |part: &str| {
             !part.is_empty()
-                && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c))
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c))
         };
         (is_plain(namespace) && is_plain(name)).then_some(Self { cluster, namespace, name })
     }

@@ -50,12 +50,11 @@ fn ensure<T>(
     make: impl FnOnce() -> Result<T, PkiError>,
     write: impl FnOnce(&T) -> Vec<u8>,
 ) -> Result<T, ClustersError> {
-    let wrong =
-        |source| ClustersError::Certificates { name: path.display().to_string(), source };
+    let fault = |source| ClustersError::Certificates { name: path.display().to_string(), source };
     match fs::read(path) {
-        Ok(text) => read(&text).map_err(wrong),
+        Ok(text) => read(&text).map_err(fault),
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            let made = make().map_err(wrong)?;
+            let made = make().map_err(fault)?;
             write_private(path, &write(&made))?;
             Ok(made)
         }
@@ -71,7 +70,7 @@ pub(super) fn kubeconfig(
     port: u16,
 ) -> Result<String, ClustersError> {
     let id = &cluster.meta.id;
-    let text = Kubeconfig {
+    let rendered = Kubeconfig {
         cluster: id.name(),
         user: &format!("clusterUser_{}_{}", id.resource_group(), id.name()),
         server: &format!("https://127.0.0.1:{port}"),
@@ -80,8 +79,8 @@ pub(super) fn kubeconfig(
         client: &certificates.admin,
     }
     .render();
-    write_private(&folder.join("kubeconfig"), text.as_bytes())?;
-    Ok(text)
+    write_private(&folder.join("kubeconfig"), rendered.as_bytes())?;
+    Ok(rendered)
 }
 
 /// Replaces a file in one step; only its owner may read it.

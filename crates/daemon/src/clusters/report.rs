@@ -14,10 +14,14 @@ use super::{ClustersError, is_leaving};
 use crate::reconcile::now;
 
 /// A node has got somewhere.
-pub(super) fn node(store: &Store, machine: &Machine, phase: NodePhase) -> Result<(), ClustersError> {
-    let is_known = machine
-        .node()
-        .is_some_and(|node| node.phase == phase && machine.meta.state == ProvisioningState::Succeeded);
+pub(super) fn node(
+    store: &Store,
+    machine: &Machine,
+    phase: NodePhase,
+) -> Result<(), ClustersError> {
+    let is_known = machine.node().is_some_and(|node| {
+        node.phase == phase && machine.meta.state == ProvisioningState::Succeeded
+    });
     if is_known {
         return Ok(());
     }
@@ -59,5 +63,8 @@ pub(super) fn failed(
 
 fn tell(store: &Store, target: &ArmId, command: Command) -> Result<(), ClustersError> {
     let told = store.change(command, now());
-    told.map(drop).map_err(|source| ClustersError::Report { target: target.clone(), source })
+    told.map(drop).map_err(|source| ClustersError::Report {
+        target: target.clone(),
+        source: Box::new(source),
+    })
 }

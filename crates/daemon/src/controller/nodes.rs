@@ -107,6 +107,8 @@ fn missing_spec(node: &Node, facts: &Facts) -> Option<Value> {
         wanted["spec"]["taints"] = json!(rest);
     }
     let labels = [
+        // What `kubectl get nodes` shows as ROLES; a kubelet may not set it itself.
+        ("kubernetes.io/role", "agent"),
         ("topology.kubernetes.io/region", facts.location.as_str()),
         ("topology.kubernetes.io/zone", "0"),
         ("failure-domain.beta.kubernetes.io/region", facts.location.as_str()),

@@ -154,6 +154,22 @@ pub(crate) fn ask_as(from: &Netns, source: &str, to: &str) -> String {
     connect_as(from, Some(source), to).map_or_else(|| "nothing".to_owned(), |(_, said)| said)
 }
 
+/// Counts packets that match from now on, in a namespace; [`counted`] says how many there were.
+pub(crate) fn count(namespace: &Netns, hook: &str, matching: &str) {
+    let rules = format!(
+        "add table ip counting; add chain ip counting c {{ type filter hook {hook} priority -400; }}; \
+         add rule ip counting c {matching} counter"
+    );
+    assert_eq!(run(namespace, "nft", &[&rules]), "");
+}
+
+/// How many packets [`count`] has counted.
+pub(crate) fn counted(namespace: &Netns) -> u32 {
+    let listing = run(namespace, "nft", &["list", "chain", "ip", "counting", "c"]);
+    let (_, after) = listing.split_once("counter packets ").expect("a counter");
+    after.split(' ').next().expect("a number").parse().expect("a number")
+}
+
 /// Runs a program in a namespace and gives its standard output.
 pub(crate) fn run(namespace: &Netns, program: &str, arguments: &[&str]) -> String {
     let output = namespace

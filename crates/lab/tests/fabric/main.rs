@@ -7,6 +7,5 @@ mod golden;
 mod lab;
 mod packets;
 mod routes;
-mod timing;
 mod running;
 mod world;

@@ -3,7 +3,7 @@
 use daemon::fabric::Scope;
 use vnet::host::{Health, Step};
 
-use crate::lab::{Lab, ask, ask_as, run, serve};
+use crate::lab::{Lab, ask, ask_as, count, counted, run, serve};
 
 const TWO_SUBNETS: &str = "
     vnet v 10.1.0.0/16
@@ -123,11 +123,27 @@ fn a_namespace_that_was_removed_behind_our_back_comes_back() {
 fn nobody_sends_as_somebody_else() {
     let lab = Lab::new(TWO_SUBNETS);
     lab.serve("three", &[80]);
-    let one = lab.machine("one");
-    run(&one, "ip", &["addr", "add", "10.1.1.99/32", "dev", "eth0"]);
-    // The answer would not find its way; that the packet does not either, the counter says.
-    assert_eq!(ask_as(&one, "10.1.1.99", "10.1.2.4:80"), "nothing");
-    let rules = run(&lab.vnet("v"), "nft", &["list", "chain", "ip", "aksnet", "early"]);
-    assert!(!rules.contains("counter packets 0 "), "{rules}");
-    assert_eq!(ask(&one, "10.1.2.4:80"), "three sees 10.1.1.4 at 10.1.2.4");
+    let (one, three) = (lab.machine("one"), lab.machine("three"));
+    run(&one, "ip", &["addr", "add", "10.1.1.5/32", "dev", "eth0"]);
+    count(&three, "prerouting", "ip saddr 10.1.1.5");
+    assert_eq!(ask_as(&one, "10.1.1.5", "10.1.2.4:80"), "nothing");
+    assert_eq!(counted(&three), 0);
+    assert_eq!(ask(&lab.machine("two"), "10.1.2.4:80"), "three sees 10.1.1.5 at 10.1.2.4");
+    assert_ne!(counted(&three), 0, "the true owner is heard");
+}
+
+#[test]
+fn the_internet_reaches_nobody_unasked() {
+    let lab = Lab::new(TWO_SUBNETS);
+    lab.serve("one", &[80]);
+    let (one, internet) = (lab.machine("one"), lab.internet());
+    count(&one, "prerouting", "tcp dport 80");
+    // Somebody outside who knows the way in.
+    let script = "link=$(ip -o link | grep -o 'v-[0-9a-f]*' | head -1); \
+        ip neigh add 10.1.1.4 lladdr 12:34:56:78:9a:bc dev $link && \
+        ip route add 10.1.1.4 dev $link table local";
+    assert_eq!(run(&internet, "sh", &["-c", script]), "");
+    assert_eq!(ask(&internet, "10.1.1.4:80"), "nothing");
+    assert_eq!(ask(&internet, "20.0.0.1:80"), "nothing");
+    assert_eq!(counted(&one), 0);
 }

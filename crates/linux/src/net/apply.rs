@@ -2,7 +2,10 @@
 //!
 //! Requests are gathered and sent together as long as none of them needs to know what an earlier one made.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
 
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute, rule::RuleMessage};
 use nix::errno::Errno;
@@ -13,7 +16,7 @@ use vnet::host::{
 
 use super::{
     netlink::{Netlink, Request},
-    observe::link_indexes,
+    observe::{link_indexes, links_without_carrier},
     sysctl,
     wire::{self, RouteTo, RuleMatch, RuleThen, VethEnd},
 };
@@ -23,6 +26,11 @@ use crate::{LinuxError, netns::Netns, nft};
 /// link, and one takes 16 to 30 ms.
 const DEAD_GROUP: u32 = 0x00de_ad00;
 
+/// How long links that were set up may take until they send.
+const CARRIER_PATIENCE: Duration = Duration::from_millis(500);
+/// How often they are looked at meanwhile.
+const CARRIER_POLL: Duration = Duration::from_millis(1);
+
 /// Carries out the steps, namespace by namespace in the order given.
 pub fn apply_steps(steps: &[Step]) -> Result<(), LinuxError> {
     for of_one in steps.chunk_by(|a, b| a.namespace == b.namespace) {
@@ -30,6 +38,30 @@ pub fn apply_steps(steps: &[Step]) -> Result<(), LinuxError> {
         let namespace = Netns::open(&first.namespace)?;
         let actions: Vec<&Action> = of_one.iter().map(|step| &step.action).collect();
         run(&namespace, &actions)?;
+    }
+    wait_until_they_send(steps)
+}
+
+/// Waits until links that were set up send packets: until then the kernel drops what they are given.
+///
+/// A veth's first end has no carrier when it is set up; the second one gives it, and a work queue of the
+/// kernel's then activates the first (`linkwatch_do_dev`, net/core/link_watch.c). That takes some
+/// milliseconds, and a lost first packet a second. A link whose peer stays down is not waited for.
+fn wait_until_they_send(steps: &[Step]) -> Result<(), LinuxError> {
+    let mut waiting: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    for step in steps {
+        if let Action::SetLink { name, shape: Some(_) } = &step.action {
+            waiting.entry(&step.namespace).or_default().insert(name);
+        }
+    }
+    let patience = Instant::now() + CARRIER_PATIENCE;
+    for (namespace, links) in waiting {
+        let mut netlink = Netlink::open_in(&Netns::open(namespace)?)?;
+        while links_without_carrier(&mut netlink)?.iter().any(|it| links.contains(it.as_str()))
+            && Instant::now() < patience
+        {
+            std::thread::sleep(CARRIER_POLL);
+        }
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressMessage, AddressProtocol},
-    link::{LinkAttribute, LinkFlags, LinkMessage},
+    link::{LinkAttribute, LinkFlags, LinkMessage, State},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
@@ -44,6 +44,22 @@ pub fn observe(namespace: &Netns, desired: &NamespaceState) -> Result<Observed, 
 /// The numbers of all links, by name.
 pub fn link_indexes(netlink: &mut Netlink) -> Result<BTreeMap<String, u32>, LinuxError> {
     Ok(links(netlink)?.into_iter().map(|(name, link)| (name, link.index)).collect())
+}
+
+/// The names of links that do not send yet.
+pub(super) fn links_without_carrier(netlink: &mut Netlink) -> Result<Vec<String>, LinuxError> {
+    let answers = netlink.dump(&RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let mut without = Vec::new();
+    for answer in answers {
+        let RouteNetlinkMessage::NewLink(message) = answer else { continue };
+        let sends = message.attributes.contains(&LinkAttribute::OperState(State::Up));
+        let name = message.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some(name),
+            _ => None,
+        });
+        without.extend(name.filter(|_| !sends));
+    }
+    Ok(without)
 }
 
 fn links(netlink: &mut Netlink) -> Result<BTreeMap<String, ObservedLink>, LinuxError> {

@@ -62,12 +62,11 @@ pub fn init(spec_path: &Path) -> Result<(), SandboxError> {
                     reason: String::from_utf8_lossy(&report).into_owned(),
                 });
             }
-            let process = pidfile::Process::observe(child.as_raw()).ok_or_else(|| {
-                SandboxError::Start {
+            let process =
+                pidfile::Process::observe(child.as_raw()).ok_or_else(|| SandboxError::Start {
                     name: spec.name.clone(),
                     reason: "its first process ended at once".to_owned(),
-                }
-            })?;
+                })?;
             pidfile::write(&pidfile::pid_path(run_dir, &spec.name), &process)?;
             File::from(go_out).write_all(READY).doing("release", &spec.name)
         }

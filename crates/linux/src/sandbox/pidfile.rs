@@ -43,7 +43,11 @@ impl Process {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         let (state, start_time) = parse_stat(&stat)?;
         // A zombie holds nothing but its pid.
-        (!matches!(state, 'Z' | 'X')).then(|| Self { pid, start_time, boot: boot.trim().to_owned() })
+        (!matches!(state, 'Z' | 'X')).then(|| Self {
+            pid,
+            start_time,
+            boot: boot.trim().to_owned(),
+        })
     }
 
     /// The calling process.

@@ -5,10 +5,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Read, Seek, Write},
     net::TcpStream,
-    os::{
-        fd::AsFd,
-        unix::process::CommandExt,
-    },
+    os::{fd::AsFd, unix::process::CommandExt},
     path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},

@@ -15,7 +15,7 @@ use crate::{
 
 impl Region {
     /// Every law that this region breaks, as a sentence. Empty for every region that
-    /// [`apply`](Self::apply) made; tests and `aksnet status` ask.
+    /// [`apply`](Self::apply) made; tests ask after each command.
     #[must_use]
     pub fn findings(&self) -> Vec<String> {
         let mut findings = Vec::new();

@@ -154,6 +154,12 @@ impl Change {
 
     /// What `put` makes of a pool that is there.
     fn changed_pool(&self, old: &AgentPool, put: PutPool) -> Result<AgentPool, Fault> {
+        if old.state == ProvisioningState::Deleting {
+            return Err(Fault::conflict(
+                "OperationNotAllowed",
+                format!("Agent pool {} is being deleted.", old.name),
+            ));
+        }
         let fixed = [
             (put.subnet.is_some_and(|subnet| subnet != old.subnet), NODE_SUBNET),
             (put.pod_subnet.is_some_and(|subnet| Some(subnet) != old.pod_subnet), POD_SUBNET),

@@ -165,7 +165,7 @@ impl Region {
         self.operations.get(&id)
     }
 
-    /// Resources whose subnet, route table or front end is `id`, as ids: what a route table's `subnets` shows.
+    /// The subnets that have the route table `id`: what its `subnets` shows.
     #[must_use]
     pub fn subnets_of_route_table(&self, id: &ArmId) -> Vec<ArmId> {
         let mut subnets = Vec::new();

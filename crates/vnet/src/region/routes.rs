@@ -74,9 +74,11 @@ impl Change {
         Ok(self.deleting(id))
     }
 
-    /// Refuses to delete a route table that a subnet has.
+    /// Refuses to delete a route table that a subnet or a cluster has.
     pub(super) fn refuse_used_route_table(&self, id: &ArmId) -> Result<(), Fault> {
-        if self.region.subnets_of_route_table(id).is_empty() {
+        let mut clusters = self.region.clusters.values();
+        let is_managed = clusters.any(|cluster| cluster.route_table.as_ref() == Some(id));
+        if !is_managed && self.region.subnets_of_route_table(id).is_empty() {
             return Ok(());
         }
         Err(Fault::bad(

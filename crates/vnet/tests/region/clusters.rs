@@ -8,7 +8,9 @@ use vnet::{
     name::ArmId,
 };
 
-use crate::support::{Lab, cluster, group, id, ip, pool, pool_in, prefix, put_cluster, put_pool};
+use crate::support::{
+    Lab, cluster, group, id, ip, pool, pool_in, prefix, put_cluster, put_pool, put_subnet, subnet,
+};
 
 /// A virtual network 10.1.0.0/16 with subnets `nodes` (/24) and `pods` (/23), and cluster `c` with `n` nodes.
 fn lab(mode: NetworkMode, n: u32) -> Lab {
@@ -205,8 +207,7 @@ fn pod_addresses_come_in_batches() {
 fn a_pod_subnet_belongs_to_its_clusters() {
     let mut lab = lab_with_pods(2);
     let pods = id("subnet v/pods");
-    let missing =
-        lab.refused(crate::support::put_subnet("v", crate::support::subnet("pods", "10.1.2.0/24")));
+    let missing = lab.refused(put_subnet("v", subnet("pods", "10.1.2.0/24")));
     assert_eq!(missing.code, "SubnetMissingRequiredDelegation");
     assert!(
         missing.message.ends_with("subnets/pods/serviceAssociationLinks/AzureKubernetesService.")
@@ -244,6 +245,11 @@ fn a_cluster_takes_everything_along() {
     assert_eq!(fault.code, "LoadBalancerInUseByVirtualMachineScaleSet");
     let fault = lab.refused(Command::DeleteGroup { id: mc.clone() });
     assert_eq!(fault.code, "ResourceGroupDeletionBlocked");
+    // The managed route table stays the cluster's even when no subnet has it.
+    lab.must(put_subnet("v", subnet("nodes", "10.1.0.0/24")));
+    let table = lab.region.clusters[&id("cluster c")].route_table.clone().unwrap();
+    let fault = lab.refused(Command::Delete { id: table });
+    assert_eq!(fault.code, "InUseRouteTableCannotBeDeleted");
     let gone = Command::ClusterGone { cluster: id("cluster c") };
     lab.refused(gone.clone());
 
