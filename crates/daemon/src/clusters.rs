@@ -3,9 +3,9 @@
 //!
 //! # Expected flow
 //!
-//! Every cluster of the region has a task ([`keeper`]). A pass of it starts what should run in the network
+//! Every cluster of the region has a task (`keeper`). A pass of it starts what should run in the network
 //! namespaces that the fabric has made, puts add-ons into the cluster, and reports how far its nodes
-//! are; when all is as asked it reports [`Command::ClusterReal`]. One more task ([`registry`])
+//! are; when all is as asked it reports `ClusterReal`. One more task (`registry`)
 //! runs the image registry and fills it.
 //!
 //! # Guarantees

@@ -14,7 +14,7 @@ use daemon::{
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams},
 };
 use linux::sandbox::Sandbox;
 use store::Store;
@@ -121,7 +121,7 @@ async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 }
 
 async fn only_node(client: &Client) -> Option<Node> {
-    let nodes = Api::<Node>::all(client.clone()).list(&Default::default()).await.ok()?;
+    let nodes = Api::<Node>::all(client.clone()).list(&ListParams::default()).await.ok()?;
     nodes.items.into_iter().next()
 }
 
@@ -224,7 +224,7 @@ async fn a_pod_runs(client: &Client) {
         status.and_then(|status| status.phase).as_deref() == Some("Running")
     })
     .await;
-    let logs = pods.logs("web", &Default::default()).await.expect("logs");
+    let logs = pods.logs("web", &LogParams::default()).await.expect("logs");
     assert!(logs.contains("nginx/"), "{logs}");
     pods.delete("web", &DeleteParams::default()).await.expect("deleted");
 }

@@ -240,12 +240,16 @@ fn the_agent_learns_from_the_cluster_and_asks_it_for_more() {
     world.kill_agent();
     world.start_agent_of_cluster("pod-subnet", &kubeconfig);
     world.wait_for_network();
-    for name in ["q0", "q1"] {
+    let later: Vec<_> = (0..8).map(|n| format!("q{n}")).collect();
+    for name in &later {
         let _ = world.container(name);
         let said = world.plugin("ADD", name, &network);
         let name = format!("name-{}", said.address().rsplit('.').next().unwrap());
         assert!(!offered.contains(&name.as_str()), "{name} was offered back");
     }
+    let _ = world.container("q8");
+    let said = world.plugin("ADD", "q8", &network);
+    assert!(said.stdout.contains("not enough IPs"), "only offered ones are left: {said:?}");
     let kept: Vec<_> = (16..48_u8)
         .map(|n| json!({ "name": format!("name-{n}"), "ip": format!("10.1.0.{n}") }))
         .filter(|one| !offered.contains(&one["name"].as_str().unwrap()))
@@ -254,7 +258,7 @@ fn the_agent_learns_from_the_cluster_and_asks_it_for_more() {
         &json!({ "id": "nc", "type": "vnet", "primaryIP": "10.1.0.4", "ipAssignments": kept }),
     );
     cluster.wait_for("the list is tidied", |spec| spec["ipsNotInUse"] == json!([]));
-    for name in names.iter().map(String::as_str).chain(["q0", "q1"]) {
+    for name in names.iter().chain(&later) {
         assert!(world.plugin("DEL", name, &network).success);
     }
     world.kill_agent();

@@ -1,5 +1,5 @@
 //! Links, addresses, routes, rules, neighbours and kernel settings of a namespace: what is there
-//! ([`observe`]), and how it is changed ([`apply`]). Not here: what ought to be there (see `vnet::host`).
+//! ([`observe()`]), and how it is changed ([`apply()`]). Not here: what ought to be there (see `vnet::host`).
 //!
 //! [`netlink`] and [`wire`] are the layer below, for who needs single requests.
 

@@ -412,7 +412,7 @@ fn new_address(link: u32, address: Ipv4Addr, length: u8) -> RouteNetlinkMessage 
 fn proxy_arp(name: &str) -> LinkMessage {
     /// `NLA_F_NESTED` (linux/netlink.h).
     const NESTED: u16 = 0x8000;
-    /// `IFLA_AF_SPEC`, `AF_INET` in it, `IFLA_INET_CONF` in that (linux/if_link.h).
+    /// `IFLA_AF_SPEC`, `AF_INET` in it, `IFLA_INET_CONF` in that (`linux/if_link.h`).
     const AF_SPEC: u16 = NESTED + 26;
     const AF_INET: u16 = NESTED + 2;
     const INET_CONF: u16 = NESTED + 1;

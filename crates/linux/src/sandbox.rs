@@ -7,7 +7,7 @@
 //!
 //! # Expected flow
 //!
-//! 1. [`Sandbox::start`] writes the spec and runs the [`Launcher`], a program that calls [`init`].
+//! 1. [`Sandbox::start`] writes the spec and runs the [`Launcher`], a program that calls [`init()`].
 //! 2. That process makes cgroups and namespaces and forks. The child, process 1 of the sandbox,
 //!    builds the root and reports; the parent writes the pid file and ends.
 //! 3. Process 1 starts the units, restarts those that end, and reaps what is orphaned.
@@ -122,7 +122,7 @@ pub enum Ready {
     Tcp(SocketAddr),
 }
 
-/// The program that becomes a sandbox's first process: it calls [`init`] with the path that is
+/// The program that becomes a sandbox's first process: it calls [`init()`] with the path that is
 /// appended to its arguments.
 #[derive(Clone, Debug)]
 pub struct Launcher {

@@ -195,7 +195,7 @@ fn what_was_acknowledged_survives_a_loss_of_power_at_any_request() {
                 }
                 // A file that was never a store yet; `file::open` makes it under another name.
                 Err(_) => {
-                    assert_eq!(acknowledged.generation, 0, "after {limit} requests, image {i}")
+                    assert_eq!(acknowledged.generation, 0, "after {limit} requests, image {i}");
                 }
             }
         }

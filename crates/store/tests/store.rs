@@ -1,5 +1,4 @@
 //! A store as its users see it.
-#![expect(clippy::unwrap_used, reason = "a test that cannot be set up fails")]
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -46,16 +46,16 @@ pub(super) fn node_certificates(
 
 fn ensure<T>(
     path: &Path,
-    read: impl FnOnce(&[u8]) -> Result<T, PkiError>,
-    make: impl FnOnce() -> Result<T, PkiError>,
-    write: impl FnOnce(&T) -> Vec<u8>,
+    parse: impl FnOnce(&[u8]) -> Result<T, PkiError>,
+    generate: impl FnOnce() -> Result<T, PkiError>,
+    render: impl FnOnce(&T) -> Vec<u8>,
 ) -> Result<T, ClustersError> {
     let fault = |source| ClustersError::Certificates { name: path.display().to_string(), source };
     match fs::read(path) {
-        Ok(text) => read(&text).map_err(fault),
+        Ok(text) => parse(&text).map_err(fault),
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            let made = make().map_err(fault)?;
-            write_private(path, &write(&made))?;
+            let made = generate().map_err(fault)?;
+            write_private(path, &render(&made))?;
             Ok(made)
         }
         Err(source) => Err(ClustersError::File { action: "read", path: path.to_owned(), source }),

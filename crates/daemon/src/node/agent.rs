@@ -84,15 +84,6 @@ pub struct Node {
     pub mtu: u32,
 }
 
-/// How full the node is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Use {
-    /// Addresses granted.
-    pub granted: usize,
-    /// Of these, in use or still leaving.
-    pub in_use: usize,
-}
-
 impl Agent {
     /// An agent over the leases that were found, none of which has been looked at yet.
     #[must_use]
@@ -138,19 +129,17 @@ impl Agent {
         Ok(())
     }
 
-    /// From now on the node has these addresses.
-    pub fn set_grant(&self, grant: &Grant, node: Node) {
+    /// From now on the node has these addresses. Those in `aside` were offered back to the subnet;
+    /// none of them is handed out, not even for a moment.
+    pub fn set_grant(&self, grant: &Grant, aside: &[Ipv4Addr], node: Node) {
         let mut state = self.state();
         state.pool.set_grant(grant);
+        for address in aside {
+            state.pool.set_aside(*address);
+        }
         state.node = Some(node);
         drop(state);
         self.used.notify_one();
-    }
-
-    /// How full the node is.
-    pub fn usage(&self) -> Use {
-        let state = self.state();
-        Use { granted: state.pool.n_granted(), in_use: state.pool.n_in_use() }
     }
 
     /// Runs `work` on the pool of addresses.

@@ -156,7 +156,6 @@ impl AddressSource for NetworkConfigSource {
                     let config = NetworkConfig::parse(&name, &object.data)?;
                     if let Some(learnt) = config.learnt(network) {
                         setup.apply(agent, learnt)?;
-                        config.set_aside(agent);
                     }
                     current = Some(config);
                 }
@@ -280,15 +279,13 @@ impl NetworkConfig {
             }
             PodNetwork::NodeSubnet | PodNetwork::PodSubnet => {
                 let addresses = container.ip_assignments.iter().map(|assignment| assignment.ip);
-                Some(learn(network, None, addresses))
+                // What was offered back before the agent was started anew stays so.
+                let offered =
+                    self.assignments().filter(|one| self.spec.not_in_use.contains(&one.name));
+                let aside = offered.map(|one| one.ip).collect();
+                Some(Learnt { aside, ..learn(network, None, addresses) })
             }
         }
-    }
-
-    /// What was offered back before the agent was started anew stays aside.
-    fn set_aside(&self, agent: &Agent) {
-        let listed = self.assignments().filter(|one| self.spec.not_in_use.contains(&one.name));
-        agent.with_pool(|pool| listed.for_each(|one| pool.set_aside(one.ip)));
     }
 
     /// The spec that the node should have, when it should have another.

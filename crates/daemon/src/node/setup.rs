@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::Write,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -33,6 +34,8 @@ pub struct Learnt {
     pub block: Option<Prefix4>,
     /// All its addresses.
     pub grant: Grant,
+    /// Of these, the ones that it has offered back.
+    pub aside: Vec<Ipv4Addr>,
 }
 
 /// Makes the node fit for what was learnt, and the agent ready; does only what has changed.
@@ -81,7 +84,7 @@ impl Setup {
             load(&rules)?;
             self.rules = Some(rules);
         }
-        agent.set_grant(&learnt.grant, Node { block: learnt.block, mtu });
+        agent.set_grant(&learnt.grant, &learnt.aside, Node { block: learnt.block, mtu });
         tracing::info!(
             node = self.config.node,
             n_addresses = learnt.grant.addresses().len(),

@@ -103,6 +103,15 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
     }
 }
 
+/// Removes what the loop made, however the test ends.
+struct Removed(String);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        drop(daemon::fabric::down(&self.0));
+    }
+}
+
 /// What `GET /` at an address answers, but for the header.
 fn get(from: &Netns, to: &str) -> String {
     let to: SocketAddrV4 = to.parse().unwrap();
@@ -119,6 +128,7 @@ async fn the_machine_follows_the_region() {
     let store = Store::in_memory().unwrap();
     let group = ArmId::group("00000000-0000-0000-0000-000000000000", "g");
     let azure = Azure { store: store.clone(), group: group.clone() };
+    let _removed = Removed(lab.clone());
     let running = tokio::spawn(daemon::fabric::run(store, lab.clone()));
 
     azure.command(Command::PutGroup {

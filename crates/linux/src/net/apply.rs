@@ -45,7 +45,7 @@ pub fn apply_steps(steps: &[Step]) -> Result<(), LinuxError> {
 /// Waits until links that were set up send packets: until then the kernel drops what they are given.
 ///
 /// A veth's first end has no carrier when it is set up; the second one gives it, and a work queue of the
-/// kernel's then activates the first (`linkwatch_do_dev`, net/core/link_watch.c). That takes some
+/// kernel's then activates the first (`linkwatch_do_dev`, `net/core/link_watch.c`). That takes some
 /// milliseconds, and a lost first packet a second. A link whose peer stays down is not waited for.
 fn wait_until_they_send(steps: &[Step]) -> Result<(), LinuxError> {
     let mut waiting: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();

@@ -1,5 +1,5 @@
 //! All network namespaces of a lab: the internet, virtual networks, machines, control planes. Not here:
-//! how a virtual network routes and filters (see [`super::routing`], [`super::ruleset`]).
+//! how a virtual network routes and filters (see `routing.rs` and `ruleset.rs` beside this file).
 //!
 //! Numbers of marks and routing tables are addresses, so that they mean the same in every compilation
 //! and can be read: a member of a load balancer has its primary address, a subnet with routes of its own

@@ -1,4 +1,4 @@
-//! Laws of [`super::plan`]: carrying a plan out reaches what is desired, and then there is nothing to do.
+//! Laws of [`mod@super::plan`]: carrying a plan out reaches what is desired, and then there is nothing to do.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -226,7 +226,7 @@ fn private_ranges(state: &mut NamespaceState, view: &View<'_>, table: u32) {
 /// not forward.
 fn appliance(view: &View<'_>, address: Ipv4Addr) -> Target {
     match view.holder(address) {
-        Some(port) if port.primary == port.primary => Target::Via(port.link.clone(), port.primary),
+        Some(port) if port.nic.ip_forwarding => Target::Via(port.link.clone(), port.primary),
         _ => nowhere(),
     }
 }

@@ -1,5 +1,5 @@
 //! The state of network namespaces as values: what must be, and what was seen. Not here: why (see
-//! [`super::fabric`]) and how to get there (see [`super::plan`]).
+//! [`super::fabric`]) and how to get there (see [`mod@super::plan`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},

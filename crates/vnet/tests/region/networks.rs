@@ -1,13 +1,16 @@
 //! Virtual networks, subnets and what is in them: which addresses are given, and what is refused how.
 
 use crate::support::{
-    Lab, common, delegation, group, id, internal_balancer, ip, prefix, put_nic, put_subnet,
-    put_vnet, subnet,
+    Lab, cluster, common, delegation, group, id, internal_balancer, ip, pool, prefix, put_nic,
+    put_subnet, put_vnet, subnet,
 };
 use vnet::{
     command::{Command, Outcome, PutFrontend, PutLoadBalancer, PutSubnet},
     fault::Fault,
-    model::{Allocation, BalancingRule, NextHop, ProvisioningState, Route, Transport},
+    model::{
+        Allocation, BalancingRule, NetworkMode, NextHop, ProvisioningState, RoleAssignment, Route,
+        Transport,
+    },
 };
 
 /// A virtual network 10.0.0.0/16 with subnet `a`, 10.0.0.0/24, and NIC `n` in it at .4.
@@ -435,8 +438,11 @@ fn reports_make_things_real_up_to_their_generation() {
     let again = lab.must(Command::FabricReal { generation });
     assert_eq!((again.outcome, lab.region.generation), (Outcome::Unchanged, generation));
 
+    let early = lab.region.generation;
     let deleting = lab.delete("subnet v/c");
     let twice = lab.delete("subnet v/c");
+    lab.must(Command::FabricReal { generation: early });
+    assert_eq!(state(&lab, "c"), ProvisioningState::Deleting);
     assert_eq!(deleting, twice);
     let fault = lab.refused(put_subnet("v", subnet("c", "10.0.2.0/24")));
     check(&fault, "AnotherOperationInProgress", "subnets/c");
@@ -485,4 +491,40 @@ fn names_compare_without_regard_to_case() {
     assert_eq!(lab.must(put).outcome, Outcome::Updated);
     assert_eq!(lab.region.vnets.len(), 1);
     assert_eq!(lab.region.vnets[&id("vnet v")].meta.id.name(), "v");
+}
+
+#[test]
+fn roles_go_with_their_scope() {
+    let mut lab = lab();
+    lab.cluster("c", cluster(NetworkMode::None, vec![pool("nodepool1", 1)])).unwrap();
+    lab.subnet("v", "b", "10.0.1.0/24");
+    let put = |name: &str, scope: &str| {
+        Command::PutRoleAssignment(RoleAssignment {
+            name: name.to_owned(),
+            scope: id(scope).to_string(),
+            role_definition: "4d97b98b-1d4f-4787-a291-c67834d212e7".to_owned(),
+            principal: "p".to_owned(),
+            principal_type: "ServicePrincipal".to_owned(),
+        })
+    };
+    assert_eq!(lab.must(put("1", "subnet v/b")).outcome, Outcome::Created);
+    assert_eq!(lab.must(put("1", "subnet v/b")).outcome, Outcome::Unchanged);
+    check(&lab.refused(put("2", "subnet v/b")), "RoleAssignmentExists", "already exists");
+    lab.must(put("3", "cluster c"));
+    lab.must(put("4", "vnet v"));
+    let names = |lab: &Lab| {
+        let names = lab.region.role_assignments.values().map(|role| role.name.clone());
+        names.collect::<Vec<_>>().concat()
+    };
+    assert_eq!(names(&lab), "341");
+    lab.delete("cluster c");
+    lab.must(Command::ClusterGone { cluster: id("cluster c") });
+    assert_eq!(names(&lab), "41");
+    lab.delete("subnet v/b");
+    lab.fabric();
+    assert_eq!(names(&lab), "4");
+    let assignment =
+        format!("{}/providers/Microsoft.Authorization/roleAssignments/4", id("vnet V"));
+    lab.must(Command::Delete { id: assignment.parse().unwrap() });
+    assert_eq!(names(&lab), "");
 }

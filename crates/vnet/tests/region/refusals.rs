@@ -179,8 +179,8 @@ fn subnets_of_pools() {
     check_cluster(
         Azure,
         |put| {
-            put.pools
-                .push(PutPool { pod_subnet: Some(id("subnet v/pods")), ..pool_in("two", 1, "v/b") })
+            let pods = Some(id("subnet v/pods"));
+            put.pools.push(PutPool { pod_subnet: pods, ..pool_in("two", 1, "v/b") });
         },
         ("InvalidParameter", POD_SUBNET, "the same way"),
     );
