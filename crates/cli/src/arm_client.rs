@@ -27,9 +27,8 @@ impl ArmClient {
         let pem = fs::read(&path)
             .with_context(|| format!("reading {}: does the lab run?", path.display()))?;
         let authority = Certificate::from_pem(&pem).context("reading the lab's authority")?;
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::Specific(Arc::new(vec![authority])))
-            .build();
+        let tls =
+            TlsConfig::builder().root_certs(RootCerts::Specific(Arc::new(vec![authority]))).build();
         let agent = ureq::Agent::config_builder()
             .tls_config(tls)
             .http_status_as_error(false)

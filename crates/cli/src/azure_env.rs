@@ -76,7 +76,9 @@ fn on_path(program: &str) -> Option<PathBuf> {
 /// Registers the lab as a cloud in its own az configuration and logs in there, unless that is done.
 pub(crate) fn prepare_az(lab: &Lab, config: &Config) -> anyhow::Result<()> {
     let Some(az) = az() else {
-        say("note: there is no `az` here; `make lab` installs one, `pip install azure-cli` does too");
+        say(
+            "note: there is no `az` here; `make lab` installs one, `pip install azure-cli` does too",
+        );
         return Ok(());
     };
     let dir = azure_dir(lab);

@@ -148,8 +148,8 @@ impl Lab {
                 path.display()
             ),
         }
-        let config = serde_json::from_value(value)
-            .with_context(|| format!("reading {}", path.display()))?;
+        let config =
+            serde_json::from_value(value).with_context(|| format!("reading {}", path.display()))?;
         Ok(Some(config))
     }
 

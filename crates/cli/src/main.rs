@@ -31,7 +31,7 @@ use crate::{
 /// `aksnet up` starts the lab, `eval "$(aksnet env)"` points az and kubectl at it, `aksnet tour` plays
 /// the article that it implements.
 #[derive(Debug, Parser)]
-#[command(name = "aksnet", version, propagate_version = true)]
+#[command(name = "aksnet", version)]
 struct Cli {
     /// The lab's name: everything it makes on the machine begins with it
     #[arg(long, global = true, env = "AKSNET_NAME", default_value = "aksnet")]
@@ -70,7 +70,9 @@ enum Command {
     #[command(subcommand)]
     Vm(vm::Vm),
     /// Run a command in the network of a VM, a node or a pod
-    #[command(after_help = "Examples:\n  aksnet exec jump -- ping -c 1 172.20.0.4\n  aksnet exec testns/testdeploy-7c5ddbdf54-x2x4k -- tcpdump -n -c 5")]
+    #[command(
+        after_help = "Examples:\n  aksnet exec jump -- ping -c 1 172.20.0.4\n  aksnet exec testns/testdeploy-7c5ddbdf54-x2x4k -- tcpdump -n -c 5"
+    )]
     Exec {
         /// The VM's or node's name, or [CLUSTER:]NAMESPACE/NAME of a pod
         target: String,
@@ -222,7 +224,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             output::data(&String::from_utf8(script)?);
         }
         Command::Serve => serve::run(&lab, &running()?)?,
-        Command::SandboxInit { spec } => linux::sandbox::init(&spec).context("being a first process")?,
+        Command::SandboxInit { spec } => {
+            linux::sandbox::init(&spec).context("being a first process")?
+        }
         Command::Agent { config } => daemon::node::run(&config).context("being a node's agent")?,
     }
     Ok(Exit::Done)

@@ -40,7 +40,10 @@ pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
     }
     // Found here it is a sentence; found by the daemon it would be a line of a log.
     if let Err(error) = TcpListener::bind(config.listen) {
-        bail!("{} cannot be listened on ({error}); `aksnet up --listen 127.0.0.1:PORT` takes another", config.listen);
+        bail!(
+            "{} cannot be listened on ({error}); `aksnet up --listen 127.0.0.1:PORT` takes another",
+            config.listen
+        );
     }
     lab.write_config(config)?;
     for folder in [lab.state_dir(), lab.run_dir(), lab.log_dir()] {

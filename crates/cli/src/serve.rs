@@ -18,9 +18,7 @@ use vnet::{host::names, model::Role, region::Region};
 
 use crate::{
     azure_env,
-    control::{
-        Answer, Ask, ClusterStatus, NodeStatus, Status, SubnetStatus, VmStatus,
-    },
+    control::{Answer, Ask, ClusterStatus, NodeStatus, Status, SubnetStatus, VmStatus},
     lab::{Config, Lab, Nodes},
     run,
 };
@@ -73,8 +71,8 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
         move |cluster: &vnet::name::ArmId| clusters.credentials(cluster)
     };
 
-    let authority =
-        azure::tls::Authority::load_or_create(&lab.tls_dir()).context("the endpoint's certificates")?;
+    let authority = azure::tls::Authority::load_or_create(&lab.tls_dir())
+        .context("the endpoint's certificates")?;
     let door = azure::Door {
         store: store.clone(),
         clock: Arc::new(daemon::reconcile::now),
@@ -198,7 +196,8 @@ impl Answering {
             several => {
                 let groups: Vec<&str> =
                     several.iter().map(|machine| machine.meta.id.resource_group()).collect();
-                let message = format!("`{name}` is a machine in several groups: {}", groups.join(", "));
+                let message =
+                    format!("`{name}` is a machine in several groups: {}", groups.join(", "));
                 return Answer::Failed { message };
             }
         }

@@ -85,11 +85,7 @@ fn draw(status: &Status) -> String {
             ]
         })
         .collect();
-    parts.push(section(
-        "no subnets",
-        &["SUBNET", "PREFIX", "HELD", "", "DELEGATED TO"],
-        &subnets,
-    ));
+    parts.push(section("no subnets", &["SUBNET", "PREFIX", "HELD", "", "DELEGATED TO"], &subnets));
     parts.join("\n\n")
 }
 

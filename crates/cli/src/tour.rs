@@ -92,13 +92,15 @@ impl Tour<'_> {
             Step::Apply { file, manifest, cluster } => {
                 let line = format!("k apply -f {file}");
                 self.ask_to_go_on(&line)?;
-                let mut output = self.shell(&kubectl("k apply -f -", cluster), Some(manifest), "")?;
+                let mut output =
+                    self.shell(&kubectl("k apply -f -", cluster), Some(manifest), "")?;
                 output.stdout = output.stdout.trim_end().to_owned();
                 data(&output.stdout);
                 (line, if output.success { Ok(()) } else { Err(output.stderr) })
             }
             Step::Curl { vm, vnet, subnet, cluster, namespace, service, contains } => {
-                let verdict = self.curl(vm, vnet, subnet, (cluster, namespace, service), contains)?;
+                let verdict =
+                    self.curl(vm, vnet, subnet, (cluster, namespace, service), contains)?;
                 (format!("curl from {vm}"), verdict)
             }
         };
@@ -190,10 +192,13 @@ impl Tour<'_> {
             if !output.success {
                 return Ok(None);
             }
-            let value: Value = serde_json::from_str(&output.stdout).context("az printed no JSON")?;
+            let value: Value =
+                serde_json::from_str(&output.stdout).context("az printed no JSON")?;
             match value["provisioningState"].as_str() {
                 Some("Succeeded") => return Ok(Some(value)),
-                Some("Failed") => bail!("`{show}` says that it has failed; `az … delete` it and play again"),
+                Some("Failed") => {
+                    bail!("`{show}` says that it has failed; `az … delete` it and play again")
+                }
                 _ if began.elapsed() > PATIENCE => bail!("`{show}` did not say Succeeded in time"),
                 _ => std::thread::sleep(Duration::from_secs(1)),
             }
@@ -231,7 +236,10 @@ impl Tour<'_> {
                 return Ok(Ok(()));
             }
             if began.elapsed() > PATIENCE / 3 {
-                return Ok(Err(format!("no `{contains}` from {address}: {}", output.stderr.trim())));
+                return Ok(Err(format!(
+                    "no `{contains}` from {address}: {}",
+                    output.stderr.trim()
+                )));
             }
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -274,11 +282,18 @@ impl Tour<'_> {
 
     /// `aks-ntwdemo10 Creating, 2 of 3 nodes Ready`.
     fn how_far(&self) -> String {
-        let Ok(Answer::Status(status)) = ask(self.lab, &Ask::Status) else { return "waiting".to_owned() };
+        let Ok(Answer::Status(status)) = ask(self.lab, &Ask::Status) else {
+            return "waiting".to_owned();
+        };
         let busy = status.clusters.iter().find(|cluster| cluster.state != "Succeeded");
         busy.map_or("waiting".to_owned(), |cluster| {
             let ready = cluster.nodes.iter().filter(|node| node.phase == "Ready").count();
-            format!("{} {}, {ready} of {} nodes Ready", cluster.name, cluster.state, cluster.nodes.len())
+            format!(
+                "{} {}, {ready} of {} nodes Ready",
+                cluster.name,
+                cluster.state,
+                cluster.nodes.len()
+            )
         })
     }
 }
@@ -319,7 +334,8 @@ fn judge(expect: &Expect, output: &Output) -> Result<(), String> {
     };
     let json = || {
         succeeded()?;
-        serde_json::from_str::<Value>(&output.stdout).map_err(|_| "the answer is no JSON".to_owned())
+        serde_json::from_str::<Value>(&output.stdout)
+            .map_err(|_| "the answer is no JSON".to_owned())
     };
     match expect {
         Expect::Refused(text) if output.success => Err(format!("was to be refused with `{text}`")),
@@ -370,7 +386,9 @@ fn same(value: &Value, expected: &Value, path: &str) -> Result<(), String> {
                 same(value, expected, &format!("{path}/{index}"))
             })
         }
-        (Value::String(value), Value::String(expected)) if expected.is_empty() && !value.is_empty() => {
+        (Value::String(value), Value::String(expected))
+            if expected.is_empty() && !value.is_empty() =>
+        {
             Ok(())
         }
         (value, expected) if value == expected => Ok(()),
@@ -389,10 +407,19 @@ mod tests {
         let expected = json!({ "name": "a", "etag": "", "list": [1, 2] });
         let check = |value: Value| same(&value, &expected, "").err().unwrap_or_default();
         assert_eq!(check(json!({ "name": "a", "etag": "W/1", "list": [1, 2] })), "");
-        assert_eq!(check(json!({ "name": "b", "etag": "W/1", "list": [1, 2] })), "/name is \"b\", not \"a\"");
+        assert_eq!(
+            check(json!({ "name": "b", "etag": "W/1", "list": [1, 2] })),
+            "/name is \"b\", not \"a\""
+        );
         assert_eq!(check(json!({ "name": "a", "list": [1, 2] })), "/etag is missing");
-        assert_eq!(check(json!({ "name": "a", "etag": "", "list": [1, 2] })), "/etag is \"\", not \"\"");
-        assert_eq!(check(json!({ "name": "a", "etag": "x", "list": [1] })), "/list is [1], not [1,2]");
+        assert_eq!(
+            check(json!({ "name": "a", "etag": "", "list": [1, 2] })),
+            "/etag is \"\", not \"\""
+        );
+        assert_eq!(
+            check(json!({ "name": "a", "etag": "x", "list": [1] })),
+            "/list is [1], not [1,2]"
+        );
         assert_eq!(
             check(json!({ "name": "a", "etag": "x", "list": [1, 2], "more": 1 })),
             "/more is not in the article's answer"

@@ -68,13 +68,19 @@ pub(crate) fn run(lab: &Lab, config: &Config, command: &Vm) -> anyhow::Result<()
                 ip["privateIPAddress"] = json!(address.to_string());
             }
             let nic = nic_id(&group, vm);
-            let made = client.put(nic.as_str(), &json!({ "location": location, "properties": {
+            let made = client.put(
+                nic.as_str(),
+                &json!({ "location": location, "properties": {
                 "enableIPForwarding": ip_forwarding,
-                "ipConfigurations": [{ "name": "ipconfig1", "properties": ip }] } }))?;
-            client.put(vm_id(&group, vm).as_str(), &json!({ "location": location, "properties": {
+                "ipConfigurations": [{ "name": "ipconfig1", "properties": ip }] } }),
+            )?;
+            client.put(
+                vm_id(&group, vm).as_str(),
+                &json!({ "location": location, "properties": {
                 "hardwareProfile": { "vmSize": "Standard_B1s" },
                 "osProfile": { "computerName": vm },
-                "networkProfile": { "networkInterfaces": [{ "id": nic.as_str() }] } } }))?;
+                "networkProfile": { "networkInterfaces": [{ "id": nic.as_str() }] } } }),
+            )?;
             let ip = &made["properties"]["ipConfigurations"][0]["properties"];
             data(&format!("{vm} {}", ip["privateIPAddress"].as_str().unwrap_or("?")));
         }

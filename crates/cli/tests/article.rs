@@ -1,5 +1,4 @@
 //! The article from end to end: real az, real Kubernetes, real packets. One lab, played once, looked at from all sides.
-#![expect(missing_docs, reason = "a test has no readers of its documentation")]
 
 mod lab;
 
@@ -25,9 +24,7 @@ impl Echo {
     fn start(lab: &TestLab, target: &str, address: &str) -> Self {
         let child = lab.exec_in_background(target, &format!("exec python3 -c \"{ECHO}\""));
         let echo = Self(child);
-        eventually(&format!("an echo in {target}"), || {
-            !seen_from(lab, target, address).is_empty()
-        });
+        eventually(&format!("an echo in {target}"), || !seen_from(lab, target, address).is_empty());
         echo
     }
 }
@@ -88,22 +85,37 @@ fn the_article_from_end_to_end() {
     // Played again, it finds everything there and changes nothing.
     lab.aksnet(&["tour"]).succeeds();
 
-    let subnet = lab.az("network vnet subnet show --vnet-name aks-vnet3 -n ilb-subnet -g aksntwdemo").json();
+    let subnet =
+        lab.az("network vnet subnet show --vnet-name aks-vnet3 -n ilb-subnet -g aksntwdemo").json();
     let front_end = subnet["ipConfigurations"][0]["id"].as_str().unwrap_or_default();
-    assert!(front_end.contains("/loadBalancers/kubernetes-internal/frontendIPConfigurations/"), "{front_end}");
+    assert!(
+        front_end.contains("/loadBalancers/kubernetes-internal/frontendIPConfigurations/"),
+        "{front_end}"
+    );
 
     // Pods of the pod subnet hold addresses of it.
     let status = lab.aksnet(&["status", "-o", "json"]).json();
-    let pods = status["subnets"].as_array().unwrap().iter().find(|subnet| subnet["name"] == "subnet-pods").unwrap();
+    let pods = status["subnets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|subnet| subnet["name"] == "subnet-pods")
+        .unwrap();
     assert_eq!(pods["held"].as_u64().unwrap() % 16, 0, "whole batches: {pods}");
     assert!(pods["held"].as_u64().unwrap() >= 48, "a batch per node: {pods}");
 
-    lab.aksnet(&["vm", "create", "vm10", "-g", "aksntwdemo", "--vnet", "aks-vnet2", "--subnet", "subnet-aks"]).succeeds();
+    let make = |vm: &str, vnet: &str, subnet: &str| {
+        lab.aksnet(&["vm", "create", vm, "-g", "aksntwdemo", "--vnet", vnet, "--subnet", subnet])
+            .succeeds();
+    };
+    make("vm10", "aks-vnet2", "subnet-aks");
+    // A subnet without kubenet's route table: those with it know the way to pods.
+    make("vm12", "aks-vnet3", "ilb-subnet");
     for mode in [
         Mode { cluster: "aks-ntwdemo12", vm_sees: Seen::Node, pod_sees_vm: false },
         Mode { cluster: "aks-ntwdemo10", vm_sees: Seen::Pod, pod_sees_vm: true },
     ] {
-        let vm = if mode.cluster == "aks-ntwdemo12" { "jump" } else { "vm10" };
+        let vm = if mode.cluster == "aks-ntwdemo12" { "vm12" } else { "vm10" };
         table(&lab, &mode, vm);
     }
 
@@ -158,8 +170,11 @@ fn table(lab: &TestLab, mode: &Mode, vm: &str) {
         let expected = if mode.pod_sees_vm { vm_address.clone() } else { String::new() };
         assert_eq!(seen_from(lab, vm, &c), expected, "{cluster}: VM to pod");
 
-        lab.apply(cluster, "{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"echo\"},\
-            \"spec\":{\"selector\":{\"app\":\"c\"},\"ports\":[{\"port\":9000}]}}");
+        lab.apply(
+            cluster,
+            "{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"echo\"},\
+            \"spec\":{\"selector\":{\"app\":\"c\"},\"ports\":[{\"port\":9000}]}}",
+        );
         let service = jsonpath(lab, cluster, "service echo", ".spec.clusterIP");
         eventually("the service is programmed", || !seen_from(lab, &pod("a"), &service).is_empty());
         assert_eq!(seen_from(lab, &pod("a"), &service), a, "{cluster}: pod to service");
@@ -175,7 +190,11 @@ fn table(lab: &TestLab, mode: &Mode, vm: &str) {
     let outside = lab.exec(&pod("a"), "curl -s --max-time 5 http://203.0.113.9/").succeeds();
     let group = format!("MC_aksntwdemo_{cluster}_eastus");
     let public = lab.az(&format!("network public-ip list -g {group}")).json();
-    assert_eq!(outside.trim(), public[0]["ipAddress"].as_str().unwrap(), "{cluster}: pod to internet");
+    assert_eq!(
+        outside.trim(),
+        public[0]["ipAddress"].as_str().unwrap(),
+        "{cluster}: pod to internet"
+    );
 }
 
 /// On the cluster without a network: Debian's reference plugins and a configuration of one's own, brought by a

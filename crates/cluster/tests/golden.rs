@@ -76,6 +76,7 @@ fn pool(cluster: &Cluster, pod_subnet: Option<&str>) -> AgentPool {
         taints: vec!["sku=gpu:NoSchedule".to_owned(), "lonely:NoExecute".to_owned()],
         max_surge: "10%".to_owned(),
         autoscale: None,
+        ordinal: 0,
         next_instance: 1,
         state: ProvisioningState::Creating,
         changed: 1,

@@ -86,7 +86,7 @@ pub enum ControllerError {
         node: String,
         /// Why.
         #[source]
-        source: store::StoreError,
+        source: Box<store::StoreError>,
     },
 }
 
@@ -187,10 +187,9 @@ async fn start(
 ) -> Result<JoinSet<()>, ControllerError> {
     let wrong = |source| ControllerError::Kubeconfig { cluster: id.clone(), source };
     let kubeconfig = Kubeconfig::from_yaml(kubeconfig).map_err(wrong)?;
-    let config =
-        kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-            .await
-            .map_err(wrong)?;
+    let config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+        .await
+        .map_err(wrong)?;
     let client = Client::try_from(config).map_err(kubernetes("making a client"))?;
 
     let mut tasks = JoinSet::new();
@@ -222,25 +221,23 @@ async fn start(
             }
         }
     });
-    macro_rules! spawn_loop {
-        ($module:ident) => {{
-            let (cluster, wake) = (cluster.clone(), wake.clone());
-            tasks.spawn(async move {
-                // Before the first lists are there, everything would look gone.
-                if cluster.is_known().await.is_err() {
-                    return;
-                }
+    tasks.spawn(async move {
+        // Before the first lists are there, everything would look gone. One task waits for all loops: of several
+        // that wait for one list, a reflector wakes only the last.
+        if cluster.is_known().await.is_err() {
+            return;
+        }
+        macro_rules! run {
+            ($module:ident) => {{
                 let pass = || {
                     let cluster = cluster.clone();
                     async move { $module::pass(&cluster).await }
                 };
-                reconcile::run(stringify!($module), pass, wake, RESYNC).await;
-            });
-        }};
-    }
-    spawn_loop!(nodes);
-    spawn_loop!(grants);
-    spawn_loop!(services);
+                reconcile::run(stringify!($module), pass, wake.clone(), RESYNC)
+            }};
+        }
+        tokio::join!(run!(nodes), run!(grants), run!(services));
+    });
     Ok(tasks)
 }
 

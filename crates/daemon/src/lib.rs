@@ -3,8 +3,8 @@
 //! Each loop reads, asks `vnet` or `cluster` what must be, has `linux` or an API do it, and reports. None decides.
 #![forbid(unsafe_code)]
 
-pub mod reconcile;
-pub mod fabric;
-pub mod node;
 pub mod clusters;
 pub mod controller;
+pub mod fabric;
+pub mod node;
+pub mod reconcile;

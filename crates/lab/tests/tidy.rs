@@ -12,43 +12,123 @@ use std::{
 /// libraries that each crate's power needs.
 const ALLOWED: &[(&str, &[&str])] = &[
     ("aksnet-vnet", &["ipnet", "prefix-trie", "serde", "sha1_smol", "thiserror", "uuid"]),
-    ("aksnet-store", &["aksnet-vnet", "redb", "serde", "serde_json", "thiserror", "tokio", "tracing"]),
+    (
+        "aksnet-store",
+        &["aksnet-vnet", "redb", "serde", "serde_json", "thiserror", "tokio", "tracing"],
+    ),
     (
         "aksnet-linux",
         &[
-            "aksnet-vnet", "libc", "netlink-packet-core", "netlink-packet-route", "netlink-sys", "nix", "serde",
-            "serde_json", "sha2", "thiserror", "tracing",
+            "aksnet-vnet",
+            "libc",
+            "netlink-packet-core",
+            "netlink-packet-route",
+            "netlink-sys",
+            "nix",
+            "serde",
+            "serde_json",
+            "sha2",
+            "thiserror",
+            "tracing",
         ],
     ),
     (
         "aksnet-cluster",
         &[
-            "aksnet-vnet", "base64", "flate2", "futures", "jiff", "k8s-openapi", "kube", "rcgen", "serde",
-            "serde-saphyr", "serde_json", "sha2", "tar", "thiserror", "time", "tokio", "tracing", "ureq",
+            "aksnet-vnet",
+            "base64",
+            "flate2",
+            "futures",
+            "jiff",
+            "k8s-openapi",
+            "kube",
+            "rcgen",
+            "serde",
+            "serde-saphyr",
+            "serde_json",
+            "sha2",
+            "tar",
+            "thiserror",
+            "time",
+            "tokio",
+            "tracing",
+            "ureq",
         ],
     ),
     ("aksnet-cni", &["aksnet-vnet", "serde", "serde_json", "thiserror"]),
     (
         "aksnet-azure",
         &[
-            "aksnet-store", "aksnet-vnet", "axum", "base64", "http", "http-body-util", "hyper", "hyper-util", "jiff",
-            "rcgen", "rustls", "rustls-pemfile", "serde", "serde_json", "serde_path_to_error", "thiserror", "tokio",
-            "tokio-rustls", "tower", "tracing", "uuid", "futures", "percent-encoding", "time",
+            "aksnet-store",
+            "aksnet-vnet",
+            "axum",
+            "base64",
+            "http",
+            "http-body-util",
+            "hyper",
+            "hyper-util",
+            "jiff",
+            "rcgen",
+            "rustls",
+            "rustls-pemfile",
+            "serde",
+            "serde_json",
+            "serde_path_to_error",
+            "thiserror",
+            "tokio",
+            "tokio-rustls",
+            "tower",
+            "tracing",
+            "uuid",
+            "futures",
+            "percent-encoding",
+            "time",
         ],
     ),
     (
         "aksnet-daemon",
         &[
-            "aksnet-cluster", "aksnet-cni", "aksnet-linux", "aksnet-store", "aksnet-vnet", "futures", "k8s-openapi",
-            "kube", "serde", "serde_json", "sha2", "thiserror", "tokio", "tracing", "uuid",
+            "aksnet-cluster",
+            "aksnet-cni",
+            "aksnet-linux",
+            "aksnet-store",
+            "aksnet-vnet",
+            "futures",
+            "k8s-openapi",
+            "kube",
+            "serde",
+            "serde_json",
+            "sha2",
+            "thiserror",
+            "tokio",
+            "tracing",
+            "uuid",
         ],
     ),
     (
         "aksnet-cli",
         &[
-            "aksnet-azure", "aksnet-cluster", "aksnet-cni", "aksnet-daemon", "aksnet-linux", "aksnet-store",
-            "aksnet-vnet", "anyhow", "clap", "clap_complete", "comfy-table", "indicatif", "jiff", "serde",
-            "serde-saphyr", "serde_json", "tokio", "tower", "tracing", "tracing-subscriber", "ureq",
+            "aksnet-azure",
+            "aksnet-cluster",
+            "aksnet-cni",
+            "aksnet-daemon",
+            "aksnet-linux",
+            "aksnet-store",
+            "aksnet-vnet",
+            "anyhow",
+            "clap",
+            "clap_complete",
+            "comfy-table",
+            "indicatif",
+            "jiff",
+            "serde",
+            "serde-saphyr",
+            "serde_json",
+            "tokio",
+            "tower",
+            "tracing",
+            "tracing-subscriber",
+            "ureq",
         ],
     ),
     ("aksnet-lab", &[]),
@@ -105,10 +185,8 @@ fn every_arrow_is_allowed() {
 #[test]
 fn the_map_names_every_crate_and_no_other() {
     let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
-    let named: Vec<&str> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("- **`")?.split('`').next())
-        .collect();
+    let named: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("- **`")?.split('`').next()).collect();
     let mut crates: Vec<String> = fs::read_dir(root().join("crates"))
         .expect("crates/")
         .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
@@ -131,7 +209,11 @@ fn files_tell_one_story() {
             wrong.push(format!("{name}: {lines} lines"));
         }
     }
-    assert!(wrong.is_empty(), "divide by thing, or add a line with a reason:\n{}", wrong.join("\n"));
+    assert!(
+        wrong.is_empty(),
+        "divide by thing, or add a line with a reason:\n{}",
+        wrong.join("\n")
+    );
 }
 
 /// A file under `tests/` that no target and no `mod` reaches is never compiled, and passes for ever.
@@ -153,7 +235,11 @@ fn every_test_file_is_compiled() {
             }
             let stem = path.file_stem().expect("a name").to_string_lossy().into_owned();
             let module = if stem == "mod" || stem == "main" {
-                path.parent().and_then(Path::file_name).expect("a folder").to_string_lossy().into_owned()
+                path.parent()
+                    .and_then(Path::file_name)
+                    .expect("a folder")
+                    .to_string_lossy()
+                    .into_owned()
             } else {
                 stem.clone()
             };

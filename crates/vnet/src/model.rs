@@ -526,6 +526,16 @@ pub struct Cluster {
     pub pools: BTreeMap<Name, AgentPool>,
 }
 
+impl Cluster {
+    /// The node pools in the order in which they were made, which is Azure's.
+    #[must_use]
+    pub fn pools_in_order(&self) -> Vec<&AgentPool> {
+        let mut pools: Vec<&AgentPool> = self.pools.values().collect();
+        pools.sort_by_key(|pool| pool.ordinal);
+        pools
+    }
+}
+
 /// A node pool.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -556,6 +566,8 @@ pub struct AgentPool {
     pub max_surge: String,
     /// Minimum and maximum, when the autoscaler is on.
     pub autoscale: Option<(u32, u32)>,
+    /// Counts the cluster's pools as they were made; Azure lists them in this order.
+    pub ordinal: u32,
     /// The next instance's number in its scale set.
     pub next_instance: u32,
     /// Where it is between request and reality.

@@ -434,7 +434,11 @@ fn children(
         Kind::Pool => {
             let cluster = view.region.clusters.get(parent);
             let cluster = cluster.ok_or_else(|| not_found(view.region, Kind::Cluster, parent))?;
-            return Ok(cluster.pools.values().map(|it| pool::render(cluster, it)).collect());
+            return Ok(cluster
+                .pools_in_order()
+                .into_iter()
+                .map(|it| pool::render(cluster, it))
+                .collect());
         }
         Kind::Instance => {
             let instances = machine::instances(view, parent);

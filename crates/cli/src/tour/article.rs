@@ -156,87 +156,194 @@ pub(super) const SERVICE: &str = include_str!("testservice.yaml");
 /// The whole tour.
 #[expect(clippy::too_many_lines, reason = "it is a list, read from top to bottom")]
 pub(super) fn steps() -> Vec<Step> {
-    let mended = FIRST_CREATE
-        .replace(REDACTED, &format!("/subscriptions/{SUBSCRIPTION}/resourceGroups"));
+    let mended =
+        FIRST_CREATE.replace(REDACTED, &format!("/subscriptions/{SUBSCRIPTION}/resourceGroups"));
     vec![
         Step::Say("The article presupposes a resource group."),
-        run("az group create -n aksntwdemo -l eastus", Expect::Has(vec![
-            ("/location", json!("eastus")),
-            ("/properties/provisioningState", json!("Succeeded")),
-        ])),
+        run(
+            "az group create -n aksntwdemo -l eastus",
+            Expect::Has(vec![
+                ("/location", json!("eastus")),
+                ("/properties/provisioningState", json!("Succeeded")),
+            ]),
+        ),
         Step::Heading("Azure CNI: how many addresses?"),
         Step::SurgeFormula,
         Step::Heading("Azure CNI with dynamic allocation: pods in a delegated subnet"),
-        unless(run("az network vnet create -n aks-vnet2 -g aksntwdemo", vnet("aks-vnet2", "10.0.0.0/16")),
-            "az network vnet show -n aks-vnet2 -g aksntwdemo"),
-        unless(run("az network vnet subnet create -n subnet-aks -g aksntwdemo --address-prefixes 10.0.0.0/24 --vnet-name aks-vnet2",
-            subnet("subnet-aks", "10.0.0.0/24")),
-            "az network vnet subnet show -n subnet-aks -g aksntwdemo --vnet-name aks-vnet2"),
-        unless(run("az network vnet subnet create -n subnet-pods -g aksntwdemo --address-prefixes 10.0.2.0/23 --vnet-name aks-vnet2",
-            subnet("subnet-pods", "10.0.2.0/23")),
-            "az network vnet subnet show -n subnet-pods -g aksntwdemo --vnet-name aks-vnet2"),
+        unless(
+            run(
+                "az network vnet create -n aks-vnet2 -g aksntwdemo",
+                vnet("aks-vnet2", "10.0.0.0/16"),
+            ),
+            "az network vnet show -n aks-vnet2 -g aksntwdemo",
+        ),
+        unless(
+            run(
+                "az network vnet subnet create -n subnet-aks -g aksntwdemo --address-prefixes 10.0.0.0/24 --vnet-name aks-vnet2",
+                subnet("subnet-aks", "10.0.0.0/24"),
+            ),
+            "az network vnet subnet show -n subnet-aks -g aksntwdemo --vnet-name aks-vnet2",
+        ),
+        unless(
+            run(
+                "az network vnet subnet create -n subnet-pods -g aksntwdemo --address-prefixes 10.0.2.0/23 --vnet-name aks-vnet2",
+                subnet("subnet-pods", "10.0.2.0/23"),
+            ),
+            "az network vnet subnet show -n subnet-pods -g aksntwdemo --vnet-name aks-vnet2",
+        ),
         run(FIRST_CREATE, Expect::Refused("not a valid Azure resource ID")),
-        unless(with(run(FIRST_CREATE, cluster("azure", 3, None, "10.1.0.0/16")), |command| {
-            command.repaired = Some((mended, "the article lost a slash where it hid its subscription: …0000resourceGroups"));
-            command.shown = CLUSTER;
-        }), "az aks show -n aks-ntwdemo10 -g aksntwdemo"),
-        run("az network vnet subnet show --vnet-name aks-vnet2 --name subnet-pods -g aksntwdemo | jq .delegations",
+        unless(
+            with(run(FIRST_CREATE, cluster("azure", 3, None, "10.1.0.0/16")), |command| {
+                command.repaired = Some((
+                    mended,
+                    "the article lost a slash where it hid its subscription: …0000resourceGroups",
+                ));
+                command.shown = CLUSTER;
+            }),
+            "az aks show -n aks-ntwdemo10 -g aksntwdemo",
+        ),
+        run(
+            "az network vnet subnet show --vnet-name aks-vnet2 --name subnet-pods -g aksntwdemo | jq .delegations",
             Expect::Prints(json!([{
                 "actions": ["Microsoft.Network/virtualNetworks/subnets/join/action"],
                 "etag": "", "id": "", "name": "aks-delegation", "provisioningState": "Succeeded",
                 "resourceGroup": "aksntwdemo", "serviceName": "Microsoft.ContainerService/managedClusters",
-                "type": "Microsoft.Network/virtualNetworks/subnets/delegations" }]))),
+                "type": "Microsoft.Network/virtualNetworks/subnets/delegations" }])),
+        ),
         Step::Say("What the pods' nodes hold of it: whole batches of 16."),
-        run("az aks get-credentials -n aks-ntwdemo10 -g aksntwdemo --overwrite-existing", Expect::Succeeds),
-        on("aks-ntwdemo10", run("k get nodenetworkconfigs -n kube-system -o wide",
-            Expect::Eventually(&["aks-nodepool1-", "16", "10.0.2.0/23"]))),
+        run(
+            "az aks get-credentials -n aks-ntwdemo10 -g aksntwdemo --overwrite-existing",
+            Expect::Succeeds,
+        ),
+        on(
+            "aks-ntwdemo10",
+            run(
+                "k get nodenetworkconfigs -n kube-system -o wide",
+                Expect::Eventually(&["aks-nodepool1-", "16", "10.0.2.0/23"]),
+            ),
+        ),
         Step::Heading("Bring your own CNI"),
-        unless(with(run("az aks create -n aks-ntwdemo8 -g aksntwdemo -l eastus --enable-managed-identity --node-count 1 --network-plugin none",
-            cluster("none", 1, None, "10.0.0.0/16")), |command| command.shown = CLUSTER),
-            "az aks show -n aks-ntwdemo8 -g aksntwdemo"),
-        run("az aks get-credentials -n aks-ntwdemo8 -g aksntwdemo --overwrite-existing", Expect::Succeeds),
+        unless(
+            with(
+                run(
+                    "az aks create -n aks-ntwdemo8 -g aksntwdemo -l eastus --enable-managed-identity --node-count 1 --network-plugin none",
+                    cluster("none", 1, None, "10.0.0.0/16"),
+                ),
+                |command| command.shown = CLUSTER,
+            ),
+            "az aks show -n aks-ntwdemo8 -g aksntwdemo",
+        ),
+        run(
+            "az aks get-credentials -n aks-ntwdemo8 -g aksntwdemo --overwrite-existing",
+            Expect::Succeeds,
+        ),
         Step::Say("NotReady is right: nothing gives pods a network yet."),
         on("aks-ntwdemo8", run("k get no", Expect::Eventually(&["aks-nodepool1-", "NotReady"]))),
-        on("aks-ntwdemo8", run(
-            "k get no -o jsonpath='{.items[*].status.conditions[?(@.type==\"Ready\")].message}'",
-            Expect::Eventually(&["NetworkPluginNotReady", "cni plugin not initialized"]))),
+        on(
+            "aks-ntwdemo8",
+            run(
+                "k get no -o jsonpath='{.items[*].status.conditions[?(@.type==\"Ready\")].message}'",
+                Expect::Eventually(&["NetworkPluginNotReady", "cni plugin not initialized"]),
+            ),
+        ),
         Step::Heading("Node pools in their own subnets"),
-        unless(run("az network vnet create -n aks-vnet3 -g aksntwdemo --address-prefixes 172.20.0.0/24 ", vnet("aks-vnet3", "172.20.0.0/24")),
-            "az network vnet show -n aks-vnet3 -g aksntwdemo"),
-        unless(run("az network vnet subnet create -n aks-subnet -g aksntwdemo --vnet-name aks-vnet3 --address-prefixes 172.20.0.0/26",
-            subnet("aks-subnet", "172.20.0.0/26")),
-            "az network vnet subnet show -n aks-subnet -g aksntwdemo --vnet-name aks-vnet3"),
-        unless(run("az network vnet subnet create -n np-subnet -g aksntwdemo --vnet-name aks-vnet3 --address-prefixes 172.20.0.64/26",
-            subnet("np-subnet", "172.20.0.64/26")),
-            "az network vnet subnet show -n np-subnet -g aksntwdemo --vnet-name aks-vnet3"),
-        unless(with(run("az aks create -n aks-ntwdemo12 -g aksntwdemo --vnet-subnet-id /subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceGroups/aksntwdemo/providers/Microsoft.Network/virtualNetworks/aks-vnet3/subnets/aks-subnet --network-plugin kubenet",
-            cluster("kubenet", 3, Some("10.244.0.0/16"), "10.0.0.0/16")), |command| command.shown = CLUSTER),
-            "az aks show -n aks-ntwdemo12 -g aksntwdemo"),
-        unless(with(run("az aks nodepool add --cluster-name aks-ntwdemo12 -g aksntwdemo -n aksnp02 --vnet-subnet-id /subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceGroups/aksntwdemo/providers/Microsoft.Network/virtualNetworks/aks-vnet3/subnets/np-subnet --node-count 1",
-            Expect::Has(vec![
-                ("/name", json!("aksnp02")), ("/count", json!(1)), ("/mode", json!("User")),
-                ("/provisioningState", json!("Succeeded")),
-            ])), |command| command.shown = &["/name", "/mode", "/count", "/vnetSubnetId", "/provisioningState"]),
-            "az aks nodepool show --cluster-name aks-ntwdemo12 -g aksntwdemo -n aksnp02"),
+        unless(
+            run(
+                "az network vnet create -n aks-vnet3 -g aksntwdemo --address-prefixes 172.20.0.0/24 ",
+                vnet("aks-vnet3", "172.20.0.0/24"),
+            ),
+            "az network vnet show -n aks-vnet3 -g aksntwdemo",
+        ),
+        unless(
+            run(
+                "az network vnet subnet create -n aks-subnet -g aksntwdemo --vnet-name aks-vnet3 --address-prefixes 172.20.0.0/26",
+                subnet("aks-subnet", "172.20.0.0/26"),
+            ),
+            "az network vnet subnet show -n aks-subnet -g aksntwdemo --vnet-name aks-vnet3",
+        ),
+        unless(
+            run(
+                "az network vnet subnet create -n np-subnet -g aksntwdemo --vnet-name aks-vnet3 --address-prefixes 172.20.0.64/26",
+                subnet("np-subnet", "172.20.0.64/26"),
+            ),
+            "az network vnet subnet show -n np-subnet -g aksntwdemo --vnet-name aks-vnet3",
+        ),
+        unless(
+            with(
+                run(
+                    "az aks create -n aks-ntwdemo12 -g aksntwdemo --vnet-subnet-id /subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceGroups/aksntwdemo/providers/Microsoft.Network/virtualNetworks/aks-vnet3/subnets/aks-subnet --network-plugin kubenet",
+                    cluster("kubenet", 3, Some("10.244.0.0/16"), "10.0.0.0/16"),
+                ),
+                |command| command.shown = CLUSTER,
+            ),
+            "az aks show -n aks-ntwdemo12 -g aksntwdemo",
+        ),
+        unless(
+            with(
+                run(
+                    "az aks nodepool add --cluster-name aks-ntwdemo12 -g aksntwdemo -n aksnp02 --vnet-subnet-id /subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceGroups/aksntwdemo/providers/Microsoft.Network/virtualNetworks/aks-vnet3/subnets/np-subnet --node-count 1",
+                    Expect::Has(vec![
+                        ("/name", json!("aksnp02")),
+                        ("/count", json!(1)),
+                        ("/mode", json!("User")),
+                        ("/provisioningState", json!("Succeeded")),
+                    ]),
+                ),
+                |command| {
+                    command.shown =
+                        &["/name", "/mode", "/count", "/vnetSubnetId", "/provisioningState"]
+                },
+            ),
+            "az aks nodepool show --cluster-name aks-ntwdemo12 -g aksntwdemo -n aksnp02",
+        ),
         Step::Say("The devices in each of the two subnets."),
-        run("az network vnet subnet show --vnet-name aks-vnet3 -n aks-subnet -g aksntwdemo --query \"ipConfigurations[].id\" -o tsv",
-            Expect::Eventually(&["aks-nodepool1-"])),
-        run("az network vnet subnet show --vnet-name aks-vnet3 -n np-subnet -g aksntwdemo --query \"ipConfigurations[].id\" -o tsv",
-            Expect::Eventually(&["aks-aksnp02-"])),
+        run(
+            "az network vnet subnet show --vnet-name aks-vnet3 -n aks-subnet -g aksntwdemo --query \"ipConfigurations[].id\" -o tsv",
+            Expect::Eventually(&["aks-nodepool1-"]),
+        ),
+        run(
+            "az network vnet subnet show --vnet-name aks-vnet3 -n np-subnet -g aksntwdemo --query \"ipConfigurations[].id\" -o tsv",
+            Expect::Eventually(&["aks-aksnp02-"]),
+        ),
         Step::Say("Kubenet's routes: a /24 of the pod CIDR per node, by way of that node."),
-        run("az network route-table list -g MC_aksntwdemo_aks-ntwdemo12_eastus --query \"[].routes[].{addressPrefix:addressPrefix,nextHopType:nextHopType,nextHopIpAddress:nextHopIpAddress}\" -o table",
-            Expect::Eventually(&["10.244.0.0/24", "VirtualAppliance", "10.244.3.0/24"])),
+        run(
+            "az network route-table list -g MC_aksntwdemo_aks-ntwdemo12_eastus --query \"[].routes[].{addressPrefix:addressPrefix,nextHopType:nextHopType,nextHopIpAddress:nextHopIpAddress}\" -o table",
+            Expect::Eventually(&["10.244.0.0/24", "VirtualAppliance", "10.244.3.0/24"]),
+        ),
         Step::Heading("An internal load balancer in a subnet of its own"),
-        run("az aks get-credentials -n aks-ntwdemo12 -g aksntwdemo --overwrite-existing", Expect::Succeeds),
+        run(
+            "az aks get-credentials -n aks-ntwdemo12 -g aksntwdemo --overwrite-existing",
+            Expect::Succeeds,
+        ),
         Step::Apply { file: "testdeploy.yaml", manifest: DEPLOYMENT, cluster: "aks-ntwdemo12" },
-        unless(run("az network vnet subnet create -n ilb-subnet -g aksntwdemo --vnet-name aks-vnet3 --address-prefixes 172.20.0.128/26",
-            subnet("ilb-subnet", "172.20.0.128/26")),
-            "az network vnet subnet show -n ilb-subnet -g aksntwdemo --vnet-name aks-vnet3"),
+        unless(
+            run(
+                "az network vnet subnet create -n ilb-subnet -g aksntwdemo --vnet-name aks-vnet3 --address-prefixes 172.20.0.128/26",
+                subnet("ilb-subnet", "172.20.0.128/26"),
+            ),
+            "az network vnet subnet show -n ilb-subnet -g aksntwdemo --vnet-name aks-vnet3",
+        ),
         Step::Apply { file: "testservice.yaml", manifest: SERVICE, cluster: "aks-ntwdemo12" },
-        on("aks-ntwdemo12", run("k get deploy -n testns", Expect::Eventually(&["testdeploy", "3/3"]))),
-        on("aks-ntwdemo12", run("k get svc -n testns ", Expect::Eventually(&["testdeploy", "LoadBalancer", "172.20.0.132"]))),
+        on(
+            "aks-ntwdemo12",
+            run("k get deploy -n testns", Expect::Eventually(&["testdeploy", "3/3"])),
+        ),
+        on(
+            "aks-ntwdemo12",
+            run(
+                "k get svc -n testns ",
+                Expect::Eventually(&["testdeploy", "LoadBalancer", "172.20.0.132"]),
+            ),
+        ),
         Step::Say("And from a machine in another subnet of the same network:"),
-        Step::Curl { vm: "jump", vnet: "aks-vnet3", subnet: "np-subnet", cluster: "aks-ntwdemo12",
-            namespace: "testns", service: "testdeploy", contains: "Welcome to nginx!" },
+        Step::Curl {
+            vm: "jump",
+            vnet: "aks-vnet3",
+            subnet: "np-subnet",
+            cluster: "aks-ntwdemo12",
+            namespace: "testns",
+            service: "testdeploy",
+            contains: "Welcome to nginx!",
+        },
     ]
 }

@@ -14,21 +14,21 @@ use std::{
 use serde_json::Value;
 
 /// A running lab. Dropping it forgets it and removes what it made.
-pub struct TestLab {
+pub(crate) struct TestLab {
     name: String,
-    pub environment: Vec<(String, String)>,
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 impl TestLab {
     /// Starts one with real Kubernetes.
-    pub fn up() -> Self {
+    pub(crate) fn up() -> Self {
         Self::up_with(&[])
     }
 
     /// Starts one with more arguments to `up`.
-    pub fn up_with(arguments: &[&str]) -> Self {
+    pub(crate) fn up_with(arguments: &[&str]) -> Self {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{}x{count}", std::process::id());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -46,40 +46,40 @@ impl TestLab {
         lab
     }
 
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Runs `aksnet` for this lab.
-    pub fn aksnet(&self, arguments: &[&str]) -> Ran {
+    pub(crate) fn aksnet(&self, arguments: &[&str]) -> Ran {
         self.run(env!("CARGO_BIN_EXE_aksnet"), arguments, None)
     }
 
     /// Runs the real `az`; the arguments are split at blanks.
-    pub fn az(&self, line: &str) -> Ran {
+    pub(crate) fn az(&self, line: &str) -> Ran {
         let arguments: Vec<&str> = line.split_whitespace().collect();
         self.run("az", &arguments, None)
     }
 
     /// Runs the real `kubectl` on a cluster whose credentials have been fetched.
-    pub fn kubectl(&self, cluster: &str, line: &str) -> Ran {
+    pub(crate) fn kubectl(&self, cluster: &str, line: &str) -> Ran {
         let mut arguments = vec!["--context", cluster];
         arguments.extend(line.split_whitespace());
         self.run("kubectl", &arguments, None)
     }
 
     /// `kubectl apply` of a manifest.
-    pub fn apply(&self, cluster: &str, manifest: &str) {
+    pub(crate) fn apply(&self, cluster: &str, manifest: &str) {
         self.run("kubectl", &["--context", cluster, "apply", "-f", "-"], Some(manifest)).succeeds();
     }
 
     /// Runs a shell line in the network of a VM, node or pod.
-    pub fn exec(&self, target: &str, line: &str) -> Ran {
+    pub(crate) fn exec(&self, target: &str, line: &str) -> Ran {
         self.aksnet(&["exec", target, "--", "sh", "-c", line])
     }
 
     /// Starts a shell line in the network of a VM, node or pod and goes on.
-    pub fn exec_in_background(&self, target: &str, line: &str) -> std::process::Child {
+    pub(crate) fn exec_in_background(&self, target: &str, line: &str) -> std::process::Child {
         self.command(env!("CARGO_BIN_EXE_aksnet"))
             .args(["exec", target, "--", "sh", "-c", line])
             .stdin(Stdio::null())
@@ -90,17 +90,19 @@ impl TestLab {
     }
 
     /// The pid of the daemon.
-    pub fn daemon_pid(&self) -> u32 {
+    pub(crate) fn daemon_pid(&self) -> u32 {
         let path = Path::new("/run/aksnet").join(&self.name).join("daemon.pid");
         let value: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
         u32::try_from(value["pid"].as_u64().unwrap()).unwrap()
     }
 
     /// Kills the daemon as a crash would.
-    pub fn kill(&self) {
+    pub(crate) fn kill(&self) {
         let pid = self.daemon_pid().to_string();
         assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
-        eventually("the daemon is gone", || !Path::new("/proc").join(&pid).exists() || is_zombie(&pid));
+        eventually("the daemon is gone", || {
+            !Path::new("/proc").join(&pid).exists() || is_zombie(&pid)
+        });
     }
 
     fn command(&self, program: &str) -> Command {
@@ -108,7 +110,9 @@ impl TestLab {
         let path = self.environment.iter().find(|(name, _)| name == "PATH");
         let program = path
             .and_then(|(_, folders)| {
-                std::env::split_paths(folders).map(|folder| folder.join(program)).find(|file| file.exists())
+                std::env::split_paths(folders)
+                    .map(|folder| folder.join(program))
+                    .find(|file| file.exists())
             })
             .unwrap_or_else(|| PathBuf::from(program));
         let mut command = Command::new(program);
@@ -136,7 +140,7 @@ impl TestLab {
     }
 
     /// Everything on this machine that carries the lab's name.
-    pub fn traces(&self) -> Vec<String> {
+    pub(crate) fn traces(&self) -> Vec<String> {
         let mut traces = Vec::new();
         let shell = |line: &str| {
             let output = Command::new("sh").args(["-c", line]).output().unwrap();
@@ -146,13 +150,17 @@ impl TestLab {
         let own = std::process::id().to_string();
         for line in [
             format!("ls /run/netns 2>/dev/null | grep '^{name}-'"),
-            format!("grep -l '{name}' /proc/[0-9]*/cmdline 2>/dev/null | grep -v '/{own}/' | while read f; do tr '\\0' ' ' <$f; echo; done | grep -v grep"),
+            format!(
+                "grep -l '{name}' /proc/[0-9]*/cmdline 2>/dev/null | grep -v '/{own}/' | while read f; do tr '\\0' ' ' <$f; echo; done | grep -v grep"
+            ),
             format!("grep '{name}' /proc/self/mounts"),
             format!("find /sys/fs/cgroup -maxdepth 5 -type d -path '*aksnet/{name}*' 2>/dev/null"),
             format!("ls -d /run/aksnet/{name} 2>/dev/null"),
             format!("ip -o link | grep '{name}'"),
         ] {
-            traces.extend(shell(&line).lines().filter(|line| !line.trim().is_empty()).map(str::to_owned));
+            traces.extend(
+                shell(&line).lines().filter(|line| !line.trim().is_empty()).map(str::to_owned),
+            );
         }
         traces
     }
@@ -164,7 +172,10 @@ impl Drop for TestLab {
             let log = Path::new("/var/log/aksnet").join(&self.name).join("aksnet.log");
             let text = fs::read_to_string(log).unwrap_or_default();
             let lines: Vec<&str> = text.lines().rev().take(60).collect();
-            eprintln!("--- the daemon's last lines\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"));
+            eprintln!(
+                "--- the daemon's last lines\n{}",
+                lines.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
             eprintln!("--- status\n{}", self.aksnet(&["status"]).stdout());
         }
         let _ = self.aksnet(&["reset", "--yes"]);
@@ -172,41 +183,42 @@ impl Drop for TestLab {
 }
 
 /// What a program did.
-pub struct Ran {
+pub(crate) struct Ran {
     line: String,
-    pub output: Output,
+    pub(crate) output: Output,
 }
 
 impl Ran {
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 
-    pub fn success(&self) -> bool {
+    pub(crate) fn success(&self) -> bool {
         self.output.status.success()
     }
 
     /// What it printed; it must have succeeded.
     #[track_caller]
-    pub fn succeeds(&self) -> String {
+    pub(crate) fn succeeds(&self) -> String {
         assert!(self.success(), "`{}` failed:\n{}{}", self.line, self.stdout(), self.stderr());
         self.stdout()
     }
 
     /// What it printed, as JSON; it must have succeeded.
     #[track_caller]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let text = self.succeeds();
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("`{}`: {error}:\n{text}", self.line))
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("`{}`: {error}:\n{text}", self.line))
     }
 
     /// What it said; it must have failed.
     #[track_caller]
-    pub fn fails(&self) -> String {
+    pub(crate) fn fails(&self) -> String {
         assert!(!self.success(), "`{}` succeeded:\n{}", self.line, self.stdout());
         self.stderr()
     }
@@ -214,7 +226,7 @@ impl Ran {
 
 /// Waits until something is so, two minutes at most.
 #[track_caller]
-pub fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
     let began = Instant::now();
     while !is_so() {
         assert!(began.elapsed() < Duration::from_secs(120), "not within two minutes: {what}");

@@ -25,8 +25,8 @@ pub(super) struct Wanted {
     pub(super) subnet: Option<String>,
     address: Option<String>,
     shown: Option<String>,
-    ports: Vec<Port>,
-    source_ip: bool,
+    ports: Vec<ServicePort>,
+    load_distribution: &'static str,
     health_check_port: Option<i32>,
     idle_minutes: i64,
     tcp_reset: bool,
@@ -34,7 +34,7 @@ pub(super) struct Wanted {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-struct Port {
+struct ServicePort {
     protocol: String,
     port: i32,
     node_port: i32,
@@ -62,7 +62,7 @@ impl Wanted {
         let mut base = format!("a{}", service.uid().unwrap_or_default().replace('-', ""));
         base.truncate(32);
         let local = spec.external_traffic_policy.as_deref() == Some("Local");
-        let ports = spec.ports.unwrap_or_default().into_iter().map(|port| Port {
+        let ports = spec.ports.unwrap_or_default().into_iter().map(|port| ServicePort {
             protocol: port.protocol.unwrap_or_else(|| "TCP".to_owned()),
             port: port.port,
             node_port: port.node_port.unwrap_or(match port.target_port {
@@ -85,12 +85,14 @@ impl Wanted {
             address: annotation("azure-load-balancer-ipv4")
                 .map(str::to_owned)
                 .or(spec.load_balancer_ip.filter(|address| !address.is_empty())),
-            shown: service
-                .status
-                .as_ref()
-                .and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref()?.first()?.ip.clone()),
+            shown: service.status.as_ref().and_then(|status| {
+                status.load_balancer.as_ref()?.ingress.as_ref()?.first()?.ip.clone()
+            }),
             ports: ports.collect(),
-            source_ip: spec.session_affinity.as_deref() == Some("ClientIP"),
+            load_distribution: match spec.session_affinity.as_deref() {
+                Some("ClientIP") => "SourceIP",
+                _ => "Default",
+            },
             health_check_port: spec.health_check_node_port.filter(|port| local && *port > 0),
             idle_minutes: annotation("azure-load-balancer-tcp-idle-timeout")
                 .and_then(|minutes| minutes.parse().ok())
@@ -187,7 +189,7 @@ pub(super) fn with(
             "frontendPort": port.port,
             "backendPort": if wanted.floating { port.port } else { port.node_port },
             "enableFloatingIP": wanted.floating,
-            "loadDistribution": if wanted.source_ip { "SourceIP" } else { "Default" },
+            "loadDistribution": wanted.load_distribution,
             "idleTimeoutInMinutes": wanted.idle_minutes,
             "enableTcpReset": wanted.tcp_reset && port.protocol == "TCP",
             "disableOutboundSnat": false,
@@ -260,7 +262,8 @@ fn replace(body: &mut Value, kind: &str, wanted: &Wanted, parts: Vec<Value>) -> 
 }
 
 fn replace_pool(body: &mut Value, pool: Value) -> bool {
-    let mut pools = body["properties"]["backendAddressPools"].as_array().cloned().unwrap_or_default();
+    let mut pools =
+        body["properties"]["backendAddressPools"].as_array().cloned().unwrap_or_default();
     match pools.iter_mut().find(|other| other["name"] == pool["name"]) {
         Some(other) if covers(other, &pool) => return false,
         Some(other) => *other = pool,
@@ -273,9 +276,9 @@ fn replace_pool(body: &mut Value, pool: Value) -> bool {
 /// Whether `has` says everything that `wanted` says. Ids compare without regard to case, lists as sets.
 fn covers(has: &Value, wanted: &Value) -> bool {
     match (has, wanted) {
-        (Value::Object(has), Value::Object(wanted)) => wanted
-            .iter()
-            .all(|(key, value)| covers(has.get(key).unwrap_or(&Value::Null), value)),
+        (Value::Object(has), Value::Object(wanted)) => {
+            wanted.iter().all(|(key, value)| covers(has.get(key).unwrap_or(&Value::Null), value))
+        }
         (Value::Array(has), Value::Array(wanted)) => {
             has.len() == wanted.len()
                 && wanted.iter().all(|value| has.iter().any(|other| covers(other, value)))
@@ -295,6 +298,7 @@ fn title_case(protocol: &str) -> &str {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 mod tests {
     use super::*;
 
@@ -324,7 +328,10 @@ mod tests {
         let wanted = Wanted::of(&service(&json!({})));
         assert_eq!(wanted.base, "a0123456789abcdef0123456789abcde");
         assert_eq!(wanted.front_end_name(), "a0123456789abcdef0123456789abcde-ilb-subnet");
-        assert_eq!(wanted.rule_name("TCP", 80), "a0123456789abcdef0123456789abcde-ilb-subnet-TCP-80");
+        assert_eq!(
+            wanted.rule_name("TCP", 80),
+            "a0123456789abcdef0123456789abcde-ilb-subnet-TCP-80"
+        );
         let long = Wanted { subnet: Some("s".repeat(80)), ..wanted };
         assert_eq!(long.rule_name("TCP", 80).len(), LONGEST);
         assert!(long.rule_name("TCP", 80).ends_with("-TCP-80"));
@@ -334,7 +341,8 @@ mod tests {
     #[test]
     fn the_articles_service_gets_a_floating_rule_and_a_probe_on_its_node_port() {
         let wanted = Wanted::of(&service(&json!({})));
-        let body = with("/lb", &Value::Null, &wanted, &subnet(), &["/nic/1".to_owned()], "eastus").unwrap();
+        let body = with("/lb", &Value::Null, &wanted, &subnet(), &["/nic/1".to_owned()], "eastus")
+            .unwrap();
         let rule = &body["properties"]["loadBalancingRules"][0]["properties"];
         assert_eq!(rule["enableFloatingIP"], true);
         assert_eq!(rule["backendPort"], 80);

@@ -54,7 +54,9 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
             match api.delete(&name, &DeleteParams::default()).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(answer)) if answer.code == 404 => {}
-                Err(error) => return Err(kubernetes(format!("removing the addresses of {name}"))(error)),
+                Err(error) => {
+                    return Err(kubernetes(format!("removing the addresses of {name}"))(error));
+                }
             }
         }
     }
@@ -88,8 +90,8 @@ fn grant(
             tracing::info!(node = machine.hostname, error = %fault, "no more pod addresses");
             Ok(true)
         }
-        Err(source) => {
-            Err(ControllerError::Store { node: machine.hostname.clone(), source })
+        Err(error) => {
+            Err(ControllerError::Store { node: machine.hostname.clone(), source: Box::new(error) })
         }
     }
 }
@@ -112,7 +114,14 @@ fn batch_addresses(region: &Region, machine: &Machine) -> Option<Vec<Ipv4Addr>> 
     let pool = region.clusters.get(&role.cluster)?.pools.get(&role.pool)?;
     let (_, subnet) = region.subnet(pool.pod_subnet.as_ref()?)?;
     let ours = Holder::PodBatch { node: machine.meta.id.clone() };
-    Some(subnet.held.iter().filter(|(_, holder)| **holder == ours).map(|(address, _)| *address).collect())
+    Some(
+        subnet
+            .held
+            .iter()
+            .filter(|(_, holder)| **holder == ours)
+            .map(|(address, _)| *address)
+            .collect(),
+    )
 }
 
 /// The id by which an address is granted and given back: the same for the same node and address.

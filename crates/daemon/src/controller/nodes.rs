@@ -63,9 +63,10 @@ struct Facts {
 }
 
 fn machines<'a>(region: &'a Region, cluster: &Cluster) -> BTreeMap<&'a str, &'a Machine> {
-    let ours = region.machines.values().filter(
-        |machine| matches!(&machine.role, Role::Node(role) if role.cluster == cluster.id),
-    );
+    let ours = region
+        .machines
+        .values()
+        .filter(|machine| matches!(&machine.role, Role::Node(role) if role.cluster == cluster.id));
     ours.map(|machine| (machine.hostname.as_str(), machine.as_ref())).collect()
 }
 
@@ -133,8 +134,7 @@ fn missing_status(node: &Node, facts: &Facts) -> Option<Value> {
     let wanted = vec![address("InternalIP", &facts.address), address("Hostname", &node.name_any())];
     let has = node.status.as_ref().and_then(|status| status.addresses.clone()).unwrap_or_default();
     let all_there = wanted.iter().all(|address| has.contains(address));
-    (!all_there || has.len() != wanted.len())
-        .then(|| json!({ "status": { "addresses": wanted } }))
+    (!all_there || has.len() != wanted.len()).then(|| json!({ "status": { "addresses": wanted } }))
 }
 
 /// The name of a node's route: `<node>____<prefix without its punctuation>`.
@@ -151,9 +151,8 @@ async fn routes(
 ) -> Result<(), ControllerError> {
     let table = region.clusters.get(&cluster.id).and_then(|c| c.route_table.clone());
     let Some(table) = table else { return Ok(()) };
-    let azure = |action: String| {
-        move |source: arm::ArmError| ControllerError::Azure { action, source }
-    };
+    let azure =
+        |action: String| move |source: arm::ArmError| ControllerError::Azure { action, source };
     let current = arm::get(&*cluster.arm, table.as_str())
         .await
         .map_err(azure(format!("reading route table {}", table.name())))?;
@@ -207,6 +206,7 @@ async fn routes(
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 mod tests {
     use super::*;
 

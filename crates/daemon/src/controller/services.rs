@@ -28,7 +28,9 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
     let region = cluster.store.snapshot();
     let Some(managed) = region.clusters.get(&cluster.id).cloned() else { return Ok(()) };
     let mut services = cluster.services.state();
-    services.sort_by_key(|service| (service.metadata.creation_timestamp.clone(), full_name(service.as_ref())));
+    services.sort_by_key(|service| {
+        (service.metadata.creation_timestamp.clone(), full_name(service.as_ref()))
+    });
     let mut failed = None;
     for service in services {
         let done = if is_wanted(&service) {
@@ -40,8 +42,11 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
         };
         if let Err(error) = done {
             let text = crate::reconcile::Chain(&error).to_string();
-            let note = format!("Error syncing load balancer: failed to ensure load balancer: {text}");
-            cluster.event(service.as_ref(), EventType::Warning, "SyncLoadBalancerFailed", &note).await;
+            let note =
+                format!("Error syncing load balancer: failed to ensure load balancer: {text}");
+            cluster
+                .event(service.as_ref(), EventType::Warning, "SyncLoadBalancerFailed", &note)
+                .await;
             failed.get_or_insert(error);
         }
     }
@@ -51,7 +56,9 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
 fn is_wanted(service: &Service) -> bool {
     let type_ = service.spec.as_ref().and_then(|spec| spec.type_.as_deref());
     let class = service.spec.as_ref().and_then(|spec| spec.load_balancer_class.as_ref());
-    type_ == Some("LoadBalancer") && class.is_none() && service.metadata.deletion_timestamp.is_none()
+    type_ == Some("LoadBalancer")
+        && class.is_none()
+        && service.metadata.deletion_timestamp.is_none()
 }
 
 fn balancer_id(managed: &Managed, internal: bool) -> ArmId {
@@ -84,7 +91,14 @@ async fn ensure(
     let context = format!("ensure({}): lb({})", full_name(service), id.name());
     let current = read(cluster, &id).await?;
     let front_end = front_end(cluster, managed, &wanted, &context).await?;
-    let body = balancers::with(id.as_str(), &current, &wanted, &front_end, &members, &managed.meta.location);
+    let body = balancers::with(
+        id.as_str(),
+        &current,
+        &wanted,
+        &front_end,
+        &members,
+        &managed.meta.location,
+    );
 
     let shown = shown_address(service);
     if body.is_none() && shown.is_some() && shown == balancers::address(&current, &wanted) {
@@ -122,9 +136,7 @@ async fn ensure(
     api.patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
         .await
         .map_err(kubernetes(format!("writing the address of service {}", full_name(service))))?;
-    cluster
-        .event(service, EventType::Normal, "EnsuredLoadBalancer", "Ensured load balancer")
-        .await;
+    cluster.event(service, EventType::Normal, "EnsuredLoadBalancer", "Ensured load balancer").await;
     Ok(())
 }
 
@@ -136,12 +148,13 @@ async fn front_end(
     context: &str,
 ) -> Result<FrontEnd, ControllerError> {
     if wanted.internal {
-        let first = || managed.pools.values().next().map(|pool| pool.subnet.clone());
+        let first = || managed.pools_in_order().first().map(|pool| pool.subnet.clone());
         let subnet = match &wanted.subnet {
             Some(name) => managed.vnet.child("subnets", name),
             None => first().unwrap_or_else(|| managed.vnet.child("subnets", "aks-subnet")),
         };
-        let missing = format!("{context} - failed to get subnet: {}/{}", managed.vnet.name(), subnet.name());
+        let missing =
+            format!("{context} - failed to get subnet: {}/{}", managed.vnet.name(), subnet.name());
         let body = arm::get(&*cluster.arm, subnet.as_str()).await.map_err(azure(missing))?;
         let id = body["id"].as_str().unwrap_or(subnet.as_str()).to_owned();
         return Ok(FrontEnd::Internal { subnet: id });
@@ -229,9 +242,7 @@ async fn remove(
         .await;
     take_out(cluster, managed, &wanted, true).await?;
     take_out(cluster, managed, &wanted, false).await?;
-    cluster
-        .event(service, EventType::Normal, "DeletedLoadBalancer", "Deleted load balancer")
-        .await;
+    cluster.event(service, EventType::Normal, "DeletedLoadBalancer", "Deleted load balancer").await;
     let api: Api<Service> =
         Api::namespaced(cluster.client.clone(), &service.namespace().unwrap_or_default());
     if service.metadata.deletion_timestamp.is_none() {

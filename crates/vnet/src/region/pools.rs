@@ -124,6 +124,7 @@ impl Change {
             taints: put.taints.unwrap_or_default(),
             max_surge: put.max_surge.unwrap_or_else(|| "10%".to_owned()),
             autoscale,
+            ordinal: cluster.pools.values().map(|pool| pool.ordinal + 1).max().unwrap_or(0),
             next_instance: 0,
             state: ProvisioningState::Creating,
             changed: self.generation,
@@ -257,9 +258,9 @@ fn staying(cluster: &Cluster) -> impl Iterator<Item = &AgentPool> {
     cluster.pools.values().filter(|pool| pool.state != ProvisioningState::Deleting)
 }
 
-/// The pool whose subnet another one gets that names none: the first system pool by name.
+/// The pool whose subnet another one gets that names none: the oldest system pool.
 fn first_pool(cluster: &Cluster) -> Option<&AgentPool> {
-    staying(cluster).find(|pool| pool.mode == PoolMode::System)
+    staying(cluster).filter(|pool| pool.mode == PoolMode::System).min_by_key(|pool| pool.ordinal)
 }
 
 /// Rules about all pools of a cluster together.

@@ -65,7 +65,7 @@ fn properties(view: &View<'_>, cluster: &Cluster) -> Value {
         "dnsPrefix": cluster.dns_prefix,
         "fqdn": cluster.fqdn,
         "azurePortalFQDN": portal,
-        "agentPoolProfiles": cluster.pools.values().map(pool::render_profile).collect::<Vec<_>>(),
+        "agentPoolProfiles": cluster.pools_in_order().into_iter().map(pool::render_profile).collect::<Vec<_>>(),
         "nodeResourceGroup": cluster.node_group.resource_group(),
         "networkProfile": network_profile(view, cluster),
         "maxAgentPools": 100,
@@ -164,7 +164,7 @@ fn defaults() -> Value {
 pub(crate) fn render_upgrades(cluster: &Cluster) -> Value {
     let profile =
         |version: &str| json!({ "kubernetesVersion": version, "osType": "Linux", "upgrades": [] });
-    let pools = cluster.pools.values().map(|pool| {
+    let pools = cluster.pools_in_order().into_iter().map(|pool| {
         let mut body = profile(&pool.version);
         body["name"] = json!(pool.name.as_str());
         body
