@@ -15,12 +15,11 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 packages=(
   build-essential ca-certificates curl python3-venv            # to build and to fetch
-  containerd runc etcd-server docker-registry                  # Kubernetes' neighbours
-  nftables conntrack iproute2 procps kmod util-linux mount     # what kubelet and kube-proxy call
+  containerd runc etcd-server docker-registry containernetworking-plugins   # Kubernetes' neighbours
+  nftables iptables conntrack iproute2 procps kmod util-linux mount     # what kubelet and kube-proxy call
   nginx-light busybox-static                                   # what the lab's images are made of
   iputils-ping netcat-openbsd tcpdump jq                       # to look around with
 )
-[ "$for_what" = test ] && packages+=(containernetworking-plugins iptables)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")

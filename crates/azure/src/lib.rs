@@ -1,8 +1,8 @@
 //! The door for Azure's tools: cloud metadata, tokens and Azure Resource Manager over TLS.
 //!
-//! Entry points: [`router`] makes an [`axum::Router`] of a [`Door`]; [`serve`] puts it behind TLS with
+//! Entry points: [`router`] makes an [`axum::Router`] of a [`Door`]; [`serve()`] puts it behind TLS with
 //! a certificate of [`tls::Authority`]; [`imds_router`] is the metadata service's token route alone, for
-//! plain HTTP. The router can be called in-process as a [`tower::Service`].
+//! plain HTTP. The router can be called in-process as a `tower::Service`.
 //!
 //! A request is parsed into a [`vnet::command::Command`] by the module in `wire` of its resource type,
 //! which reports every finding; `store::Store::change` decides; the answer is rendered from a snapshot.

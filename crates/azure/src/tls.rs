@@ -1,5 +1,5 @@
 //! The certificate authority that clients trust and the certificate that the door shows.
-//! Not here: sockets (see [`crate::serve`]).
+//! Not here: sockets (see [`crate::serve()`]).
 
 use std::{
     fs,

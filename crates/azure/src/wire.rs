@@ -1,5 +1,5 @@
 //! The resources as Azure Resource Manager's clients write and read them, a module per type: its struct,
-//! what of it is kept or refused, how it becomes a [`vnet::command::Command`], how it is rendered.
+//! what of it is kept or refused, how it becomes a [`::vnet::command::Command`], how it is rendered.
 //! Not here: routes and operations (see `arm`).
 
 pub(crate) mod balancer;

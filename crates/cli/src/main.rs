@@ -74,7 +74,7 @@ enum Command {
         after_help = "Examples:\n  aksnet exec jump -- ping -c 1 172.20.0.4\n  aksnet exec testns/testdeploy-7c5ddbdf54-x2x4k -- tcpdump -n -c 5"
     )]
     Exec {
-        /// The VM's or node's name, or [CLUSTER:]NAMESPACE/NAME of a pod
+        #[arg(help = "The VM's or node's name, or [CLUSTER:]NAMESPACE/NAME of a pod")]
         target: String,
         /// The command and its arguments, after `--`
         #[arg(last = true, required = true)]
@@ -225,7 +225,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         }
         Command::Serve => serve::run(&lab, &running()?)?,
         Command::SandboxInit { spec } => {
-            linux::sandbox::init(&spec).context("being a first process")?
+            linux::sandbox::init(&spec).context("being a first process")?;
         }
         Command::Agent { config } => daemon::node::run(&config).context("being a node's agent")?,
     }

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long the daemon may take from its start until it answers.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Starts the lab's daemon, unless it runs, and waits until it answers.
 pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
@@ -125,7 +125,7 @@ pub(crate) fn say_how_to_go_on(lab: &Lab) {
 /// Stops everything and removes all of it from the machine, whether the daemon lives or not.
 pub(crate) fn down(lab: &Lab) -> anyhow::Result<()> {
     let mut progress = Progress::new("stopping the lab");
-    stop_daemon(lab, &mut progress)?;
+    stop_daemon(lab, &mut progress);
     progress.tell("stopping clusters");
     daemon::clusters::down(lab.name(), &lab.run_dir()).context("stopping clusters")?;
     progress.tell("removing networks");
@@ -141,9 +141,9 @@ pub(crate) fn down(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn stop_daemon(lab: &Lab, progress: &mut Progress) -> anyhow::Result<()> {
+fn stop_daemon(lab: &Lab, progress: &mut Progress) {
     let path = lab.run_dir().join("daemon.pid");
-    let Some(process) = pidfile::read(&path) else { return Ok(()) };
+    let Some(process) = pidfile::read(&path) else { return };
     let began = Instant::now();
     process.terminate();
     while process.is_alive() {
@@ -153,7 +153,6 @@ fn stop_daemon(lab: &Lab, progress: &mut Progress) -> anyhow::Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    Ok(())
 }
 
 /// Writes down which process the daemon is, so that `down` finds it and nothing else.

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// How long a command that is asked again may take to say what is expected.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 
 /// How a tour went.
 #[derive(Debug, Default)]

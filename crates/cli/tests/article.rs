@@ -1,4 +1,10 @@
 //! The article from end to end: real az, real Kubernetes, real packets. One lab, played once, looked at from all sides.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that cannot go on says so, and a long one what it did"
+)]
 
 mod lab;
 
@@ -73,7 +79,6 @@ enum Seen {
 }
 
 #[test]
-#[expect(clippy::too_many_lines, reason = "one story, told in order")]
 fn the_article_from_end_to_end() {
     let lab = TestLab::up();
 
@@ -198,7 +203,7 @@ fn table(lab: &TestLab, mode: &Mode, vm: &str) {
 }
 
 /// On the cluster without a network: Debian's reference plugins and a configuration of one's own, brought by a
-/// DaemonSet as any network provider brings its own.
+/// `DaemonSet` as any network provider brings its own.
 fn bring_your_own(lab: &TestLab) {
     let cluster = "aks-ntwdemo8";
     let node = jsonpath(lab, cluster, "nodes", ".items[0].metadata.name");
@@ -228,7 +233,7 @@ fn node_ready(lab: &TestLab, cluster: &str) -> String {
 }
 
 /// Makes an image archive as `docker save` does, of Debian's busybox and reference plugins.
-const IMAGE: &str = r#"
+const IMAGE: &str = r"
 import hashlib, io, json, sys, tarfile
 layer = io.BytesIO()
 with tarfile.open(fileobj=layer, mode='w') as tar:
@@ -246,7 +251,7 @@ with tarfile.open(sys.argv[1], 'w') as tar:
         entry = tarfile.TarInfo(path)
         entry.size = len(data)
         tar.addfile(entry, io.BytesIO(data))
-"#;
+";
 
 const OWN_NETWORK: &str = r#"
 apiVersion: v1

@@ -2,15 +2,15 @@
 //! balancers for Services, and grants pod addresses.
 //!
 //! # Expected flow
-//! For every cluster whose API server can be reached, three loops run over watched objects: [`nodes`],
-//! [`grants`] and [`services`]. Each is level-triggered: a wake-up says that something changed, never what.
+//! For every cluster whose API server can be reached, three loops run over watched objects: `nodes`,
+//! `grants` and `services`. Each is level-triggered: a wake-up says that something changed, never what.
 //!
 //! # Guarantees
 //! A pass that finds nothing to do writes nothing. Killed between any two writes, the next pass goes on.
 //!
 //! # Assumptions
 //! It reaches Azure only by ARM requests ([`arm::Arm`]) and the cluster only by its API, as
-//! kubernetes-sigs/cloud-provider-azure does. [`grants`] stands for the service side of AKS's address
+//! kubernetes-sigs/cloud-provider-azure does. `grants` stands for the service side of AKS's address
 //! management, which knows both; it is the one that reads the region itself.
 
 mod arm;

@@ -1,5 +1,5 @@
 //! `Microsoft.Network/loadBalancers` with their parts: how a `PUT` becomes a command.
-//! How they are rendered is in [`render`].
+//! How they are rendered is in [`mod@render`].
 
 mod render;
 

@@ -291,7 +291,7 @@ pub(super) fn steps() -> Vec<Step> {
                 ),
                 |command| {
                     command.shown =
-                        &["/name", "/mode", "/count", "/vnetSubnetId", "/provisioningState"]
+                        &["/name", "/mode", "/count", "/vnetSubnetId", "/provisioningState"];
                 },
             ),
             "az aks nodepool show --cluster-name aks-ntwdemo12 -g aksntwdemo -n aksnp02",

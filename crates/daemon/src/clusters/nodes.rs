@@ -2,9 +2,8 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     net::SocketAddrV4,
-    os::unix::fs::symlink,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -127,12 +126,13 @@ fn install_plugins(places: &Places, folder: &Path) -> Result<(), ClustersError> 
     fs::create_dir_all(folder).map_err(file("make", folder))?;
     let reference = Path::new(REFERENCE_PLUGINS);
     for entry in fs::read_dir(reference).map_err(file("list", reference))?.flatten() {
-        let link = folder.join(entry.file_name());
-        match symlink(entry.path(), &link) {
-            Err(err) if err.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(file("link", &link)(err));
-            }
-            _ => {}
+        // Copies: a link would lead out of the containers that see this folder, and one that can be
+        // written through would change the machine's own.
+        let target = folder.join(entry.file_name());
+        if !target.exists() {
+            let beside = folder.join(".plugin.new");
+            fs::copy(entry.path(), &beside).map_err(file("copy", &entry.path()))?;
+            fs::rename(&beside, &target).map_err(file("write", &target))?;
         }
     }
     let plugin = places.cni_plugin();
