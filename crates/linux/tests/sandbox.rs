@@ -171,8 +171,8 @@ fn units_start_in_order_and_again() {
 fn stop_leaves_nothing() {
     let world = World::new("stop");
     // A child that ignores the polite signal, in a cgroup of its own making.
-    let script = "mkdir /sys/fs/cgroup/pids/child 2>/dev/null && \
-                  echo $$ > /sys/fs/cgroup/pids/child/cgroup.procs; \
+    let script = "cd /sys/fs/cgroup; test ! -d pids || cd pids; \
+                  mkdir child && echo $$ > child/cgroup.procs || exit; \
                   trap '' TERM; (trap '' TERM; sleep 1000) & echo up > /var/lib/sbxtest/up; wait";
     let sandbox = world.start(&world.spec(script));
     eventually("the script is up", || world.state("up") == "up\n");
@@ -187,8 +187,9 @@ fn stop_leaves_nothing() {
 fn comes_back_after_its_first_process_was_killed() {
     let world = World::new("crash");
     let spec = world.spec(
-        "test ! -e /sys/fs/cgroup/pids/pod || echo stale > /var/lib/sbxtest/stale; \
-         mkdir /sys/fs/cgroup/pids/pod 2>/dev/null; echo up >> /var/lib/sbxtest/up; exec sleep 1000",
+        "cd /sys/fs/cgroup; test ! -d pids || cd pids; \
+         test ! -e pod || echo stale > /var/lib/sbxtest/stale; \
+         mkdir pod; echo up >> /var/lib/sbxtest/up; exec sleep 1000",
     );
     let first = world.start(&spec);
     eventually("it is up", || world.state("up") == "up\n");

@@ -57,9 +57,27 @@ struct ServicePrincipal {
 /// Where a service principal's client id is kept; its secret is not.
 const SERVICE_PRINCIPAL: &str = "/properties/servicePrincipalProfile/clientId";
 
+/// What Azure itself never does is refused in its words, before what only this lab doesn't do
+/// (MicrosoftDocs/azure-aks-docs, use-network-policies.md).
+fn refuse_azure_policy_with_kubenet(body: &Value) -> Result<(), Fault> {
+    let network = &body["properties"]["networkProfile"];
+    let is = |key: &str, text: &str| {
+        network[key].as_str().is_some_and(|value| value.eq_ignore_ascii_case(text))
+    };
+    if is("networkPlugin", "kubenet") && is("networkPolicy", "azure") {
+        return Err(Fault::bad(
+            "NetworkPolicyAzureNotSupportedForKubenet",
+            "NetworkPolicy azure is not supported for network plugin kubenet",
+        )
+        .at("networkProfile.networkPolicy"));
+    }
+    Ok(())
+}
+
 /// The command that a `PUT` asks for.
 pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let resource: Resource<Properties> = asked.read()?;
+    refuse_azure_policy_with_kubenet(&asked.value)?;
     let mut findings = asked.findings(&REFUSED);
     let mut common = asked.common(&resource, &KNOWN);
     let properties = resource.properties.unwrap_or_default();

@@ -1,6 +1,8 @@
 //! A lab for one test: its own name, its own port, and nothing left when it goes.
 #![expect(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod packets;
+
 use std::{
     fs,
     io::Write,
