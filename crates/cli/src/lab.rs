@@ -157,8 +157,7 @@ impl Lab {
     pub(crate) fn write_config(&self, config: &Config) -> anyhow::Result<()> {
         let path = self.config_path();
         let beside = path.with_extension("tmp");
-        fs::create_dir_all(self.state_dir())
-            .and_then(|()| fs::write(&beside, serde_json::to_vec_pretty(config)?))
+        fs::write(&beside, serde_json::to_vec_pretty(config)?)
             .and_then(|()| fs::rename(&beside, &path))
             .with_context(|| format!("writing {}", path.display()))
     }

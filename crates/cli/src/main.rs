@@ -115,6 +115,8 @@ struct Up {
     #[arg(long, value_enum)]
     nodes: Option<Nodes>,
     /// Where Azure Resource Manager listens; kept for the next `up` [default: 127.0.0.1:8443]
+    ///
+    /// It accepts every token, so whoever reaches another address than loopback owns the lab.
     #[arg(long)]
     listen: Option<std::net::SocketAddr>,
     /// The version of Kubernetes that clusters get; kept for the next `up`
@@ -205,7 +207,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             output::data(&azure_env::export_lines(&azure_env::variables(&lab, &config)));
         }
         Command::Tour { pause } => {
-            if !tour::run(&lab, &running()?, pause)? {
+            if !tour::play(&lab, &running()?, pause)? {
                 return Ok(Exit::No);
             }
             run::say_how_to_go_on(&lab);

@@ -4,8 +4,11 @@ use std::{
     fs::{self, File},
     io::{BufRead, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::process::CommandExt,
-    path::Path,
+    os::unix::{
+        fs::{DirBuilderExt, MetadataExt},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -25,7 +28,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Starts the lab's daemon, unless it runs, and waits until it answers.
 pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
-    if !nix_is_root() {
+    if !is_root() {
         bail!("the lab makes network namespaces and needs root; run `sudo aksnet up`");
     }
     if let Ok(Answer::Status(_)) = ask(lab, &Ask::Status) {
@@ -45,14 +48,18 @@ pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
             config.listen
         );
     }
-    lab.write_config(config)?;
+    // Keys of authorities and of clusters are in there.
     for folder in [lab.state_dir(), lab.run_dir(), lab.log_dir()] {
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&folder)
+            .with_context(|| format!("making {}", folder.display()))?;
     }
+    lab.write_config(config)?;
     let log = File::options().create(true).append(true).open(lab.daemon_log());
     let log = log.with_context(|| format!("opening {}", lab.daemon_log().display()))?;
-    let own = std::env::current_exe().context("finding aksnet itself")?;
-    let mut daemon = Command::new(own)
+    let mut daemon = Command::new(own_program()?)
         .args(["--name", lab.name(), "serve"])
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -86,9 +93,15 @@ pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn nix_is_root() -> bool {
+/// Where `aksnet` is, also when it has been built anew since this process began.
+pub(crate) fn own_program() -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe().context("finding aksnet itself")?;
+    let text = path.to_string_lossy();
+    Ok(text.strip_suffix(" (deleted)").map_or(path.clone(), PathBuf::from))
+}
+
+fn is_root() -> bool {
     // The owner of /proc/self is this process' effective user.
-    use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
@@ -111,7 +124,7 @@ fn last_lines(path: &Path) -> String {
 
 /// The two lines that point one's own tools at the lab, how to look around, how to stop.
 pub(crate) fn say_how_to_go_on(lab: &Lab) {
-    let own = std::env::current_exe().map_or("aksnet".into(), |path| path.display().to_string());
+    let own = own_program().map_or("aksnet".into(), |path| path.display().to_string());
     let own = if lab.name() == "aksnet" { own } else { format!("{own} --name {}", lab.name()) };
     say(&format!(
         "\nThe lab is yours. In your own shell:\n\n  \

@@ -18,6 +18,7 @@ use crate::{
     control::{Answer, Ask, ask},
     lab::{Config, Lab, Nodes},
     output::{Progress, data, say},
+    run,
 };
 
 /// How long a command that is asked again may take to say what is expected.
@@ -39,7 +40,7 @@ struct Output {
 }
 
 /// Plays the tour; with `pause`, waits for Enter before each command. Answers whether everything was as expected.
-pub(crate) fn run(lab: &Lab, config: &Config, pause: bool) -> anyhow::Result<bool> {
+pub(crate) fn play(lab: &Lab, config: &Config, pause: bool) -> anyhow::Result<bool> {
     azure_env::prepare_az(lab, config)?;
     let began = Instant::now();
     let tour = Tour { lab, config, pause };
@@ -213,7 +214,7 @@ impl Tour<'_> {
         (cluster, namespace, service): (&str, &str, &str),
         contains: &str,
     ) -> anyhow::Result<Result<(), String>> {
-        let own = std::env::current_exe().context("finding aksnet itself")?;
+        let own = run::own_program()?;
         let own = format!("'{}' --name {}", own.display(), self.lab.name());
         let make = format!("aksnet vm create {vm} -g aksntwdemo --vnet {vnet} --subnet {subnet}");
         self.ask_to_go_on(&make)?;

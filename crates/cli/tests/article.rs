@@ -69,6 +69,8 @@ fn the_article_from_end_to_end() {
         table(&lab, &mode, vm);
     }
 
+    balancers_heal(&lab);
+
     // A crash of the daemon disturbs nothing that runs, and the next `up` goes on from there.
     let before = jsonpath(&lab, "aks-ntwdemo12", "pods -n testns", ".items[*].metadata.uid");
     lab.kill();
@@ -86,6 +88,43 @@ fn the_article_from_end_to_end() {
 
     lab.aksnet(&["down"]).succeeds();
     assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// A Service that asks for what is not there says so, and gets it as soon as it is.
+fn balancers_heal(lab: &TestLab) {
+    let cluster = "aks-ntwdemo12";
+    let make = |name: &str| {
+        lab.apply(cluster, &format!("{{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{{\"name\":\"{name}\",\
+            \"annotations\":{{\"service.beta.kubernetes.io/azure-load-balancer-internal\":\"true\",\
+            \"service.beta.kubernetes.io/azure-load-balancer-internal-subnet\":\"late-subnet\"}}}},\
+            \"spec\":{{\"type\":\"LoadBalancer\",\"selector\":{{\"app\":\"c\"}},\"ports\":[{{\"port\":9000}}]}}}}"));
+    };
+    let address = |name: &str| jsonpath(lab, cluster, &format!("service {name}"), ".status.loadBalancer.ingress[0].ip");
+    let says = |name: &str, text: &str| {
+        eventually(&format!("service {name} says `{text}`"), || {
+            let events = lab.kubectl(cluster, &format!("get events --field-selector reason=SyncLoadBalancerFailed,involvedObject.name={name}"));
+            events.stdout().contains(text)
+        });
+    };
+    make("first");
+    says("first", "failed to get subnet: aks-vnet3/late-subnet");
+    assert_eq!(address("first"), "");
+    lab.az("network vnet subnet create -n late-subnet -g aksntwdemo --vnet-name aks-vnet3 --address-prefixes 172.20.0.192/29").succeeds();
+    eventually("the first service has its address", || address("first") == "172.20.0.196");
+
+    // A /29 has three addresses.
+    for (name, expected) in [("second", "172.20.0.197"), ("third", "172.20.0.198")] {
+        make(name);
+        eventually(&format!("the {name} service has its address"), || address(name) == expected);
+    }
+    make("fourth");
+    says("fourth", "SubnetIsFull");
+    lab.kubectl(cluster, "delete service second").succeeds();
+    eventually("the fourth service has the second's address", || address("fourth") == "172.20.0.197");
+    for name in ["first", "third", "fourth"] {
+        lab.kubectl(cluster, &format!("delete service {name}")).succeeds();
+    }
+    lab.az("network vnet subnet delete -n late-subnet -g aksntwdemo --vnet-name aks-vnet3").succeeds();
 }
 
 /// On the cluster without a network: Debian's reference plugins and a configuration of one's own, brought by a

@@ -98,31 +98,13 @@ fn report_nothing_new(bencher: Bencher<'_, '_>, held: u32) {
 fn put_cluster(bencher: Bencher<'_, '_>, held: u32) {
     let region = region(held);
     let pool = PutPool {
-        name: "nodepool1".into(),
-        mode: None,
         count: Some(10),
         max_pods: Some(30),
         subnet: Some(subnet()),
-        pod_subnet: None,
-        version: None,
-        vm_size: None,
-        labels: None,
-        taints: None,
-        max_surge: None,
-        autoscale: None,
-        kept: BTreeMap::new(),
+        ..PutPool::new("nodepool1".into())
     };
-    let cluster = PutCluster {
-        version: None,
-        dns_prefix: None,
-        node_group: None,
-        mode: Some(NetworkMode::Azure),
-        pod_cidr: None,
-        service_cidr: None,
-        dns_service_ip: None,
-        outbound: None,
-        pools: vec![pool],
-    };
+    let cluster =
+        PutCluster { mode: Some(NetworkMode::Azure), pools: vec![pool], ..PutCluster::default() };
     let command =
         Command::PutCluster { common: common(group().sibling(kind::CLUSTER, "c")), cluster };
     bencher

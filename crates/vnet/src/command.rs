@@ -254,7 +254,7 @@ pub enum PutFrontend {
 }
 
 /// What a cluster should be. `None` is the default on creation and "as it is" on update.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PutCluster {
     /// Kubernetes' version; the door has turned `1.36` into a version that can be had.
     pub version: Option<String>,
@@ -305,6 +305,28 @@ pub struct PutPool {
     pub autoscale: Option<(u32, u32)>,
     /// Properties that nothing acts on.
     pub kept: Kept,
+}
+
+impl PutPool {
+    /// A pool of which nothing is asked but its name.
+    #[must_use]
+    pub fn new(name: Name) -> Self {
+        Self {
+            name,
+            mode: None,
+            count: None,
+            max_pods: None,
+            subnet: None,
+            pod_subnet: None,
+            version: None,
+            vm_size: None,
+            labels: None,
+            taints: None,
+            max_surge: None,
+            autoscale: None,
+            kept: Kept::new(),
+        }
+    }
 }
 
 /// What an accepted command did.

@@ -99,7 +99,18 @@ pub(crate) fn table(lab: &TestLab, mode: &Mode, vm: &str) {
         let _b = Echo::start(lab, &pod("b"), &b);
         let _c = Echo::start(lab, &pod("c"), &c);
         assert_eq!(seen_from(lab, &pod("a"), &b), a, "{cluster}: pod to pod on its node");
-        assert_eq!(seen_from(lab, &pod("a"), &c), a, "{cluster}: pod to pod on another node");
+        let capture = lab.exec_in_background(
+            nodes[1],
+            &format!("timeout 10 tcpdump -lnni eth0 -c 1 'dst host {c} and tcp dst port 9000'"),
+        );
+        // tcpdump says nothing on its standard output before a packet comes, so the packets go on until it has one.
+        let capture = std::thread::spawn(move || capture.wait_with_output().unwrap());
+        while !capture.is_finished() {
+            assert_eq!(seen_from(lab, &pod("a"), &c), a, "{cluster}: pod to pod on another node");
+        }
+        let captured = String::from_utf8_lossy(&capture.join().unwrap().stdout).into_owned();
+        // Between pods of two nodes nothing wraps the packet, and nobody rewrites it.
+        assert!(captured.contains(&format!("IP {a}.")) && captured.contains(&format!("> {c}.9000:")), "{captured}");
         let expected = if mode.pod_sees_vm { vm_address.clone() } else { String::new() };
         assert_eq!(seen_from(lab, vm, &c), expected, "{cluster}: VM to pod");
 

@@ -48,35 +48,9 @@ pub struct Node<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plugin {
     /// The lab's plugin and its agent.
-    Aksnet(CniMode),
+    Aksnet(PodNetwork),
     /// Whatever the user installs.
     Own,
-}
-
-/// How the lab's plugin gets a pod's address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CniMode {
-    /// From the node's range, on a bridge.
-    Kubenet,
-    /// From the NIC's secondary addresses.
-    NodeSubnet,
-    /// From batches of a delegated subnet.
-    PodSubnet,
-    /// From the node's range, routed by the fabric.
-    Overlay,
-}
-
-impl CniMode {
-    /// Its name in the agent's configuration.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Kubenet => "kubenet",
-            Self::NodeSubnet => "node-subnet",
-            Self::PodSubnet => "pod-subnet",
-            Self::Overlay => "overlay",
-        }
-    }
 }
 
 impl Node<'_> {
@@ -84,23 +58,23 @@ impl Node<'_> {
     #[must_use]
     pub fn plugin(&self) -> Plugin {
         match self.cluster.mode {
-            NetworkMode::Kubenet => Plugin::Aksnet(CniMode::Kubenet),
-            NetworkMode::Overlay => Plugin::Aksnet(CniMode::Overlay),
+            NetworkMode::Kubenet => Plugin::Aksnet(PodNetwork::Kubenet),
+            NetworkMode::Overlay => Plugin::Aksnet(PodNetwork::Overlay),
             NetworkMode::Azure if self.pool.pod_subnet.is_some() => {
-                Plugin::Aksnet(CniMode::PodSubnet)
+                Plugin::Aksnet(PodNetwork::PodSubnet)
             }
-            NetworkMode::Azure => Plugin::Aksnet(CniMode::NodeSubnet),
+            NetworkMode::Azure => Plugin::Aksnet(PodNetwork::NodeSubnet),
             NetworkMode::None => Plugin::Own,
         }
     }
 
     /// Destinations that pods reach with their own address (the ip-masq-agent's `nonMasqueradeCIDRs`).
-    fn no_masquerade(&self, mode: CniMode) -> Vec<Prefix4> {
+    fn no_masquerade(&self, mode: PodNetwork) -> Vec<Prefix4> {
         match mode {
-            CniMode::Kubenet | CniMode::Overlay => self.cluster.pod_cidr.into_iter().collect(),
-            CniMode::NodeSubnet => self.vnet.to_vec(),
+            PodNetwork::Kubenet | PodNetwork::Overlay => self.cluster.pod_cidr.into_iter().collect(),
+            PodNetwork::NodeSubnet => self.vnet.to_vec(),
             // Pods of a pod subnet keep their address everywhere.
-            CniMode::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
+            PodNetwork::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
         }
     }
 
@@ -248,7 +222,7 @@ fn files(input: &Node<'_>) -> Vec<TextFile> {
 
 /// The configuration of the network agent.
 #[must_use]
-pub fn agent_config(input: &Node<'_>, mode: CniMode) -> Value {
+pub fn agent_config(input: &Node<'_>, mode: PodNetwork) -> Value {
     json!({
         "version": 1,
         "node": input.machine.hostname,
@@ -362,15 +336,15 @@ fn kube_proxy_config(input: &Node<'_>) -> Value {
     });
     // What tells a pod's packet from others: its range, or the link that it comes from.
     match (input.plugin(), input.cluster.pod_cidr) {
-        (Plugin::Aksnet(CniMode::NodeSubnet | CniMode::PodSubnet), _) => {
+        (Plugin::Aksnet(PodNetwork::NodeSubnet | PodNetwork::PodSubnet), _) => {
             config["detectLocalMode"] = json!("InterfaceNamePrefix");
             config["detectLocal"] = json!({"interfaceNamePrefix": "azv"});
         }
-        (Plugin::Aksnet(CniMode::Kubenet | CniMode::Overlay) | Plugin::Own, Some(range)) => {
+        (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, Some(range)) => {
             config["detectLocalMode"] = json!("ClusterCIDR");
             config["clusterCIDR"] = json!(range);
         }
-        (Plugin::Aksnet(CniMode::Kubenet | CniMode::Overlay) | Plugin::Own, None) => {}
+        (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, None) => {}
     }
     config
 }

@@ -46,27 +46,14 @@ pub(crate) fn ask(store: &Store, count: u32) -> Result<ArmId, Box<dyn Error>> {
             cluster: PutCluster {
                 version: Some(cluster::install::DEFAULT_VERSION.to_owned()),
                 dns_prefix: Some("demo".to_owned()),
-                node_group: None,
                 mode: Some(NetworkMode::None),
                 pod_cidr: Some("10.244.0.0/16".parse()?),
-                service_cidr: None,
-                dns_service_ip: None,
-                outbound: None,
                 pools: vec![PutPool {
-                    name: Name::new("nodepool1"),
-                    mode: None,
                     count: Some(count),
-                    max_pods: None,
                     subnet: Some(subnet),
-                    pod_subnet: None,
-                    version: None,
-                    vm_size: None,
-                    labels: None,
-                    taints: None,
-                    max_surge: None,
-                    autoscale: None,
-                    kept: BTreeMap::new(),
+                    ..PutPool::new(Name::new("nodepool1"))
                 }],
+                ..PutCluster::default()
             },
         },
     ];

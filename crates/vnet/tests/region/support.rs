@@ -78,21 +78,7 @@ pub(crate) fn delegation(name: &str, service: &str) -> Delegation {
 
 /// A pool with a name, a count and nothing else.
 pub(crate) fn pool(name: &str, count: u32) -> PutPool {
-    PutPool {
-        name: name.into(),
-        mode: None,
-        count: Some(count),
-        max_pods: None,
-        subnet: None,
-        pod_subnet: None,
-        version: None,
-        vm_size: None,
-        labels: None,
-        taints: None,
-        max_surge: None,
-        autoscale: None,
-        kept: BTreeMap::new(),
-    }
+    PutPool { count: Some(count), ..PutPool::new(name.into()) }
 }
 
 /// A pool in a subnet.
@@ -102,17 +88,8 @@ pub(crate) fn pool_in(name: &str, count: u32, subnet: &str) -> PutPool {
 
 /// A cluster with a mode, pools and nothing else.
 pub(crate) fn cluster(mode: NetworkMode, pools: Vec<PutPool>) -> PutCluster {
-    PutCluster {
-        version: None,
-        dns_prefix: None,
-        node_group: None,
-        mode: Some(mode),
-        pod_cidr: None,
-        service_cidr: None,
-        dns_service_ip: None,
-        outbound: None,
-        pools,
-    }
+    PutCluster { mode: Some(mode), pools, ..PutCluster::default() }
+}
 }
 
 /// A load balancer with one internal front end and nothing else.
