@@ -85,6 +85,11 @@ if [ ! -x "$az/bin/az" ]; then
   "$az/bin/pip" install -q --disable-pip-version-check "azure-cli==$az_version" || { rm -rf "$az"; exit 1; }
 fi
 
+if [ "$for_what" = test ] && ! { cargo clippy --version && cargo fmt --version; } >/dev/null 2>&1; then
+  say "installing clippy and rustfmt"
+  rustup component add clippy rustfmt
+fi
+
 if [ "$for_what" = test ] && [ ! -x "$cache/tools/bin/cargo-nextest" ] && ! command -v cargo-nextest >/dev/null; then
   say "installing cargo-nextest $nextest_version (some minutes)"
   cargo install -q --locked cargo-nextest --version $nextest_version --root "$cache/tools"

@@ -1,10 +1,6 @@
 //! The article from end to end: real az, real Kubernetes, real packets. One lab, played once, looked at from all sides.
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a test that cannot go on says so, and a long one what it did"
-)]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+#![allow(clippy::print_stdout, reason = "the tour, as it was played")]
 
 mod lab;
 
@@ -99,7 +95,9 @@ fn balancers_heal(lab: &TestLab) {
             \"service.beta.kubernetes.io/azure-load-balancer-internal-subnet\":\"late-subnet\"}}}},\
             \"spec\":{{\"type\":\"LoadBalancer\",\"selector\":{{\"app\":\"c\"}},\"ports\":[{{\"port\":9000}}]}}}}"));
     };
-    let address = |name: &str| jsonpath(lab, cluster, &format!("service {name}"), ".status.loadBalancer.ingress[0].ip");
+    let address = |name: &str| {
+        jsonpath(lab, cluster, &format!("service {name}"), ".status.loadBalancer.ingress[0].ip")
+    };
     let says = |name: &str, text: &str| {
         eventually(&format!("service {name} says `{text}`"), || {
             let events = lab.kubectl(cluster, &format!("get events --field-selector reason=SyncLoadBalancerFailed,involvedObject.name={name}"));
@@ -120,11 +118,14 @@ fn balancers_heal(lab: &TestLab) {
     make("fourth");
     says("fourth", "SubnetIsFull");
     lab.kubectl(cluster, "delete service second").succeeds();
-    eventually("the fourth service has the second's address", || address("fourth") == "172.20.0.197");
+    eventually("the fourth service has the second's address", || {
+        address("fourth") == "172.20.0.197"
+    });
     for name in ["first", "third", "fourth"] {
         lab.kubectl(cluster, &format!("delete service {name}")).succeeds();
     }
-    lab.az("network vnet subnet delete -n late-subnet -g aksntwdemo --vnet-name aks-vnet3").succeeds();
+    lab.az("network vnet subnet delete -n late-subnet -g aksntwdemo --vnet-name aks-vnet3")
+        .succeeds();
 }
 
 /// On the cluster without a network: Debian's reference plugins and a configuration of one's own, brought by a

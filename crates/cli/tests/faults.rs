@@ -1,4 +1,6 @@
 //! The lab's daemon is killed while the article is played. The next `up` goes on from there, and nothing is left after `down`.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+#![allow(clippy::print_stdout, reason = "how far it is, and what to repeat when it fails")]
 
 mod lab;
 

@@ -1,4 +1,5 @@
 //! The modes that the article describes without commands: overlay, and Azure CNI in the node subnet. And what Azure refuses.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 mod lab;
 

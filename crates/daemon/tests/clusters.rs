@@ -52,7 +52,7 @@ impl World {
             state_dir: self.dir.join("state"),
             run_dir: self.dir.join("run"),
             log_dir: self.dir.join("log"),
-            cache_dir: PathBuf::from("/var/cache/aksnet"),
+            cache_dir: region::cache_dir(),
             kubernetes: cluster::install::DEFAULT_VERSION.to_owned(),
         };
         // The example that cargo builds beside the tests.

@@ -174,8 +174,9 @@ impl Drop for Cluster {
 }
 
 fn program() -> PathBuf {
-    let root = Path::new("/var/cache/aksnet/kubernetes");
-    let versions = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
+    let cache = std::env::var_os("AKSNET_CACHE").unwrap_or_else(|| "/var/cache/aksnet".into());
+    let root = Path::new(&cache).join("kubernetes");
+    let versions = fs::read_dir(&root).into_iter().flatten().filter_map(Result::ok);
     let mut found: Vec<_> = versions.map(|version| version.path().join("kube-apiserver")).collect();
     found.retain(|path| path.exists());
     found.sort();

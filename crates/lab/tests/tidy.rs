@@ -199,15 +199,19 @@ fn every_test_file_is_compiled() {
 #[test]
 fn every_filter_of_nextest_names_a_test_binary() {
     let root = root();
-    let text = fs::read_to_string(root.join(".config/nextest.toml")).expect("nextest's settings");
-    let names: Vec<&str> =
-        text.split("binary_id(").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)).collect();
+    let settings =
+        fs::read_to_string(root.join(".config/nextest.toml")).expect("nextest's settings");
+    let names: Vec<&str> = settings
+        .split("binary_id(")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once(')')?.0))
+        .collect();
     assert!(!names.is_empty(), "no filter is found: is it still written with binary_id(…)?");
     for name in names {
-        let (package, test) = name.split_once("::").expect("aksnet-CRATE::TEST");
+        let (package, target) = name.split_once("::").expect("aksnet-CRATE::TEST");
         let tests = root.join("crates").join(package.trim_start_matches("aksnet-")).join("tests");
-        let exists =
-            tests.join(format!("{test}.rs")).exists() || tests.join(test).join("main.rs").exists();
+        let exists = tests.join(format!("{target}.rs")).exists()
+            || tests.join(target).join("main.rs").exists();
         assert!(exists, "there is no test binary {name}");
     }
 }

@@ -157,15 +157,12 @@ fn network(profile: NetworkProfile, findings: &mut Findings) -> PutCluster {
     });
     let outbound = findings.take_some(given(profile.outbound_type), |text| outbound_type(&text));
     PutCluster {
-        version: None,
-        dns_prefix: None,
-        node_group: None,
         mode: mode.flatten(),
         pod_cidr,
         service_cidr,
         dns_service_ip,
         outbound,
-        pools: Vec::new(),
+        ..PutCluster::default()
     }
 }
 

@@ -110,7 +110,10 @@ pub(crate) fn table(lab: &TestLab, mode: &Mode, vm: &str) {
         }
         let captured = String::from_utf8_lossy(&capture.join().unwrap().stdout).into_owned();
         // Between pods of two nodes nothing wraps the packet, and nobody rewrites it.
-        assert!(captured.contains(&format!("IP {a}.")) && captured.contains(&format!("> {c}.9000:")), "{captured}");
+        assert!(
+            captured.contains(&format!("IP {a}.")) && captured.contains(&format!("> {c}.9000:")),
+            "{captured}"
+        );
         let expected = if mode.pod_sees_vm { vm_address.clone() } else { String::new() };
         assert_eq!(seen_from(lab, vm, &c), expected, "{cluster}: VM to pod");
 

@@ -125,7 +125,12 @@ fn run(command: &mut Command) -> Result<String, String> {
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let said = String::from_utf8_lossy(&output.stderr);
+    let mut said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if said.trim().is_empty() {
+        // With `-json`, the complaint is in the answer.
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        answer["Error"].as_str().unwrap_or("it did not say why").clone_into(&mut said);
+    }
     let lines: Vec<&str> = said.lines().collect();
     Err(lines[lines.len().saturating_sub(5)..].join("; "))
 }

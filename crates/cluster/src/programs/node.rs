@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use vnet::{
     addr::Prefix4,
     model::{AgentPool, Cluster, Machine, NetworkMode, PoolMode},
+    pods::PodNetwork,
 };
 
 use super::{CNI_BIN, Computer, Need, PAUSE_IMAGE, Program, TextFile, hosts};
@@ -71,7 +72,9 @@ impl Node<'_> {
     /// Destinations that pods reach with their own address (the ip-masq-agent's `nonMasqueradeCIDRs`).
     fn no_masquerade(&self, mode: PodNetwork) -> Vec<Prefix4> {
         match mode {
-            PodNetwork::Kubenet | PodNetwork::Overlay => self.cluster.pod_cidr.into_iter().collect(),
+            PodNetwork::Kubenet | PodNetwork::Overlay => {
+                self.cluster.pod_cidr.into_iter().collect()
+            }
             PodNetwork::NodeSubnet => self.vnet.to_vec(),
             // Pods of a pod subnet keep their address everywhere.
             PodNetwork::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],

@@ -5,7 +5,7 @@
 
 use std::{
     error::Error,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -37,7 +37,7 @@ fn settings(lab: &str) -> Settings {
         state_dir: below("/var/lib"),
         run_dir: below("/run"),
         log_dir: below("/var/log"),
-        cache_dir: PathBuf::from("/var/cache/aksnet"),
+        cache_dir: region::cache_dir(),
         kubernetes: cluster::install::DEFAULT_VERSION.to_owned(),
     }
 }

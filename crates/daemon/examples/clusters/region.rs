@@ -1,6 +1,7 @@
-//! A region with one cluster. Used by the example and by the tests of the clusters' loop.
+//! A region with one cluster, and where its programs are. Used by the example and by the tests of the
+//! clusters' loop.
 
-use std::{collections::BTreeMap, error::Error};
+use std::{collections::BTreeMap, error::Error, path::PathBuf};
 
 use daemon::reconcile::now;
 use store::Store;
@@ -9,6 +10,11 @@ use vnet::{
     model::NetworkMode,
     name::{ArmId, Name},
 };
+
+/// Where `make` keeps Kubernetes' programs and images.
+pub(crate) fn cache_dir() -> PathBuf {
+    std::env::var_os("AKSNET_CACHE").map_or_else(|| "/var/cache/aksnet".into(), PathBuf::from)
+}
 
 /// Asks for a virtual network and a cluster in it, of so many nodes, that brings its own CNI.
 pub(crate) fn ask(store: &Store, count: u32) -> Result<ArmId, Box<dyn Error>> {

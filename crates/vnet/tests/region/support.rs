@@ -90,7 +90,6 @@ pub(crate) fn pool_in(name: &str, count: u32, subnet: &str) -> PutPool {
 pub(crate) fn cluster(mode: NetworkMode, pools: Vec<PutPool>) -> PutCluster {
     PutCluster { mode: Some(mode), pools, ..PutCluster::default() }
 }
-}
 
 /// A load balancer with one internal front end and nothing else.
 pub(crate) fn internal_balancer(subnet: &str, address: Option<&str>) -> PutLoadBalancer {
