@@ -44,3 +44,5 @@ test:
 
 bench: build
 	cargo bench --workspace --locked
+	target/release/cni-bench target/release/aksnet-cni 100 3
+	target/release/lab-bench $(AKSNET)

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Node, Pod, ServiceAccount};
 use kube::{
     Api, Client, Config, ResourceExt,
     api::{DeleteParams, EvictParams, ListParams},
@@ -36,6 +36,13 @@ pub async fn is_ready(client: &Client) -> bool {
     // The client logs each "no" as an error, and a server that starts says it many times.
     let answer = client.request_text(request).with_subscriber(NoSubscriber::default());
     answer.await.is_ok_and(|text| text == "ok")
+}
+
+/// Whether pods can be made in the namespace `default`: each needs an account there, and the controller
+/// manager makes it a moment after nodes may be Ready.
+pub async fn takes_pods(client: &Client) -> Result<bool, kube::Error> {
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "default");
+    Ok(accounts.get_opt("default").await?.is_some())
 }
 
 /// The phase of each node by its name.

@@ -9,6 +9,7 @@ use super::{deployments, resources, target::Kind, wrong_method};
 use crate::{
     answer::{Answer, Reply},
     call::Call,
+    door::Nodes,
     findings::{address, missing},
     refuse::{NOT_SUPPORTED, unsupported},
     wire::{View, cluster, machine, nic, vnet as wire_vnet},
@@ -88,10 +89,13 @@ fn credential(call: &Call<'_>, id: &ArmId, name: &str) -> Answer {
     let cluster = region.clusters.get(id);
     let cluster = cluster.ok_or_else(|| resources::not_found(&region, Kind::Cluster, id))?;
     let Some(kubeconfig) = call.door().credentials.kubeconfig(&cluster.meta.id) else {
-        let message = format!(
-            "The kubeconfig of managed cluster {} is not there yet. Please retry when the cluster is ready.",
-            id.name()
-        );
+        let why = match call.door().nodes {
+            Nodes::Simulated => {
+                "is not there: the nodes of this lab are simulated, no API server runs"
+            }
+            Nodes::Kubernetes => "is not there yet. Please retry when the cluster is ready",
+        };
+        let message = format!("The kubeconfig of managed cluster {} {why}.", id.name());
         return Err(Fault::conflict("OperationNotAllowed", message));
     };
     let value = STANDARD.encode(kubeconfig);

@@ -105,6 +105,10 @@ fn controller_manager() -> Program {
             format!("--authorization-kubeconfig={config}"),
             "--bind-address=127.0.0.1".to_owned(),
             "--cloud-provider=external".to_owned(),
+            // Each of its forty controllers begins with a few requests. At the default of twenty a
+            // second the last ones begin four seconds after the first.
+            "--kube-api-burst=400".to_owned(),
+            "--kube-api-qps=200".to_owned(),
             format!("--kubeconfig={config}"),
             // Who may ask for metrics is of no interest here, and the answer is not there at the start.
             "--authentication-skip-lookup=true".to_owned(),

@@ -203,7 +203,9 @@ impl Keeper {
                 let phase = phases.get(&machine.hostname);
                 phase.is_some_and(|phase| *phase == NodePhase::Ready || *phase == wanted)
             });
-        if !(all_started && is_complete && all_left && all_here) {
+        let takes_pods = view::takes_pods(&client).await;
+        let takes_pods = takes_pods.map_err(self.api("looking for the default account"))?;
+        if !(all_started && is_complete && all_left && all_here && takes_pods) {
             return Ok(Outcome::Underway);
         }
         report::real(&self.store, &region, &self.id)?;

@@ -65,13 +65,18 @@ fn processor_time() -> (f64, f64) {
 pub(crate) fn memory(lab: &str, daemon: u32) -> Value {
     let mut programs: BTreeMap<(Kind, String), u64> = BTreeMap::new();
     let mut computers: BTreeMap<Kind, Vec<String>> = BTreeMap::new();
-    let (mut n_pods, mut total) = (0_u32, 0_u64);
+    let (mut n_pods, mut n_name_servers, mut total) = (0_u32, 0_u32, 0_u64);
     for process in processes() {
         let Some(computer) = computer_of(&process, lab) else { continue };
         let Some(program) = program_of(&process) else { continue };
         let size = proportional_size(&process);
-        let kind = if is_of_pod(&program) { Kind::Pod } else { Kind::of(&computer) };
+        let kind = match program.as_str() {
+            "coredns" => Kind::NameServer,
+            "containerd-shim-runc-v2" | "nginx" | "pause" => Kind::Pod,
+            _ => Kind::of(&computer),
+        };
         n_pods += u32::from(program == "pause");
+        n_name_servers += u32::from(program == "coredns");
         total += size;
         *programs.entry((kind, program)).or_default() += size;
         let known = computers.entry(Kind::of(&computer)).or_default();
@@ -82,6 +87,7 @@ pub(crate) fn memory(lab: &str, daemon: u32) -> Value {
     let of_kind = |kind: Kind| {
         let n = match kind {
             Kind::Pod => n_pods,
+            Kind::NameServer => n_name_servers,
             _ => computers.get(&kind).map_or(0, |all| u32::try_from(all.len()).unwrap_or(u32::MAX)),
         };
         let mine = programs.iter().filter(|((of, _), _)| *of == kind);
@@ -96,6 +102,7 @@ pub(crate) fn memory(lab: &str, daemon: u32) -> Value {
         "control_plane": of_kind(Kind::ControlPlane),
         "node": of_kind(Kind::Node),
         "pod": of_kind(Kind::Pod),
+        "name_server": of_kind(Kind::NameServer),
         "registry": of_kind(Kind::Registry),
         "total": megabytes(total, 1),
         "daemon_resident": megabytes(kilobytes(&status, "VmRSS:"), 1),
@@ -107,7 +114,9 @@ pub(crate) fn memory(lab: &str, daemon: u32) -> Value {
 enum Kind {
     ControlPlane,
     Node,
+    /// Without what runs in a name server's pod.
     Pod,
+    NameServer,
     Registry,
 }
 
@@ -148,13 +157,10 @@ fn program_of(process: &Path) -> Option<String> {
     Some(match (program, words.next()) {
         ("aksnet", Some("agent")) => "agent".to_owned(),
         ("aksnet", Some(_)) => "first process".to_owned(),
+        // The lab's own image of it.
+        ("busybox", Some("sleep")) => "pause".to_owned(),
         _ => program.to_owned(),
     })
-}
-
-/// Whether a program is there for a pod, and not for its node.
-fn is_of_pod(program: &str) -> bool {
-    program.starts_with("containerd-shim") || matches!(program, "pause" | "nginx" | "coredns")
 }
 
 /// Kilobytes.
