@@ -19,11 +19,13 @@ mod push;
 mod recipes;
 mod registry;
 mod tree;
+mod upstream;
 
 pub use archive::read_archive;
 pub use push::{has_image, push};
 pub use recipes::{Ingredients, Recipe};
-pub use registry::{REGISTRY_PORT, registry};
+pub use registry::{REGISTRY_PORT, UPSTREAM_PORT, registry};
+pub use upstream::{Fetched, Question, Upstream};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";

@@ -53,6 +53,7 @@ mod records;
 mod registry;
 mod report;
 mod simulated;
+mod upstream;
 
 use places::Places;
 
@@ -234,6 +235,7 @@ impl Clusters {
     async fn run_kubernetes(&self, store: Store) {
         let mut tasks = JoinSet::new();
         tasks.spawn(registry::keep(self.0.clone()));
+        tasks.spawn(upstream::keep(self.0.places.lab.clone()));
         let mut kept: BTreeMap<ArmId, tokio::task::AbortHandle> = BTreeMap::new();
         let mut wake = store.watch();
         loop {

@@ -6,6 +6,8 @@ use crate::programs::{Computer, Program, TextFile};
 
 /// Where the registry listens.
 pub const REGISTRY_PORT: u16 = 5000;
+/// Where nodes ask for what the registry lacks; the lab asks upstream for them.
+pub const UPSTREAM_PORT: u16 = 5001;
 
 /// Docker's registry (Debian's package), listening on this address of its network.
 #[must_use]

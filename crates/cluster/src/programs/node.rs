@@ -15,6 +15,7 @@ use vnet::{
 
 use super::{CNI_BIN, Computer, Need, PAUSE_IMAGE, Program, TextFile, hosts};
 use crate::{
+    images::UPSTREAM_PORT,
     kubeconfig::Kubeconfig,
     pki::{NodeCertificates, Pair},
 };
@@ -271,8 +272,12 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 }
 
 /// Every pull asks the lab's registry first; what it lacks comes from the image's own.
+/// The lab's registry is asked first for every image, and then whoever asks upstream.
 fn registry_config(registry: SocketAddrV4) -> String {
-    format!("[host.\"http://{registry}\"]\n  capabilities = [\"pull\", \"resolve\"]\n")
+    let upstream = SocketAddrV4::new(*registry.ip(), UPSTREAM_PORT);
+    [registry, upstream]
+        .map(|host| format!("[host.\"http://{host}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"))
+        .join("\n")
 }
 
 fn kubelet_config(input: &Node<'_>) -> Value {
