@@ -6,12 +6,13 @@ use std::{io::Read, net::SocketAddrV4, time::Duration};
 use axum::{
     Router,
     body::Body,
-    extract::{Request, State},
+    extract::{Query, Request, State},
     http::{Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use cluster::images::{Fetched, Question, UPSTREAM_PORT, Upstream};
 use linux::netns::Netns;
+use serde::Deserialize;
 use tokio::{net::TcpListener, sync::mpsc};
 use vnet::host::names;
 
@@ -68,16 +69,24 @@ fn router(upstream: Upstream) -> Router {
     Router::new().fallback(answer).with_state(upstream)
 }
 
-async fn answer(State(upstream): State<Upstream>, request: Request) -> Response {
+/// How containerd says which registry an image's name names.
+#[derive(Debug, Deserialize)]
+struct Namespace {
+    ns: Option<String>,
+}
+
+async fn answer(
+    State(upstream): State<Upstream>,
+    Query(Namespace { ns: registry }): Query<Namespace>,
+    request: Request,
+) -> Response {
     let wants_body = match *request.method() {
         Method::GET => true,
         Method::HEAD => false,
         _ => return StatusCode::METHOD_NOT_ALLOWED.into_response(),
     };
-    let uri = request.uri();
-    let registry =
-        uri.query().unwrap_or_default().split('&').find_map(|pair| pair.strip_prefix("ns="));
-    let Some(question) = registry.and_then(|registry| Question::parse(uri.path(), registry)) else {
+    let path = request.uri().path();
+    let Some(question) = registry.and_then(|registry| Question::parse(path, &registry)) else {
         return StatusCode::NOT_FOUND.into_response();
     };
     let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
@@ -164,7 +173,7 @@ mod tests {
     }
 
     /// Status, digest header and length of the body of what a node gets.
-    async fn check(base: &str, method: &'static str, path: &str) -> (u16, Option<String>, usize) {
+    async fn check(base: &str, method: &str, path: &str) -> (u16, Option<String>, usize) {
         let address = base.trim_start_matches("http://").to_owned();
         let request = format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
         let answer = tokio::task::spawn_blocking(move || {
@@ -192,6 +201,8 @@ mod tests {
         );
         assert_eq!(check(&base, "HEAD", blob).await, (200, Some("sha256:1".to_owned()), 0));
         assert_eq!(check(&base, "GET", "/v2/library/nope/manifests/1?ns=docker.io").await.0, 404);
+        let with_port = blob.replace("docker.io", "registry.example%3A5000");
+        assert_eq!(check(&base, "HEAD", &with_port).await.0, 200);
         assert_eq!(check(&base, "GET", "/v2/_catalog?ns=docker.io").await.0, 404);
         assert_eq!(check(&base, "GET", "/v2/library/nginx/blobs/sha256:1").await.0, 404);
         assert_eq!(check(&base, "POST", blob).await.0, 405);
