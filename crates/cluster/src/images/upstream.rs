@@ -164,7 +164,7 @@ fn token_url(challenge: &str, only_https: bool) -> Option<String> {
     for name in ["service", "scope"] {
         if let Some(value) = parameter(name) {
             url.push(if url.contains('?') { '&' } else { '?' });
-            url.push_str(&format!("{name}={}", value.replace(' ', "%20")));
+            url.extend([name, "=", &value.replace(' ', "%20")]);
         }
     }
     Some(url)

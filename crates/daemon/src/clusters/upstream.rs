@@ -137,6 +137,7 @@ fn pass_on(fetched: Fetched) -> Response {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 mod tests {
     use super::*;
 

@@ -21,7 +21,11 @@ use std::{
 use clap::{Parser, ValueEnum};
 use serde_json::{Map, Value, json};
 
-use crate::{cluster::Cluster, lab::Lab, pods::Pods};
+use crate::{
+    cluster::Cluster,
+    lab::Lab,
+    pods::{Pods, Token},
+};
 
 /// How often a cluster of each size is made.
 const ROUNDS: usize = 3;
@@ -101,9 +105,13 @@ fn measure(cli: &Cli) -> anyhow::Result<Value> {
                 note("memory", machine::memory(lab.name(), lab.daemon_pid()?));
             }
             let mut pods = Pods::watch(&cluster)?;
-            let load = machine::wait_until_quiet();
-            let alone = pods.one_by_one(SINGLE_PODS)?;
-            note("single_pods", json!({ "seconds": spread(&alone), "load": load }));
+            for (name, token) in
+                [("single_pods", Token::Mounted), ("single_pods_without_token", Token::Absent)]
+            {
+                let load = machine::wait_until_quiet();
+                let alone = pods.one_by_one(SINGLE_PODS, token)?;
+                note(name, json!({ "seconds": spread(&alone), "load": load }));
+            }
             let load = machine::wait_until_quiet();
             let together = pods.at_once(PODS_AT_ONCE)?;
             note(

@@ -25,6 +25,15 @@ pub(crate) struct Pods<'a> {
     seen: BTreeMap<String, Seen>,
 }
 
+/// Whether a pod gets a token of its account, as it does unless it says otherwise. The kubelet looks
+/// every 300 ms whether the token's volume is there (`podAttachAndMountRetryInterval` in
+/// `pkg/kubelet/volumemanager/volume_manager.go`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Token {
+    Mounted,
+    Absent,
+}
+
 /// When a watch told what of a pod.
 #[derive(Clone, Copy)]
 struct Seen {
@@ -55,21 +64,30 @@ impl<'a> Pods<'a> {
         let on_each: Vec<Value> = nodes
             .split_whitespace()
             .enumerate()
-            .map(|(i, node)| pod(&format!("first-{i}"), Some(node)))
+            .map(|(i, node)| pod(&format!("first-{i}"), Some(node), Token::Mounted))
             .collect();
         pods.create(&on_each)?;
         Ok(pods)
     }
 
     /// Makes pods one after the other; how long each took.
-    pub(crate) fn one_by_one(&mut self, n_pods: usize) -> anyhow::Result<Vec<Duration>> {
-        let one = |i| self.create(&[pod(&format!("single-{i}"), None)]);
+    pub(crate) fn one_by_one(
+        &mut self,
+        n_pods: usize,
+        token: Token,
+    ) -> anyhow::Result<Vec<Duration>> {
+        let prefix = match token {
+            Token::Mounted => "single",
+            Token::Absent => "plain",
+        };
+        let one = |i| self.create(&[pod(&format!("{prefix}-{i}"), None, token)]);
         (0..n_pods).map(one).collect()
     }
 
     /// Makes pods at once; how long it took until all of them ran.
     pub(crate) fn at_once(&mut self, n_pods: usize) -> anyhow::Result<Duration> {
-        let all: Vec<Value> = (0..n_pods).map(|i| pod(&format!("crowd-{i}"), None)).collect();
+        let one = |i| pod(&format!("crowd-{i}"), None, Token::Mounted);
+        let all: Vec<Value> = (0..n_pods).map(one).collect();
         self.create(&all)
     }
 
@@ -119,13 +137,14 @@ impl Drop for Pods<'_> {
 }
 
 /// nginx, as the article's pods have it.
-fn pod(name: &str, node: Option<&str>) -> Value {
+fn pod(name: &str, node: Option<&str>, token: Token) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": { "name": name },
         "spec": {
             "nodeName": node,
+            "automountServiceAccountToken": token == Token::Mounted,
             "terminationGracePeriodSeconds": 1,
             "containers": [
                 { "name": "nginx", "image": "nginx", "imagePullPolicy": "IfNotPresent" },
