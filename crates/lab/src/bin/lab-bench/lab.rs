@@ -30,6 +30,7 @@ impl Lab {
     pub(crate) fn up(aksnet: &Path) -> anyhow::Result<(Self, Duration)> {
         let aksnet = fs::canonicalize(aksnet).context("finding aksnet")?;
         let name = format!("bench{}", std::process::id());
+        eprintln!("if this is interrupted: {} --name {name} reset --yes", aksnet.display());
         let mut lab = Self { name, aksnet, environment: Vec::new() };
         // Given back at once; nobody else on this machine takes free ports by the second.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 /// A machine that is less busy than this share of its processors is quiet.
 const QUIET: f64 = 0.1;
 /// How long quiet is waited for.
-const PATIENCE: Duration = Duration::from_mins(3);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Processors, memory and kernel.
 pub(crate) fn describe() -> Value {
