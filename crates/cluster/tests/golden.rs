@@ -41,6 +41,8 @@ fn cluster(mode: NetworkMode) -> Cluster {
         NetworkMode::Azure | NetworkMode::None => None,
     };
     Cluster {
+        outbound_profile: vnet::model::OutboundProfile::default(),
+        security_group: None,
         meta: meta(id("rg/providers/Microsoft.ContainerService/managedClusters/demo")),
         created: Timestamp(0),
         version: "1.36.3".to_owned(),
@@ -63,6 +65,7 @@ fn cluster(mode: NetworkMode) -> Cluster {
 
 fn pool(cluster: &Cluster, pod_subnet: Option<&str>) -> AgentPool {
     AgentPool {
+        pod_allocation: vnet::model::PodAllocation::Dynamic,
         name: Name::new("nodepool1"),
         mode: PoolMode::System,
         count: 1,

@@ -15,8 +15,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 use vnet::{
     model::{
-        Cluster, LoadBalancer, Machine, Nic, Operation, PublicIp, ResourceGroup, RoleAssignment,
-        RouteTable, Vnet,
+        ApplicationGroup, Cluster, LoadBalancer, Machine, NatGateway, Nic, Operation, PublicIp,
+        PublicIpPrefix, ResourceGroup, RoleAssignment, RouteTable, SecurityGroup, Vnet,
     },
     name::ArmId,
     region::Region,
@@ -25,7 +25,7 @@ use vnet::{
 use crate::StoreError;
 
 /// The number of this format. A change to what is written raises it; what was ever written stays readable.
-pub(crate) const FORMAT: u64 = 1;
+pub(crate) const FORMAT: u64 = 2;
 
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const FORMAT_KEY: &str = "format";
@@ -61,6 +61,10 @@ stored! {
     ResourceGroup, "groups", id;
     Vnet, "vnets", meta.id;
     RouteTable, "route_tables", meta.id;
+    SecurityGroup, "security_groups", meta.id;
+    ApplicationGroup, "application_groups", meta.id;
+    NatGateway, "nat_gateways", meta.id;
+    PublicIpPrefix, "public_ip_prefixes", meta.id;
     PublicIp, "public_ips", meta.id;
     Nic, "nics", meta.id;
     Machine, "machines", meta.id;
@@ -116,6 +120,10 @@ pub(crate) fn load(database: &Database) -> Result<Region, StoreError> {
         groups: read(&transaction)?,
         vnets: read(&transaction)?,
         route_tables: read(&transaction)?,
+        security_groups: read(&transaction)?,
+        application_groups: read(&transaction)?,
+        nat_gateways: read(&transaction)?,
+        public_ip_prefixes: read(&transaction)?,
         public_ips: read(&transaction)?,
         nics: read(&transaction)?,
         machines: read(&transaction)?,
@@ -169,10 +177,16 @@ pub(crate) fn save(database: &Database, before: &Region, after: &Region) -> Resu
             transaction.open_table(META).map_err(StoreError::engine("writing the generation"))?;
         meta.insert(GENERATION_KEY, after.generation)
             .map_err(StoreError::engine("writing the generation"))?;
+        // What was read in an older format is written in this one from the first change on.
+        meta.insert(FORMAT_KEY, FORMAT).map_err(StoreError::engine("writing the format"))?;
     }
     write(&transaction, &before.groups, &after.groups)?;
     write(&transaction, &before.vnets, &after.vnets)?;
     write(&transaction, &before.route_tables, &after.route_tables)?;
+    write(&transaction, &before.security_groups, &after.security_groups)?;
+    write(&transaction, &before.application_groups, &after.application_groups)?;
+    write(&transaction, &before.nat_gateways, &after.nat_gateways)?;
+    write(&transaction, &before.public_ip_prefixes, &after.public_ip_prefixes)?;
     write(&transaction, &before.public_ips, &after.public_ips)?;
     write(&transaction, &before.nics, &after.nics)?;
     write(&transaction, &before.machines, &after.machines)?;

@@ -50,12 +50,12 @@ fn a_later_format_is_refused_by_its_number() {
     let vnets: TableDefinition<'_, &str, &str> = TableDefinition::new("vnets");
     let database = Database::open(&path).unwrap();
     let transaction = database.begin_write().unwrap();
-    transaction.open_table(meta).unwrap().insert("format", 2).unwrap();
+    transaction.open_table(meta).unwrap().insert("format", 3).unwrap();
     transaction.open_table(vnets).unwrap().insert("v", "{\"from\": \"the future\"}").unwrap();
     transaction.commit().unwrap();
     drop(database);
     let error = Store::open(&path).unwrap_err();
-    assert!(matches!(error, StoreError::LaterFormat { found: 2, known: 1 }), "{error}");
+    assert!(matches!(error, StoreError::LaterFormat { found: 3, known: 2 }), "{error}");
 }
 
 #[test]

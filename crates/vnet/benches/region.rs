@@ -36,11 +36,14 @@ fn apply(region: &mut Region, command: Command) {
 
 fn put_nic(name: &str, n: u32) -> Command {
     let config = |i: u32| PutIpConfiguration {
+        public_ip: None,
+        application_groups: Vec::new(),
         name: format!("ipconfig{}", i + 1),
         subnet: subnet(),
         address: None,
     };
     Command::PutNic {
+        security_group: None,
         common: common(group().sibling(kind::NIC, name)),
         ip_forwarding: false,
         configs: (0..n).map(config).collect(),
@@ -53,6 +56,9 @@ fn region(held: u32) -> Region {
     let location = "eastus".to_owned();
     apply(&mut region, Command::PutGroup { id: group(), location, tags: BTreeMap::new() });
     let subnet = PutSubnet {
+        security_group: None,
+        nat_gateway: None,
+        default_outbound: None,
         name: "s".into(),
         prefix: Prefix4::containing([10, 1, 0, 0].into(), 16),
         route_table: None,

@@ -11,8 +11,9 @@ use crate::{
     addr::Prefix4,
     fault::Fault,
     model::{
-        Allocation, BalancingRule, Delegation, Generation, Kept, NetworkMode, NodePhase,
-        OutboundRule, OutboundType, PoolMode, Probe, RoleAssignment, Route, Tags,
+        Allocation, BalancingRule, Delegation, Generation, InboundNatRule, Kept, NetworkMode,
+        NodePhase, OutboundProfile, OutboundRule, OutboundType, PodAllocation, PoolMode, Probe,
+        RoleAssignment, Route, SecurityRule, Tags,
     },
     name::{ArmId, Name},
 };
@@ -66,10 +67,54 @@ pub enum Command {
         /// The route.
         route: Route,
     },
+    /// Makes or replaces a network security group. `rules` is the whole list.
+    PutSecurityGroup {
+        /// Common fields.
+        common: Common,
+        /// All rules; `None` keeps those that are there.
+        rules: Option<Vec<SecurityRule>>,
+    },
+    /// Makes or replaces a security rule.
+    PutSecurityRule {
+        /// The rule's id; its parent is the network security group.
+        id: ArmId,
+        /// The rule.
+        rule: SecurityRule,
+    },
+    /// Makes or changes an application security group.
+    PutApplicationGroup {
+        /// Common fields.
+        common: Common,
+    },
+    /// Makes or changes one side of a peering.
+    PutPeering {
+        /// The peering's id; its parent is the virtual network.
+        id: ArmId,
+        /// What it should be.
+        peering: PutPeering,
+    },
+    /// Makes or replaces a NAT gateway.
+    PutNatGateway {
+        /// Common fields.
+        common: Common,
+        /// What it should be.
+        gateway: PutNatGateway,
+    },
+    /// Makes or changes a public IP prefix.
+    PutPublicIpPrefix {
+        /// Common fields.
+        common: Common,
+        /// `Standard`.
+        sku: String,
+        /// 28 to 31; may not change.
+        length: u8,
+    },
     /// Makes or changes a public IP.
     PutPublicIp {
         /// Common fields.
         common: Common,
+        /// The prefix that it is to be of; may not change.
+        prefix: Option<ArmId>,
         /// `Standard` or `Basic`.
         sku: String,
         /// Static or Dynamic.
@@ -81,6 +126,8 @@ pub enum Command {
         common: Common,
         /// Whether foreign addresses pass.
         ip_forwarding: bool,
+        /// Its network security group.
+        security_group: Option<ArmId>,
         /// At least one.
         configs: Vec<PutIpConfiguration>,
     },
@@ -114,8 +161,9 @@ pub enum Command {
     },
     /// Gives a role. Giving it again is success.
     PutRoleAssignment(RoleAssignment),
-    /// Removes any resource or child by id: virtual network, subnet, route table, route, public IP, NIC,
-    /// VM, load balancer, cluster, agent pool. Removing what is not there succeeds and changes nothing.
+    /// Removes any resource or child by id: virtual network, subnet, peering, route table, route,
+    /// network security group, rule, application security group, NAT gateway, public IP, public IP prefix, NIC, VM,
+    /// load balancer, cluster, agent pool. Removing what is not there succeeds and changes nothing.
     Delete {
         /// Its id.
         id: ArmId,
@@ -198,6 +246,12 @@ pub struct PutSubnet {
     pub prefix: Prefix4,
     /// Its route table.
     pub route_table: Option<ArmId>,
+    /// Its network security group.
+    pub security_group: Option<ArmId>,
+    /// Its NAT gateway.
+    pub nat_gateway: Option<ArmId>,
+    /// `None` is yes.
+    pub default_outbound: Option<bool>,
     /// Its delegations; actions are filled in by the region.
     pub delegations: Vec<Delegation>,
     /// `None` is `Disabled`.
@@ -217,6 +271,48 @@ pub struct PutIpConfiguration {
     pub subnet: ArmId,
     /// A static address, or `None` for the lowest free one (or the one that it has).
     pub address: Option<Ipv4Addr>,
+    /// A public IP of its own.
+    pub public_ip: Option<ArmId>,
+    /// The application security groups that it is to be in.
+    pub application_groups: Vec<ArmId>,
+}
+
+/// What one side of a peering should be.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "Azure's independent switches, one property each"
+)]
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutPeering {
+    /// Its name.
+    pub name: Name,
+    /// The other virtual network; may not change.
+    pub remote: ArmId,
+    /// See [`crate::model::Peering::allow_access`].
+    pub allow_access: bool,
+    /// See [`crate::model::Peering::allow_forwarded`].
+    pub allow_forwarded: bool,
+    /// Kept.
+    pub allow_gateway_transit: bool,
+    /// Kept.
+    pub use_remote_gateways: bool,
+    /// Whether the remote address space is to be learned anew (`syncRemoteAddressSpace=true`).
+    pub sync: bool,
+    /// Properties that nothing acts on.
+    pub kept: Kept,
+}
+
+/// What a NAT gateway should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PutNatGateway {
+    /// `Standard`.
+    pub sku: String,
+    /// Its public IPs.
+    pub public_ips: Vec<ArmId>,
+    /// Its public IP prefixes.
+    pub public_ip_prefixes: Vec<ArmId>,
+    /// Minutes; `None` is 4.
+    pub idle_timeout_minutes: Option<u32>,
 }
 
 /// What a load balancer should be.
@@ -234,6 +330,8 @@ pub struct PutLoadBalancer {
     pub rules: Vec<(Name, BalancingRule)>,
     /// Outbound rules.
     pub outbound_rules: Vec<(Name, OutboundRule)>,
+    /// Inbound NAT rules.
+    pub inbound_rules: Vec<(Name, InboundNatRule)>,
 }
 
 /// A front end that is asked for.
@@ -272,6 +370,8 @@ pub struct PutCluster {
     pub dns_service_ip: Option<Ipv4Addr>,
     /// Default `LoadBalancer`.
     pub outbound: Option<OutboundType>,
+    /// Default one managed address.
+    pub outbound_profile: Option<OutboundProfile>,
     /// All node pools; on update those that are not named stay.
     pub pools: Vec<PutPool>,
 }
@@ -291,6 +391,8 @@ pub struct PutPool {
     pub subnet: Option<ArmId>,
     /// The pods' subnet.
     pub pod_subnet: Option<ArmId>,
+    /// How the pods' subnet is shared out; `None` is `Dynamic`.
+    pub pod_allocation: Option<PodAllocation>,
     /// The version of its nodes; `None` is the cluster's.
     pub version: Option<String>,
     /// `None` is `Standard_D2s_v3`.
@@ -318,6 +420,7 @@ impl PutPool {
             max_pods: None,
             subnet: None,
             pod_subnet: None,
+            pod_allocation: None,
             version: None,
             vm_size: None,
             labels: None,

@@ -8,6 +8,18 @@ pub const SUBNET: &str = "Microsoft.Network/virtualNetworks/subnets";
 pub const ROUTE_TABLE: &str = "Microsoft.Network/routeTables";
 /// A route.
 pub const ROUTE: &str = "Microsoft.Network/routeTables/routes";
+/// One side of a virtual network peering.
+pub const PEERING: &str = "Microsoft.Network/virtualNetworks/virtualNetworkPeerings";
+/// A network security group.
+pub const SECURITY_GROUP: &str = "Microsoft.Network/networkSecurityGroups";
+/// A security rule.
+pub const SECURITY_RULE: &str = "Microsoft.Network/networkSecurityGroups/securityRules";
+/// An application security group.
+pub const APPLICATION_GROUP: &str = "Microsoft.Network/applicationSecurityGroups";
+/// A NAT gateway.
+pub const NAT_GATEWAY: &str = "Microsoft.Network/natGateways";
+/// A public IP prefix.
+pub const PUBLIC_IP_PREFIX: &str = "Microsoft.Network/publicIPPrefixes";
 /// A public IP.
 pub const PUBLIC_IP: &str = "Microsoft.Network/publicIPAddresses";
 /// A NIC of a virtual machine.

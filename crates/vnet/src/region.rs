@@ -29,8 +29,9 @@ use crate::{
     command::{Accepted, Command, Common, Outcome},
     fault::Fault,
     model::{
-        Cluster, Generation, LoadBalancer, Machine, Meta, Nic, Operation, ProvisioningState,
-        PublicIp, ResourceGroup, RoleAssignment, RouteTable, Timestamp, Verb, Vnet,
+        ApplicationGroup, Cluster, Generation, LoadBalancer, Machine, Meta, NatGateway, Nic,
+        Operation, ProvisioningState, PublicIp, PublicIpPrefix, ResourceGroup, RoleAssignment,
+        RouteTable, SecurityGroup, Timestamp, Verb, Vnet,
     },
     name::ArmId,
 };
@@ -39,17 +40,20 @@ mod addresses;
 mod balancer;
 mod cluster;
 mod findings;
+mod gateways;
 mod groups;
 mod interfaces;
 mod lifecycle;
 mod network;
 mod nodes;
+mod peerings;
 mod pool_subnets;
 mod pools;
 mod query;
 mod ranges;
 mod refusal;
 mod routes;
+mod security;
 
 pub use query::Availability;
 
@@ -64,6 +68,14 @@ pub struct Region {
     pub vnets: BTreeMap<ArmId, Arc<Vnet>>,
     /// Route tables by id.
     pub route_tables: BTreeMap<ArmId, Arc<RouteTable>>,
+    /// Network security groups by id.
+    pub security_groups: BTreeMap<ArmId, Arc<SecurityGroup>>,
+    /// Application security groups by id.
+    pub application_groups: BTreeMap<ArmId, Arc<ApplicationGroup>>,
+    /// NAT gateways by id.
+    pub nat_gateways: BTreeMap<ArmId, Arc<NatGateway>>,
+    /// Public IP prefixes by id.
+    pub public_ip_prefixes: BTreeMap<ArmId, Arc<PublicIpPrefix>>,
     /// Public IPs by id.
     pub public_ips: BTreeMap<ArmId, Arc<PublicIp>>,
     /// NICs by id.
@@ -122,11 +134,19 @@ impl Change {
                 self.put_route_table(&common, routes, disable_bgp_route_propagation)
             }
             Command::PutRoute { id, route } => self.put_route(&id, route),
-            Command::PutPublicIp { common, sku, allocation } => {
-                self.put_public_ip(&common, sku, allocation)
+            Command::PutSecurityGroup { common, rules } => self.put_security_group(&common, rules),
+            Command::PutSecurityRule { id, rule } => self.put_security_rule(&id, rule),
+            Command::PutApplicationGroup { common } => self.put_application_group(&common),
+            Command::PutPeering { id, peering } => self.put_peering(&id, peering),
+            Command::PutNatGateway { common, gateway } => self.put_nat_gateway(&common, gateway),
+            Command::PutPublicIpPrefix { common, sku, length } => {
+                self.put_public_ip_prefix(&common, sku, length)
             }
-            Command::PutNic { common, ip_forwarding, configs } => {
-                self.put_nic(&common, ip_forwarding, configs)
+            Command::PutPublicIp { common, prefix, sku, allocation } => {
+                self.put_public_ip(&common, prefix, sku, allocation)
+            }
+            Command::PutNic { common, ip_forwarding, security_group, configs } => {
+                self.put_nic(&common, ip_forwarding, security_group, configs)
             }
             Command::PutVm { common, nic } => self.put_vm(&common, &nic),
             Command::PutLoadBalancer { common, balancer } => self.put_balancer(&common, balancer),

@@ -212,6 +212,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
             .each("outboundRules", properties.outbound_rules, |parser, _, it| parser.outbound(it?));
     parser.findings.then(|| {
         let balancer = PutLoadBalancer {
+            inbound_rules: Vec::new(),
             sku: sku?.to_owned(),
             frontends,
             pools,
@@ -473,6 +474,7 @@ pub(crate) fn with_pools(
         kept: stored.meta.kept.clone(),
     };
     let balancer = PutLoadBalancer {
+        inbound_rules: Vec::new(),
         sku: stored.sku.clone(),
         frontends: stored.frontends.iter().map(|(name, it)| (name.clone(), frontend(it))).collect(),
         pools,

@@ -121,7 +121,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<(Command, Vec<ArmId>), Fault> {
     }
     findings.finish()?;
     let ip_forwarding = ip_forwarding.unwrap_or(false);
-    Ok((Command::PutNic { common, ip_forwarding, configs }, pools))
+    Ok((Command::PutNic { common, ip_forwarding, security_group: None, configs }, pools))
 }
 
 fn parse_configuration(
@@ -153,7 +153,13 @@ fn parse_configuration(
         let kind = format!("{}/backendAddressPools", kind::LOAD_BALANCER);
         pools.extend(findings.take_some(pool.id, |id| arm_id_of(&id, &kind, &target)));
     }
-    Some(PutIpConfiguration { name: name?, subnet: subnet?, address })
+    Some(PutIpConfiguration {
+        name: name?,
+        subnet: subnet?,
+        address,
+        public_ip: None,
+        application_groups: Vec::new(),
+    })
 }
 
 /// The resource as a `GET` shows it.

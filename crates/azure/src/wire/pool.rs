@@ -168,6 +168,7 @@ pub(super) fn parse_body(
         kept.remove("/osDiskSizeGB");
     }
     Some(PutPool {
+        pod_allocation: None,
         name: Name::new(name),
         mode,
         count: properties.count,

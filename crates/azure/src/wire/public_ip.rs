@@ -70,7 +70,12 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
         );
     }
     findings.then(|| {
-        Some(Command::PutPublicIp { common, sku: sku?.to_owned(), allocation: allocation? })
+        Some(Command::PutPublicIp {
+            common,
+            prefix: None,
+            sku: sku?.to_owned(),
+            allocation: allocation?,
+        })
     })
 }
 

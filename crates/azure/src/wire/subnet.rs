@@ -117,6 +117,9 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
         }
     }
     Some(PutSubnet {
+        security_group: None,
+        nat_gateway: None,
+        default_outbound: None,
         name: Name::new(id.name()),
         prefix: prefix?,
         route_table,

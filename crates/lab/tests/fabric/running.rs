@@ -40,8 +40,15 @@ impl Azure {
 
     fn vm(&self, name: &str) {
         let subnet = self.id(kind::VNET, "v").child("subnets", "a");
-        let config = PutIpConfiguration { name: "ipconfig1".to_owned(), subnet, address: None };
+        let config = PutIpConfiguration {
+            public_ip: None,
+            application_groups: Vec::new(),
+            name: "ipconfig1".to_owned(),
+            subnet,
+            address: None,
+        };
         self.command(Command::PutNic {
+            security_group: None,
             common: self.common(kind::NIC, name),
             ip_forwarding: false,
             configs: vec![config],
@@ -74,6 +81,7 @@ impl Azure {
         };
         let address = Some([10, 1, 1, 100].into());
         let balancer = PutLoadBalancer {
+            inbound_rules: Vec::new(),
             sku: "Standard".to_owned(),
             frontends: vec![(Name::new("f"), PutFrontend::Internal { subnet, address })],
             pools: vec![(Name::new("p"), vec![self.id(kind::NIC, "two")])],
@@ -138,6 +146,9 @@ async fn the_machine_follows_the_region() {
     });
     let prefix: Prefix4 = "10.1.1.0/24".parse().unwrap();
     let subnet = PutSubnet {
+        security_group: None,
+        nat_gateway: None,
+        default_outbound: None,
         name: Name::new("a"),
         prefix,
         route_table: None,

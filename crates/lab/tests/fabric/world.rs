@@ -143,6 +143,7 @@ impl Reader {
         self.vnet = vnet_id(name);
         let n = u8::try_from(self.region.vnets.len()).expect("few virtual networks");
         let vnet = Vnet {
+            peerings: BTreeMap::new(),
             meta: meta(self.vnet.clone()),
             prefixes: vec![prefix],
             subnets: BTreeMap::new(),
@@ -157,6 +158,9 @@ impl Reader {
 
     fn subnet(&mut self, name: &str, prefix: Prefix4, words: &[&str]) {
         let subnet = Subnet {
+            security_group: None,
+            nat_gateway: None,
+            default_outbound: true,
             name: Name::new(name),
             prefix,
             route_table: after(words, "table").map(|table| id("routeTables", table)),
@@ -201,7 +205,14 @@ impl Reader {
                 let address = parse(address);
                 let subnet = self.subnet_id(address);
                 let name = format!("ipconfig{}", n + 1);
-                IpConfiguration { name, subnet, address, allocation: Allocation::Static }
+                IpConfiguration {
+                    name,
+                    subnet,
+                    public_ip: None,
+                    application_groups: Vec::new(),
+                    address,
+                    allocation: Allocation::Static,
+                }
             })
             .collect();
         let primary = configs[0].address.octets();
@@ -210,6 +221,7 @@ impl Reader {
         self.region.nics.insert(
             nic.clone(),
             Arc::new(Nic {
+                security_group: None,
                 meta: meta(nic.clone()),
                 mac,
                 ip_forwarding: words.contains(&"forwards"),
@@ -225,6 +237,8 @@ impl Reader {
     fn cluster(&mut self, name: &str, mode: &str, api_address: Ipv4Addr, words: &[&str]) {
         self.cluster = id("managedClusters", name);
         let cluster = Cluster {
+            outbound_profile: vnet::model::OutboundProfile::default(),
+            security_group: None,
             meta: meta(self.cluster.clone()),
             created: Timestamp(0),
             version: "1.36.3".to_owned(),
@@ -282,6 +296,7 @@ impl Reader {
         if let ("balancer", [name]) = (kind, words) {
             self.balancer = id("loadBalancers", name);
             let balancer = LoadBalancer {
+                inbound_rules: BTreeMap::new(),
                 meta: meta(self.balancer.clone()),
                 sku: "Standard".to_owned(),
                 frontends: BTreeMap::new(),
@@ -341,6 +356,7 @@ impl Reader {
             [name, "public", address] => {
                 let public_ip = id("publicIPAddresses", name);
                 let ip = PublicIp {
+                    prefix: None,
                     meta: meta(public_ip.clone()),
                     address: parse(address),
                     allocation: Allocation::Static,

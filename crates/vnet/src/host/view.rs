@@ -145,7 +145,13 @@ impl<'a> View<'a> {
         }
         let default = match port.cluster.map(|cluster| cluster.outbound) {
             None | Some(OutboundType::LoadBalancer) => Some(self.vnet.default_outbound),
-            Some(OutboundType::UserDefinedRouting | OutboundType::None) => None,
+            Some(
+                OutboundType::ManagedNatGateway
+                | OutboundType::UserAssignedNatGateway
+                | OutboundType::UserDefinedRouting
+                | OutboundType::None
+                | OutboundType::Block,
+            ) => None,
         };
         by_rule.or(by_frontend).or(if is_member { None } else { default })
     }

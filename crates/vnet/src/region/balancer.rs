@@ -41,6 +41,7 @@ impl Change {
             probes: unique("probes", put.probes)?,
             rules: unique("loadBalancingRules", put.rules)?,
             outbound_rules: unique("outboundRules", put.outbound_rules)?,
+            inbound_rules: unique("inboundNatRules", put.inbound_rules)?,
         };
         check_references(&balancer)?;
         self.check_members(&balancer)?;

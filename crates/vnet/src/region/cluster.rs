@@ -74,6 +74,8 @@ impl Change {
             service_cidr: put.service_cidr.unwrap_or_else(|| default_range(ranges::SERVICE_CIDR)),
             dns_service_ip: put.dns_service_ip.unwrap_or(ranges::DNS_SERVICE_IP),
             outbound: put.outbound.unwrap_or(OutboundType::LoadBalancer),
+            outbound_profile: put.outbound_profile.unwrap_or_default(),
+            security_group: None,
             vnet,
             route_table,
             pools: BTreeMap::new(),
@@ -331,6 +333,9 @@ impl Change {
         let subnet = Subnet {
             name: name.clone(),
             prefix: Prefix4::containing(MANAGED_SUBNET.0.into(), MANAGED_SUBNET.1),
+            security_group: None,
+            nat_gateway: None,
+            default_outbound: true,
             route_table: None,
             delegations: Vec::new(),
             association_links: Vec::new(),
@@ -345,6 +350,7 @@ impl Change {
             meta: self.part_meta(&cluster.vnet, &cluster.meta.location, updating),
             prefixes: vec![Prefix4::containing(MANAGED_VNET.0.into(), MANAGED_VNET.1)],
             subnets: BTreeMap::from([(name.clone(), subnet)]),
+            peerings: BTreeMap::new(),
             default_outbound: self.lab_address()?,
         };
         self.region.vnets.insert(cluster.vnet.clone(), Arc::new(vnet));
@@ -374,6 +380,7 @@ impl Change {
             address,
             allocation: Allocation::Static,
             sku: "Standard".to_owned(),
+            prefix: None,
             used_by: None,
         };
         self.region.public_ips.insert(public_ip.clone(), Arc::new(resource));
@@ -389,6 +396,7 @@ impl Change {
         };
         let pools = ["kubernetes", "aksOutboundBackendPool"].map(Name::new);
         let balancer = LoadBalancer {
+            inbound_rules: BTreeMap::new(),
             meta: self.part_meta(&id, location, updating),
             sku: "Standard".to_owned(),
             frontends: BTreeMap::from([(name, Frontend::Public { public_ip })]),

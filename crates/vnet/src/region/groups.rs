@@ -233,6 +233,10 @@ impl Change {
         let region = &mut self.region;
         lifecycle::change(&mut region.vnets, id, mark);
         lifecycle::change(&mut region.route_tables, id, mark);
+        lifecycle::change(&mut region.security_groups, id, mark);
+        lifecycle::change(&mut region.application_groups, id, mark);
+        lifecycle::change(&mut region.nat_gateways, id, mark);
+        lifecycle::change(&mut region.public_ip_prefixes, id, mark);
         lifecycle::change(&mut region.public_ips, id, mark);
         lifecycle::change(&mut region.balancers, id, mark);
         lifecycle::change(&mut region.nics, id, mark);
@@ -248,6 +252,10 @@ impl Change {
             self.delete_subnet(id)
         } else if id.is_kind(kind::ROUTE) {
             self.delete_route(id)
+        } else if id.is_kind(kind::SECURITY_RULE) {
+            self.delete_security_rule(id)
+        } else if id.is_kind(kind::PEERING) {
+            self.delete_peering(id)
         } else if id.is_kind(kind::POOL) {
             self.delete_pool(id)
         } else if id.is_kind(kind::CLUSTER) {
@@ -268,6 +276,10 @@ impl Change {
         let region = &self.region;
         None.or_else(|| region.vnets.get(id).map(|vnet| vnet.meta.state))
             .or_else(|| region.route_tables.get(id).map(|table| table.meta.state))
+            .or_else(|| region.security_groups.get(id).map(|group| group.meta.state))
+            .or_else(|| region.application_groups.get(id).map(|group| group.meta.state))
+            .or_else(|| region.nat_gateways.get(id).map(|gateway| gateway.meta.state))
+            .or_else(|| region.public_ip_prefixes.get(id).map(|prefix| prefix.meta.state))
             .or_else(|| region.public_ips.get(id).map(|public_ip| public_ip.meta.state))
             .or_else(|| region.balancers.get(id).map(|balancer| balancer.meta.state))
             .or_else(|| region.nics.get(id).map(|nic| nic.meta.state))
@@ -284,6 +296,18 @@ impl Change {
         }
         if region.route_tables.contains_key(id) {
             self.refuse_used_route_table(id)?;
+        }
+        if region.security_groups.contains_key(id) {
+            self.refuse_used_security_group(id)?;
+        }
+        if region.application_groups.contains_key(id) {
+            self.refuse_used_application_group(id)?;
+        }
+        if region.nat_gateways.contains_key(id) {
+            self.refuse_used_nat_gateway(id)?;
+        }
+        if region.public_ip_prefixes.contains_key(id) {
+            self.refuse_used_public_ip_prefix(id)?;
         }
         if let Some(public_ip) = region.public_ips.get(id)
             && let Some(user) = &public_ip.used_by

@@ -16,6 +16,7 @@ impl Change {
         &mut self,
         common: &Common,
         ip_forwarding: bool,
+        security_group: Option<ArmId>,
         wanted: Vec<PutIpConfiguration>,
     ) -> Result<Accepted, Fault> {
         let old = self.region.nics.get(&common.id).cloned();
@@ -55,6 +56,8 @@ impl Change {
                 subnet: put.subnet,
                 address,
                 allocation,
+                public_ip: put.public_ip,
+                application_groups: put.application_groups,
             });
         }
         let nic = Nic {
@@ -62,6 +65,7 @@ impl Change {
             machine: old.as_ref().and_then(|old| old.machine.clone()),
             meta,
             ip_forwarding,
+            security_group,
             configs,
         };
         self.region.nics.insert(id.clone(), Arc::new(nic));
@@ -121,6 +125,7 @@ impl Change {
     pub(super) fn put_public_ip(
         &mut self,
         common: &Common,
+        prefix: Option<ArmId>,
         sku: String,
         allocation: Allocation,
     ) -> Result<Accepted, Fault> {
@@ -143,7 +148,7 @@ impl Change {
             None => self.lab_address()?,
         };
         let used_by = old.as_ref().and_then(|old| old.used_by.clone());
-        let public_ip = PublicIp { meta, address, allocation, sku, used_by };
+        let public_ip = PublicIp { meta, address, allocation, sku, prefix, used_by };
         self.region.public_ips.insert(id.clone(), Arc::new(public_ip));
         Ok(self.put(&id, old.is_none()))
     }

@@ -10,8 +10,9 @@ use crate::{
     fault::Fault,
     kind,
     model::{
-        Generation, LoadBalancer, Machine, Meta, Nic, Operation, ProvisioningState, PublicIp,
-        RouteTable, Timestamp, Verb, Vnet,
+        ApplicationGroup, Generation, LoadBalancer, Machine, Meta, NatGateway, Nic, Operation,
+        ProvisioningState, PublicIp, PublicIpPrefix, RouteTable, SecurityGroup, Timestamp, Verb,
+        Vnet,
     },
     name::{ArmId, Name},
 };
@@ -38,7 +39,17 @@ macro_rules! resources {
         }
     )*};
 }
-resources!(Vnet, RouteTable, PublicIp, Nic, LoadBalancer);
+resources!(
+    Vnet,
+    RouteTable,
+    SecurityGroup,
+    ApplicationGroup,
+    NatGateway,
+    PublicIp,
+    PublicIpPrefix,
+    Nic,
+    LoadBalancer
+);
 
 impl Resource for Machine {
     fn meta(&self) -> &Meta {
@@ -129,9 +140,13 @@ impl Change {
         let mut gone = going(&region.machines, generation);
         gone.extend(going(&region.balancers, generation));
         gone.extend(going(&region.nics, generation));
-        gone.extend(going(&region.public_ips, generation));
         gone.extend(going(&region.vnets, generation));
+        gone.extend(going(&region.nat_gateways, generation));
+        gone.extend(going(&region.public_ips, generation));
+        gone.extend(going(&region.public_ip_prefixes, generation));
         gone.extend(going(&region.route_tables, generation));
+        gone.extend(going(&region.security_groups, generation));
+        gone.extend(going(&region.application_groups, generation));
         for id in &gone {
             self.drop_resource(id);
         }
@@ -143,6 +158,10 @@ impl Change {
         any |= succeed(&mut region.public_ips, generation);
         any |= succeed(&mut region.vnets, generation);
         any |= succeed(&mut region.route_tables, generation);
+        any |= succeed(&mut region.security_groups, generation);
+        any |= succeed(&mut region.application_groups, generation);
+        any |= succeed(&mut region.nat_gateways, generation);
+        any |= succeed(&mut region.public_ip_prefixes, generation);
         any |= self.settle_subnets(generation);
         any |= self.end_operations(None, |operation| {
             operation.generation <= generation && is_fabric_target(&operation.target)
@@ -196,9 +215,13 @@ impl Change {
         }
         self.drop_balancer(id);
         self.drop_nic(id);
+        self.region.nat_gateways.remove(id);
         self.region.public_ips.remove(id);
+        self.region.public_ip_prefixes.remove(id);
         self.region.vnets.remove(id);
         self.region.route_tables.remove(id);
+        self.region.security_groups.remove(id);
+        self.region.application_groups.remove(id);
         self.forget_assignments(id);
     }
 
@@ -258,6 +281,10 @@ impl Change {
         let fail = |meta: &mut Meta| meta.state = failed_state(meta.state);
         change(&mut self.region.vnets, target, fail);
         change(&mut self.region.route_tables, target, fail);
+        change(&mut self.region.security_groups, target, fail);
+        change(&mut self.region.application_groups, target, fail);
+        change(&mut self.region.nat_gateways, target, fail);
+        change(&mut self.region.public_ip_prefixes, target, fail);
         change(&mut self.region.public_ips, target, fail);
         change(&mut self.region.nics, target, fail);
         change(&mut self.region.machines, target, fail);
@@ -323,8 +350,14 @@ fn is_fabric_target(target: &ArmId) -> bool {
     [
         kind::VNET,
         kind::SUBNET,
+        kind::PEERING,
         kind::ROUTE_TABLE,
         kind::ROUTE,
+        kind::SECURITY_GROUP,
+        kind::SECURITY_RULE,
+        kind::APPLICATION_GROUP,
+        kind::NAT_GATEWAY,
+        kind::PUBLIC_IP_PREFIX,
         kind::PUBLIC_IP,
         kind::NIC,
         kind::LOAD_BALANCER,

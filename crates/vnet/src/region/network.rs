@@ -45,7 +45,8 @@ impl Change {
             Some(old) => old.default_outbound,
             None => self.lab_address()?,
         };
-        let vnet = Vnet { meta, prefixes, subnets, default_outbound };
+        let peerings = old.as_ref().map_or_else(BTreeMap::new, |old| old.peerings.clone());
+        let vnet = Vnet { meta, prefixes, subnets, peerings, default_outbound };
         check_layout(&vnet)?;
         self.region.vnets.insert(id.clone(), Arc::new(vnet));
         Ok(self.put(&id, old.is_none()))
@@ -146,6 +147,9 @@ impl Change {
             name: old.map_or(put.name, |old| old.name.clone()),
             prefix: put.prefix,
             route_table: put.route_table,
+            security_group: put.security_group,
+            nat_gateway: put.nat_gateway,
+            default_outbound: put.default_outbound.unwrap_or(true),
             delegations,
             association_links: old.map_or_else(Vec::new, |old| old.association_links.clone()),
             held: old.map_or_else(BTreeMap::new, |old| old.held.clone()),

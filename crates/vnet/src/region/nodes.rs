@@ -96,12 +96,15 @@ impl Change {
             name: name(i),
             subnet: pool.subnet.clone(),
             address,
+            public_ip: None,
+            application_groups: Vec::new(),
             allocation: Allocation::Dynamic,
         });
         let nic = Nic {
             meta: self.part_meta(&nic_id, location, ProvisioningState::Updating),
             mac: self.mac_for(&nic_id),
             // Azure AKS documentation: every scale set's NIC has `enableIPForwarding`.
+            security_group: None,
             ip_forwarding: true,
             configs: configs.collect(),
             machine: Some(machine_id.clone()),

@@ -112,6 +112,7 @@ impl Change {
         })?;
         let autoscale = put.autoscale;
         let pool = AgentPool {
+            pod_allocation: put.pod_allocation.unwrap_or_default(),
             mode: put.mode.unwrap_or(mode),
             count: put.count.unwrap_or_else(|| autoscale.map_or(1, |(least, _)| least)),
             max_pods: put.max_pods.unwrap_or_else(|| default_max_pods(cluster.mode)),

@@ -127,6 +127,10 @@ impl Region {
             .vnets
             .keys()
             .chain(self.route_tables.keys())
+            .chain(self.security_groups.keys())
+            .chain(self.application_groups.keys())
+            .chain(self.nat_gateways.keys())
+            .chain(self.public_ip_prefixes.keys())
             .chain(self.public_ips.keys())
             .chain(self.balancers.keys())
             .chain(self.clusters.keys())

@@ -177,7 +177,7 @@ fn any_command() -> impl Strategy<Value = Command> {
                 next_hop: NextHop::VirtualAppliance(ip("10.1.0.4")),
             },
         }),
-        1 => Just(Command::PutPublicIp {
+        1 => Just(Command::PutPublicIp { prefix: None,
             common: common(id("pip p")),
             sku: "Standard".to_owned(),
             allocation: Allocation::Static,

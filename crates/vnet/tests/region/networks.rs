@@ -270,6 +270,7 @@ fn machines_hold_their_nics() {
 fn load_balancers_hold_front_ends_and_public_ips() {
     let mut lab = lab();
     let put_pip = Command::PutPublicIp {
+        prefix: None,
         common: common(id("pip p")),
         sku: "Standard".to_owned(),
         allocation: Allocation::Static,

@@ -61,6 +61,9 @@ pub(crate) fn common(id: ArmId) -> Common {
 /// A subnet with its prefix and nothing else.
 pub(crate) fn subnet(name: &str, range: &str) -> PutSubnet {
     PutSubnet {
+        security_group: None,
+        nat_gateway: None,
+        default_outbound: None,
         name: name.into(),
         prefix: prefix(range),
         route_table: None,
@@ -96,6 +99,7 @@ pub(crate) fn internal_balancer(subnet: &str, address: Option<&str>) -> PutLoadB
     let frontend =
         PutFrontend::Internal { subnet: id(&format!("subnet {subnet}")), address: address.map(ip) };
     PutLoadBalancer {
+        inbound_rules: Vec::new(),
         sku: "Standard".to_owned(),
         frontends: vec![("fe".into(), frontend)],
         pools: Vec::new(),
@@ -216,11 +220,14 @@ pub(crate) fn put_subnet(vnet: &str, subnet: PutSubnet) -> Command {
 
 pub(crate) fn put_nic(name: &str, configs: &[(&str, &str, Option<&str>)]) -> Command {
     let config = |(name, subnet, address): &(&str, &str, Option<&str>)| PutIpConfiguration {
+        public_ip: None,
+        application_groups: Vec::new(),
         name: (*name).to_owned(),
         subnet: id(&format!("subnet {subnet}")),
         address: address.map(ip),
     };
     Command::PutNic {
+        security_group: None,
         common: common(id(&format!("nic {name}"))),
         ip_forwarding: false,
         configs: configs.iter().map(config).collect(),

@@ -116,6 +116,9 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
     profile["outboundType"] = json!(match cluster.outbound {
         OutboundType::LoadBalancer => "loadBalancer",
         OutboundType::UserDefinedRouting => "userDefinedRouting",
+        OutboundType::ManagedNatGateway => "managedNATGateway",
+        OutboundType::UserAssignedNatGateway => "userAssignedNATGateway",
+        OutboundType::Block => "block",
         OutboundType::None => "none",
     });
     profile["ipFamilies"] = json!(["IPv4"]);

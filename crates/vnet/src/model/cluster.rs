@@ -1,0 +1,198 @@
+//! Managed clusters and their node pools.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use super::{Generation, Kept, Meta, ProvisioningState, Timestamp};
+use crate::{
+    addr::Prefix4,
+    name::{ArmId, Name},
+};
+
+/// How a cluster's pods get addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkMode {
+    /// A /24 of the pod CIDR per node, a route per node, NAT to the node's address.
+    Kubenet,
+    /// `networkPlugin: azure` without a mode: addresses of the node subnet, or of a pool's pod subnet.
+    Azure,
+    /// A /24 of the pod CIDR per node, routed by the fabric itself.
+    Overlay,
+    /// Bring your own CNI.
+    None,
+}
+
+/// How a cluster's machines reach the internet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OutboundType {
+    /// Through load balancer `kubernetes` and its outbound rule.
+    LoadBalancer,
+    /// Through a NAT gateway that AKS makes for its managed virtual network.
+    ManagedNatGateway,
+    /// Through the NAT gateway that the user's subnets have.
+    UserAssignedNatGateway,
+    /// Through what the subnet's route table says.
+    UserDefinedRouting,
+    /// Not at all by AKS' doing.
+    None,
+    /// Not at all: AKS' network security group denies it.
+    Block,
+}
+
+/// A managed cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cluster {
+    /// Id, location, tags, state.
+    pub meta: Meta,
+    /// When it was asked for.
+    pub created: Timestamp,
+    /// Kubernetes' version, `1.36.3`.
+    pub version: String,
+    /// `<dns_prefix>-<8>.hcp.<location>.azmk8s.io`.
+    pub dns_prefix: String,
+    /// The API server's public name.
+    pub fqdn: String,
+    /// The API server's public address, of the lab's internet.
+    pub api_address: Ipv4Addr,
+    /// The id of the node resource group, `MC_…`.
+    pub node_group: ArmId,
+    /// Eight decimal digits that name its parts.
+    pub hash: String,
+    /// The system-assigned identity's object id.
+    pub principal: Uuid,
+    /// How pods get addresses.
+    pub mode: NetworkMode,
+    /// Kubenet and overlay always; `None` mode when given.
+    pub pod_cidr: Option<Prefix4>,
+    /// The services' range.
+    pub service_cidr: Prefix4,
+    /// The cluster DNS' address in it.
+    pub dns_service_ip: Ipv4Addr,
+    /// How machines reach the internet.
+    pub outbound: OutboundType,
+    /// What was asked of the addresses that machines are seen with outside.
+    #[serde(default)]
+    pub outbound_profile: OutboundProfile,
+    /// The virtual network of all its pools.
+    pub vnet: ArmId,
+    /// The managed route table: kubenet.
+    pub route_table: Option<ArmId>,
+    /// The managed network security group, `aks-agentpool-<hash>-nsg`.
+    pub security_group: Option<ArmId>,
+    /// Node pools by name.
+    pub pools: BTreeMap<Name, AgentPool>,
+}
+
+/// `loadBalancerProfile` and `natGatewayProfile`: how many outbound addresses there are, and how ports are shared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutboundProfile {
+    /// Where the addresses come from.
+    pub addresses: OutboundAddresses,
+    /// SNAT ports per node and address, a multiple of 8; 0 is Azure's default by pool size.
+    pub allocated_ports: u32,
+    /// Minutes.
+    pub idle_timeout_minutes: u32,
+}
+
+/// Where a cluster's outbound addresses come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum OutboundAddresses {
+    /// AKS makes this many, 1 to 100 (NAT gateway: 16).
+    Managed(u32),
+    /// The user's public IPs.
+    PublicIps(Vec<ArmId>),
+    /// The user's public IP prefixes.
+    Prefixes(Vec<ArmId>),
+}
+
+impl Default for OutboundProfile {
+    /// One managed address, ports by pool size, Azure's 30 minutes.
+    fn default() -> Self {
+        Self {
+            addresses: OutboundAddresses::Managed(1),
+            allocated_ports: 0,
+            idle_timeout_minutes: 30,
+        }
+    }
+}
+
+impl Cluster {
+    /// The node pools in the order in which they were made, which is Azure's.
+    #[must_use]
+    pub fn pools_in_order(&self) -> Vec<&AgentPool> {
+        let mut pools: Vec<&AgentPool> = self.pools.values().collect();
+        pools.sort_by_key(|pool| pool.ordinal);
+        pools
+    }
+}
+
+/// A node pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentPool {
+    /// Its name.
+    pub name: Name,
+    /// System or User.
+    pub mode: PoolMode,
+    /// How many nodes are asked for.
+    pub count: u32,
+    /// Pods per node, 10 to 250.
+    pub max_pods: u32,
+    /// The node subnet.
+    pub subnet: ArmId,
+    /// Whether the caller named the subnet (`vnetSubnetID`); a managed one is not shown.
+    pub subnet_given: bool,
+    /// The pods' subnet.
+    pub pod_subnet: Option<ArmId>,
+    /// How the pods' subnet is shared out.
+    #[serde(default)]
+    pub pod_allocation: PodAllocation,
+    /// The version of its nodes.
+    pub version: String,
+    /// `Standard_D2s_v3`.
+    pub vm_size: String,
+    /// Labels of its nodes.
+    pub labels: BTreeMap<String, String>,
+    /// Taints of its nodes, `key=value:Effect`.
+    pub taints: Vec<String>,
+    /// `10%`, `33%`, `1`.
+    pub max_surge: String,
+    /// Minimum and maximum, when the autoscaler is on.
+    pub autoscale: Option<(u32, u32)>,
+    /// Counts the cluster's pools as they were made; Azure lists them in this order.
+    pub ordinal: u32,
+    /// The next instance's number in its scale set.
+    pub next_instance: u32,
+    /// Where it is between request and reality.
+    pub state: ProvisioningState,
+    /// The command that changed it last.
+    pub changed: Generation,
+    /// Changes with every write.
+    pub etag: Uuid,
+    /// Kept and given back, not acted upon.
+    pub kept: Kept,
+}
+
+/// How a node gets addresses of its pod subnet (`podIPAllocationMode`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PodAllocation {
+    #[default]
+    /// In batches of [`super::POD_BATCH`], more and fewer as its pods come and go.
+    Dynamic,
+    /// In blocks of /28 for as many pods as it may have, when it is made.
+    StaticBlock,
+}
+
+/// What a node pool is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PoolMode {
+    /// Runs the cluster's own pods; there is always one.
+    System,
+    /// Runs the user's pods.
+    User,
+}

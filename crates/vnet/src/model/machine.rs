@@ -1,0 +1,121 @@
+//! NICs and the machines that have them.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use super::Meta;
+use crate::{
+    addr::{Mac, Prefix4},
+    name::{ArmId, Name},
+};
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nic {
+    /// Id, location, tags, state. A scale set instance's NIC has its id below the instance.
+    pub meta: Meta,
+    /// Ethernet address, unique in the region.
+    pub mac: Mac,
+    /// Whether packets with foreign source or destination addresses pass.
+    pub ip_forwarding: bool,
+    /// The network security group that its packets meet.
+    pub security_group: Option<ArmId>,
+    /// The first is the primary one. All are in subnets of one virtual network.
+    pub configs: Vec<IpConfiguration>,
+    /// The machine that it is attached to.
+    pub machine: Option<ArmId>,
+}
+
+impl Nic {
+    /// The primary address.
+    #[must_use]
+    pub fn address(&self) -> Option<Ipv4Addr> {
+        self.configs.first().map(|config| config.address)
+    }
+
+    /// The id of the virtual network.
+    #[must_use]
+    pub fn vnet(&self) -> Option<ArmId> {
+        self.configs.first().and_then(|config| config.subnet.parent())
+    }
+}
+
+/// An address of a NIC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IpConfiguration {
+    /// `ipconfig1`, …
+    pub name: String,
+    /// The subnet's id.
+    pub subnet: ArmId,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// Chosen by the caller or by Azure.
+    pub allocation: Allocation,
+    /// The public IP of its own (instance-level).
+    pub public_ip: Option<ArmId>,
+    /// The application security groups that it is in.
+    #[serde(default)]
+    pub application_groups: Vec<ArmId>,
+}
+
+/// Who chose an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Allocation {
+    /// The caller.
+    Static,
+    /// Azure: the lowest free one.
+    Dynamic,
+}
+
+/// A computer with one NIC: a virtual machine, or an instance of a node pool's scale set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Id, location, tags, state.
+    pub meta: Meta,
+    /// Host name: the VM's name or the node's name.
+    pub hostname: String,
+    /// Its NIC.
+    pub nic: ArmId,
+    /// What it is for.
+    pub role: Role,
+}
+
+/// What a [`Machine`] is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// A virtual machine of the user's.
+    Vm,
+    /// A Kubernetes node.
+    Node(NodeRole),
+}
+
+/// What makes a [`Machine`] a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRole {
+    /// The cluster.
+    pub cluster: ArmId,
+    /// The node pool's name.
+    pub pool: Name,
+    /// The instance's number in the scale set, never used twice.
+    pub instance: u32,
+    /// The node's /24 of the cluster's pod CIDR: kubenet and overlay.
+    pub pod_range: Option<Prefix4>,
+    /// Where the node is.
+    pub phase: NodePhase,
+}
+
+/// Where a node is on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodePhase {
+    /// Its machine is being made.
+    Creating,
+    /// Its kubelet has registered; it is not Ready (right for a cluster without a CNI).
+    NotReady,
+    /// Its kubelet says Ready.
+    Ready,
+}

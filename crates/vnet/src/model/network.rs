@@ -1,0 +1,238 @@
+//! Virtual networks and what belongs to their shape: subnets, peerings, routes, public addresses, NAT gateways.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Allocation, Generation, Kept, Meta, ProvisioningState};
+use crate::{
+    addr::Prefix4,
+    name::{ArmId, Name},
+};
+
+/// A virtual network with its subnets.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vnet {
+    /// Id, location, tags, state.
+    pub meta: Meta,
+    /// The address space: no two overlap.
+    pub prefixes: Vec<Prefix4>,
+    /// Its subnets: each inside the address space, no two overlap.
+    pub subnets: BTreeMap<Name, Subnet>,
+    /// Its peerings, one side of each.
+    #[serde(default)]
+    pub peerings: BTreeMap<Name, Peering>,
+    /// The public address that machines without an outbound method of their own are seen with
+    /// (Azure's default outbound access).
+    pub default_outbound: Ipv4Addr,
+}
+
+/// A subnet and who holds its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Subnet {
+    /// Its name.
+    pub name: Name,
+    /// Its one IPv4 prefix, /29 or larger.
+    pub prefix: Prefix4,
+    /// The route table that its machines' packets meet.
+    pub route_table: Option<ArmId>,
+    /// The network security group that its machines' packets meet.
+    pub security_group: Option<ArmId>,
+    /// The NAT gateway that its machines' flows to the internet leave by.
+    pub nat_gateway: Option<ArmId>,
+    /// Whether machines without an outbound method of their own have Azure's default outbound access.
+    #[serde(default = "yes")]
+    pub default_outbound: bool,
+    /// At most one in practice.
+    pub delegations: Vec<Delegation>,
+    /// Clusters whose pods live here: each is a service association link `AzureKubernetesService`.
+    pub association_links: Vec<ArmId>,
+    /// Every held address. None of the five reserved is ever here.
+    pub held: BTreeMap<Ipv4Addr, Holder>,
+    /// `Disabled` (default), `Enabled`, …
+    pub private_endpoint_network_policies: String,
+    /// `Enabled` (default) or `Disabled`.
+    pub private_link_service_network_policies: String,
+    /// Where it is between request and reality.
+    pub state: ProvisioningState,
+    /// The command that changed it last.
+    pub changed: Generation,
+    /// Kept and given back, not acted upon.
+    pub kept: Kept,
+}
+
+/// What a subnet that was written before it could be asked has.
+fn yes() -> bool {
+    true
+}
+
+/// A subnet given to a service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Delegation {
+    /// `aks-delegation` when AKS made it.
+    pub name: Name,
+    /// `Microsoft.ContainerService/managedClusters`.
+    pub service: String,
+    /// What the service may do, `Microsoft.Network/virtualNetworks/subnets/join/action`.
+    pub actions: Vec<String>,
+}
+
+/// Who holds an address of a subnet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub enum Holder {
+    /// An IP configuration of a NIC.
+    IpConfiguration {
+        /// The NIC.
+        nic: ArmId,
+        /// The IP configuration's name.
+        config: String,
+    },
+    /// A front end of an internal load balancer.
+    Frontend {
+        /// The load balancer.
+        balancer: ArmId,
+        /// The front end's name.
+        frontend: String,
+    },
+    /// Given to a node for its pods, in batches of [`POD_BATCH`].
+    PodBatch {
+        /// The node, by its machine's id.
+        node: ArmId,
+    },
+}
+
+/// How many addresses of a pod subnet a node gets at a time
+/// (Azure/azure-container-networking, scaler default `batchSize`).
+pub const POD_BATCH: usize = 16;
+
+/// One side of a peering between two virtual networks.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "Azure's independent switches, one property each"
+)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peering {
+    /// Its name, unique in its virtual network.
+    pub name: Name,
+    /// The other virtual network.
+    pub remote: ArmId,
+    /// The other one's address space as this side learned it last: a change there needs a sync here.
+    pub remote_prefixes: Vec<Prefix4>,
+    /// `allowVirtualNetworkAccess`: whether flows pass between the two, and `VirtualNetwork` means the other's space, too.
+    pub allow_access: bool,
+    /// `allowForwardedTraffic`: whether what comes from there may have a source that is not of its space.
+    pub allow_forwarded: bool,
+    /// `allowGatewayTransit`. Kept; there are no gateways here.
+    pub allow_gateway_transit: bool,
+    /// `useRemoteGateways`. Kept; there are no gateways here.
+    pub use_remote_gateways: bool,
+    /// Whether the other side is there, too.
+    pub peering_state: PeeringState,
+    /// Where it is between request and reality.
+    pub state: ProvisioningState,
+    /// The command that changed it last.
+    pub changed: Generation,
+    /// Kept and given back, not acted upon.
+    pub kept: Kept,
+}
+
+/// Whether a peering has two sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PeeringState {
+    /// The other side is not there yet.
+    Initiated,
+    /// Both are there.
+    Connected,
+    /// The other side was removed. Nothing passes until this one is removed and made again.
+    Disconnected,
+}
+
+/// A route table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteTable {
+    /// Id, location, tags, state.
+    pub meta: Meta,
+    /// Routes by name.
+    pub routes: BTreeMap<Name, Route>,
+    /// Kept; there is no gateway here that could propagate any.
+    pub disable_bgp_route_propagation: bool,
+}
+
+/// A user-defined route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Route {
+    /// Its name, up to 80 characters.
+    pub name: Name,
+    /// Destination.
+    pub prefix: Prefix4,
+    /// Where to.
+    pub next_hop: NextHop,
+}
+
+/// A route's next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NextHop {
+    /// Through a machine with IP forwarding.
+    VirtualAppliance(Ipv4Addr),
+    /// Inside the virtual network.
+    VnetLocal,
+    /// Out of the virtual network.
+    Internet,
+    /// Dropped.
+    None,
+}
+
+/// A public address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicIp {
+    /// Id, location, tags, state.
+    pub meta: Meta,
+    /// The address, of the lab's internet.
+    pub address: Ipv4Addr,
+    /// `Static` always for Standard.
+    pub allocation: Allocation,
+    /// `Standard`, `Basic`.
+    pub sku: String,
+    /// The prefix that it is of.
+    pub prefix: Option<ArmId>,
+    /// The front end, IP configuration or NAT gateway that uses it, as an id.
+    pub used_by: Option<String>,
+}
+
+/// Public addresses in a row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicIpPrefix {
+    /// Id, location, tags, state.
+    pub meta: Meta,
+    /// The addresses, of the lab's internet: /28 to /31.
+    pub prefix: Prefix4,
+    /// `Standard`.
+    pub sku: String,
+    /// The NAT gateway or front end that uses it whole, as an id.
+    pub used_by: Option<String>,
+}
+
+/// A NAT gateway: the flows of its subnets to the internet have its addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NatGateway {
+    /// Id, location, tags, state.
+    pub meta: Meta,
+    /// `Standard`, `StandardV2`.
+    pub sku: String,
+    /// Its public IPs.
+    pub public_ips: Vec<ArmId>,
+    /// Its public IP prefixes.
+    pub public_ip_prefixes: Vec<ArmId>,
+    /// Minutes, 4 to 120.
+    pub idle_timeout_minutes: u32,
+}
