@@ -5,6 +5,10 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+mod set;
+
+pub use self::set::AddressSet;
+
 /// An IPv4 prefix in CIDR notation, without host bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]

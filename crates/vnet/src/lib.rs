@@ -2,7 +2,8 @@
 //! what a plan costs in addresses, and what a Linux host must look like to behave so.
 //!
 //! Entry points: [`region::Region::apply`] changes the cloud side's whole state, one [`command::Command`]
-//! at a time; [`sizing`] says what a plan costs; [`host`] says what the kernel must look like for a given region.
+//! at a time; [`sizing`] says what a plan costs; [`policy`] and [`routes`] say what becomes of a packet; [`host`]
+//! says what the kernel must look like for a given region.
 //!
 //! Deliberately absent: clock, disk, sockets, threads, `async`, randomness, environment, logging,
 //! and every word of HTTP, JSON, Kubernetes' API or netlink.
@@ -18,7 +19,9 @@ pub mod model;
 pub mod command;
 
 pub mod ipam;
+pub mod policy;
 pub mod region;
+pub mod routes;
 pub mod sizing;
 
 pub mod host;

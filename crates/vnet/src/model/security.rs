@@ -77,9 +77,9 @@ pub enum RuleProtocol {
     Udp,
     /// ICMP; ports mean nothing.
     Icmp,
-    /// IPsec's encapsulating security payload; ports mean nothing.
+    /// The encapsulating security payload of `IPsec`; ports mean nothing.
     Esp,
-    /// IPsec's authentication header; ports mean nothing.
+    /// The authentication header of `IPsec`; ports mean nothing.
     Ah,
 }
 
@@ -117,6 +117,20 @@ pub struct Ports {
     pub any_of: Vec<PortRange>,
     /// Whether they were given as a list (`destinationPortRanges`), which a `GET` gives back so.
     pub as_list: bool,
+}
+
+impl Ports {
+    /// Whether `port` is one of them.
+    #[must_use]
+    pub fn contains(&self, port: u16) -> bool {
+        self.any_of.iter().any(|range| range.contains(port))
+    }
+
+    /// Whether they are `*`.
+    #[must_use]
+    pub fn are_all(&self) -> bool {
+        self.any_of.contains(&PortRange::ALL)
+    }
 }
 
 /// Ports from `first` to `last`, both included; `*` is 0 to 65535.

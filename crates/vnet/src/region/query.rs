@@ -10,6 +10,7 @@ use crate::{
     kind,
     model::{AgentPool, Cluster, Machine, Nic, NodeRole, Operation, Role, Subnet, Verb, Vnet},
     name::{ArmId, Name},
+    policy::tags::ServiceTags,
 };
 
 /// The answer to `CheckIPAddressAvailability`.
@@ -35,6 +36,12 @@ impl Machine {
 }
 
 impl Region {
+    /// The service tags that security rules can name.
+    #[must_use]
+    pub fn service_tags(&self) -> &ServiceTags {
+        ServiceTags::built_in()
+    }
+
     /// A subnet and the virtual network that it is in.
     #[must_use]
     pub fn subnet(&self, id: &ArmId) -> Option<(&Arc<Vnet>, &Subnet)> {

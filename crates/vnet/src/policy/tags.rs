@@ -1,0 +1,139 @@
+//! Service tags: names for addresses of Azure's own. The list has a version and can be replaced by Azure's own
+//! file; see [`Region::service_tags`](crate::region::Region::service_tags).
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use serde::{Deserialize, Serialize};
+
+use crate::addr::{AddressSet, Prefix4};
+
+/// The virtual network and what is joined to it; see [`super::virtual_network`].
+pub const VIRTUAL_NETWORK: &str = "VirtualNetwork";
+/// Where health probes come from: 168.63.129.16.
+pub const AZURE_LOAD_BALANCER: &str = "AzureLoadBalancer";
+/// Every public address outside of `VirtualNetwork`.
+pub const INTERNET: &str = "Internet";
+
+/// Names of services of the platform's own, which only rules that say so are about
+/// (Azure documentation, "Virtual network service tags").
+const PLATFORM_SERVICES: [&str; 3] = ["AzurePlatformDNS", "AzurePlatformIMDS", "AzurePlatformLKM"];
+
+/// What is not reached over the internet (IANA, "IPv4 Special-Purpose Address Registry"). The lab's own internet,
+/// the range for benchmarks, is.
+const NOT_PUBLIC: [&str; 9] = [
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "168.63.129.16/32",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "224.0.0.0/3",
+];
+
+/// A list of service tags.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceTags {
+    /// Azure's `changeNumber`; 0 for the built-in list.
+    pub change_number: u64,
+    /// Prefixes by tag, `AzureCloud.eastus`. `VirtualNetwork` and `Internet` are never here.
+    pub tags: BTreeMap<String, Vec<Prefix4>>,
+}
+
+impl ServiceTags {
+    /// The addresses of a tag, which is found in any case. `None` when there is no such tag.
+    #[must_use]
+    pub fn addresses(&self, tag: &str) -> Option<AddressSet> {
+        let found = self.tags.iter().find(|(name, _)| name.eq_ignore_ascii_case(tag));
+        found.map(|(_, prefixes)| prefixes.iter().copied().collect())
+    }
+
+    /// Whether a rule may name this tag.
+    #[must_use]
+    pub fn knows(&self, tag: &str) -> bool {
+        tag.eq_ignore_ascii_case(VIRTUAL_NETWORK)
+            || tag.eq_ignore_ascii_case(INTERNET)
+            || self.tags.keys().any(|name| name.eq_ignore_ascii_case(tag))
+    }
+
+    /// The tags that rules can name where nobody has given a list. A lab has an internet of its own
+    /// (198.18.0.0/15): its lower half is Azure's, in every region; some services have addresses in the upper half.
+    #[must_use]
+    pub fn built_in() -> &'static Self {
+        static BUILT_IN: LazyLock<ServiceTags> = LazyLock::new(|| {
+            let tags = BUILT_IN_TAGS.iter().map(|(tag, prefix)| {
+                let prefix = prefix.parse().expect("the list has prefixes only");
+                ((*tag).to_owned(), vec![prefix])
+            });
+            let regional = BUILT_IN_REGIONS.iter().map(|region| {
+                let prefix = AZURE.parse().expect("a prefix");
+                (format!("AzureCloud.{region}"), vec![prefix])
+            });
+            ServiceTags { change_number: 0, tags: tags.chain(regional).collect() }
+        });
+        &BUILT_IN
+    }
+}
+
+/// The addresses that public IPs and API servers of a lab have.
+const AZURE: &str = "198.18.0.0/16";
+
+const BUILT_IN_TAGS: &[(&str, &str)] = &[
+    (AZURE_LOAD_BALANCER, "168.63.129.16/32"),
+    ("AzurePlatformDNS", "168.63.129.16/32"),
+    ("AzurePlatformIMDS", "169.254.169.254/32"),
+    ("AzurePlatformLKM", "168.63.129.16/32"),
+    ("AzureCloud", AZURE),
+    ("MicrosoftContainerRegistry", "198.19.0.10/32"),
+    ("AzureFrontDoor.FirstParty", "198.19.16.0/24"),
+    ("AzureActiveDirectory", "198.19.17.0/24"),
+    ("AzureMonitor", "198.19.18.0/24"),
+    ("AzureResourceManager", "198.19.19.0/24"),
+    ("AzureContainerRegistry", "198.19.20.0/24"),
+    ("AzureKeyVault", "198.19.21.0/24"),
+    ("Storage", "198.19.22.0/24"),
+    ("Sql", "198.19.23.0/24"),
+];
+
+const BUILT_IN_REGIONS: &[&str] = &[
+    "australiaeast",
+    "brazilsouth",
+    "canadacentral",
+    "centralindia",
+    "centralus",
+    "eastasia",
+    "eastus",
+    "eastus2",
+    "francecentral",
+    "germanywestcentral",
+    "japaneast",
+    "koreacentral",
+    "northcentralus",
+    "northeurope",
+    "norwayeast",
+    "southcentralus",
+    "southeastasia",
+    "swedencentral",
+    "switzerlandnorth",
+    "uaenorth",
+    "uksouth",
+    "westcentralus",
+    "westeurope",
+    "westus",
+    "westus2",
+    "westus3",
+];
+
+/// Whether a tag names a service of the platform's own.
+#[must_use]
+pub fn is_platform_service(tag: &str) -> bool {
+    PLATFORM_SERVICES.iter().any(|service| service.eq_ignore_ascii_case(tag))
+}
+
+/// Every address that can be reached over the internet.
+pub(super) fn public() -> AddressSet {
+    let not = NOT_PUBLIC.map(|text| text.parse().expect("the list has prefixes only"));
+    AddressSet::all().without(&not.into_iter().collect())
+}
