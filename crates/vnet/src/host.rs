@@ -4,7 +4,7 @@
 //! [`plan::plan`] compares it with what was observed and lists the actions between the two. Both are
 //! plain functions; `linux` observes and acts, `daemon` decides when.
 
-mod balancing;
+pub(crate) mod balancing;
 mod control;
 pub mod fabric;
 pub mod health;
@@ -14,7 +14,7 @@ mod routing;
 mod ruleset;
 pub mod state;
 mod text;
-mod view;
+pub(crate) mod view;
 
 #[cfg(test)]
 mod laws;

@@ -2,7 +2,7 @@
 //! what a plan costs in addresses, and what a Linux host must look like to behave so.
 //!
 //! Entry points: [`region::Region::apply`] changes the cloud side's whole state, one [`command::Command`]
-//! at a time; [`sizing`] says what a plan costs; [`policy`] and [`routes`] say what becomes of a packet; [`host`]
+//! at a time; [`sizing`] says what a plan costs; [`flow`] says what becomes of a packet, by [`policy`] and [`routes`]; [`host`]
 //! says what the kernel must look like for a given region.
 //!
 //! Deliberately absent: clock, disk, sockets, threads, `async`, randomness, environment, logging,
@@ -22,6 +22,8 @@ pub mod ipam;
 pub mod policy;
 pub mod region;
 pub mod routes;
+
+pub mod flow;
 pub mod sizing;
 
 pub mod host;

@@ -10,25 +10,25 @@ use super::{health::Health, view::View};
 use crate::model::{BalancingRule, LoadBalancer, Transport};
 
 /// What a service is found by: address, protocol, port (0 with [`Transport::All`]).
-pub(super) type Key = (Ipv4Addr, Transport, u16);
+pub(crate) type Key = (Ipv4Addr, Transport, u16);
 
 /// All services of a virtual network.
-pub(super) struct Services(pub(super) BTreeMap<Key, Service>);
+pub(crate) struct Services(pub(crate) BTreeMap<Key, Service>);
 
 /// One load-balancing rule.
-pub(super) struct Service {
+pub(crate) struct Service {
     /// The members that new flows may go to, in order.
-    pub(super) healthy: Vec<Ipv4Addr>,
+    pub(crate) healthy: Vec<Ipv4Addr>,
     /// All members, in order.
-    pub(super) members: Vec<Ipv4Addr>,
+    pub(crate) members: Vec<Ipv4Addr>,
     /// Whether a client always meets the same member.
-    pub(super) by_source: bool,
-    pub(super) delivery: Delivery,
+    pub(crate) by_source: bool,
+    pub(crate) delivery: Delivery,
 }
 
 /// What becomes of the packet's destination.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Delivery {
+pub(crate) enum Delivery {
     /// It stays: floating IP.
     Kept,
     /// It becomes the member's address, and this port unless it is 0.
@@ -37,13 +37,13 @@ pub(super) enum Delivery {
 
 impl Services {
     /// The members that get packets with a front end's address.
-    pub(super) fn members(&self) -> BTreeSet<Ipv4Addr> {
+    pub(crate) fn members(&self) -> BTreeSet<Ipv4Addr> {
         let kept = self.0.values().filter(|service| service.delivery == Delivery::Kept);
         kept.flat_map(|service| service.members.iter().copied()).collect()
     }
 
     /// The front ends' addresses that a member may answer from.
-    pub(super) fn addresses_of(&self, member: Ipv4Addr) -> BTreeSet<Ipv4Addr> {
+    pub(crate) fn addresses_of(&self, member: Ipv4Addr) -> BTreeSet<Ipv4Addr> {
         self.0
             .iter()
             .filter(|(_, service)| service.delivery == Delivery::Kept)
@@ -54,7 +54,7 @@ impl Services {
 }
 
 /// The services of all load balancers that act in a virtual network.
-pub(super) fn services(view: &View<'_>, health: &Health) -> Services {
+pub(crate) fn services(view: &View<'_>, health: &Health) -> Services {
     let mut services = BTreeMap::new();
     for balancer in &view.balancers {
         for rule in balancer.rules.values() {

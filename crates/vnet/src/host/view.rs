@@ -18,36 +18,36 @@ use crate::{
 };
 
 /// One virtual network and what is in it.
-pub(super) struct View<'a> {
-    pub(super) vnet: &'a Vnet,
+pub(crate) struct View<'a> {
+    pub(crate) vnet: &'a Vnet,
     /// Every NIC of a machine, by its primary address.
-    pub(super) ports: Vec<Port<'a>>,
+    pub(crate) ports: Vec<Port<'a>>,
     /// The clusters whose nodes are here.
-    pub(super) clusters: Vec<&'a Cluster>,
+    pub(crate) clusters: Vec<&'a Cluster>,
     /// The load balancers that act here.
-    pub(super) balancers: Vec<&'a LoadBalancer>,
+    pub(crate) balancers: Vec<&'a LoadBalancer>,
     region: &'a Region,
 }
 
 /// A NIC of a machine.
-pub(super) struct Port<'a> {
+pub(crate) struct Port<'a> {
     /// The link's name in the virtual network's namespace.
-    pub(super) link: String,
-    pub(super) nic: &'a Nic,
-    pub(super) machine: &'a Machine,
+    pub(crate) link: String,
+    pub(crate) nic: &'a Nic,
+    pub(crate) machine: &'a Machine,
     /// The cluster, when the machine is a node.
-    pub(super) cluster: Option<&'a Cluster>,
+    pub(crate) cluster: Option<&'a Cluster>,
     /// The NIC's primary address.
-    pub(super) primary: Ipv4Addr,
+    pub(crate) primary: Ipv4Addr,
     /// Its other addresses: secondary IP configurations, and what a pod subnet gave to the node.
-    pub(super) others: Vec<Ipv4Addr>,
+    pub(crate) others: Vec<Ipv4Addr>,
     /// The node's part of the pod range: kubenet and overlay.
-    pub(super) pod_range: Option<Prefix4>,
+    pub(crate) pod_range: Option<Prefix4>,
 }
 
 impl<'a> View<'a> {
     /// `None` when the virtual network is being deleted.
-    pub(super) fn new(region: &'a Region, vnet: &'a Vnet) -> Option<Self> {
+    pub(crate) fn new(region: &'a Region, vnet: &'a Vnet) -> Option<Self> {
         if vnet.meta.state == ProvisioningState::Deleting {
             return None;
         }
@@ -72,27 +72,27 @@ impl<'a> View<'a> {
     }
 
     /// The route table of a subnet.
-    pub(super) fn route_table(&self, subnet: &Subnet) -> Option<&'a RouteTable> {
+    pub(crate) fn route_table(&self, subnet: &Subnet) -> Option<&'a RouteTable> {
         self.region.route_tables.get(subnet.route_table.as_ref()?).map(|table| &**table)
     }
 
     /// The subnet that an address is in.
-    pub(super) fn subnet_of(&self, address: Ipv4Addr) -> Option<&'a Subnet> {
+    pub(crate) fn subnet_of(&self, address: Ipv4Addr) -> Option<&'a Subnet> {
         self.vnet.subnets.values().find(|subnet| subnet.prefix.contains(address))
     }
 
     /// The port of this NIC.
-    pub(super) fn port_of(&self, nic: &ArmId) -> Option<&Port<'a>> {
+    pub(crate) fn port_of(&self, nic: &ArmId) -> Option<&Port<'a>> {
         self.ports.iter().find(|port| port.nic.meta.id == *nic)
     }
 
     /// The port that holds this address.
-    pub(super) fn holder(&self, address: Ipv4Addr) -> Option<&Port<'a>> {
+    pub(crate) fn holder(&self, address: Ipv4Addr) -> Option<&Port<'a>> {
         self.ports.iter().find(|port| port.primary == address || port.others.contains(&address))
     }
 
     /// The address of a front end, and whether it is a public one.
-    pub(super) fn frontend_address(&self, frontend: &Frontend) -> Option<Ipv4Addr> {
+    pub(crate) fn frontend_address(&self, frontend: &Frontend) -> Option<Ipv4Addr> {
         match frontend {
             Frontend::Internal { address, .. } => Some(*address),
             Frontend::Public { public_ip } => {
@@ -102,7 +102,7 @@ impl<'a> View<'a> {
     }
 
     /// Every public address that leads into this virtual network.
-    pub(super) fn public_addresses(&self) -> BTreeSet<Ipv4Addr> {
+    pub(crate) fn public_addresses(&self) -> BTreeSet<Ipv4Addr> {
         let mut addresses = BTreeSet::from([self.vnet.default_outbound]);
         for balancer in &self.balancers {
             for frontend in balancer.frontends.values() {
@@ -119,7 +119,7 @@ impl<'a> View<'a> {
     /// An outbound rule of a load balancer comes first, then a public front end that does not refuse it.
     /// A member of a Standard load balancer without either has no way out, other VMs have Azure's default
     /// outbound access; nodes have it only until load balancer `kubernetes` knows them.
-    pub(super) fn outbound_address(&self, port: &Port<'_>) -> Option<Ipv4Addr> {
+    pub(crate) fn outbound_address(&self, port: &Port<'_>) -> Option<Ipv4Addr> {
         let mut is_member = false;
         let mut by_rule = None;
         let mut by_frontend = None;
@@ -159,19 +159,19 @@ impl<'a> View<'a> {
 
 impl Port<'_> {
     /// Every address that is the NIC's own.
-    pub(super) fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
         std::iter::once(self.primary).chain(self.others.iter().copied())
     }
 
     /// Whether the node's pods are in a routing domain of their own.
-    pub(super) fn is_overlay(&self) -> bool {
+    pub(crate) fn is_overlay(&self) -> bool {
         self.cluster.is_some_and(|cluster| cluster.mode == NetworkMode::Overlay)
     }
 }
 
 /// Whether a machine is to be on the fabric. A VM that is being deleted is not; a node stays until its
 /// processes are gone and the region has forgotten it.
-pub(super) fn is_there(machine: &Machine) -> bool {
+pub(crate) fn is_there(machine: &Machine) -> bool {
     match machine.role {
         Role::Vm => machine.meta.state != ProvisioningState::Deleting,
         Role::Node(_) => true,
@@ -233,7 +233,7 @@ fn port<'a>(
 }
 
 /// An Ethernet address for an end that has none in the region, from the text that names it.
-pub(super) fn mac_for(text: &str) -> Mac {
+pub(crate) fn mac_for(text: &str) -> Mac {
     let hash = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, text.as_bytes());
     let mut bytes = [0; 6];
     bytes.copy_from_slice(&hash.as_bytes()[..6]);

@@ -1,0 +1,492 @@
+//! What becomes of a flow: every gate that its first packet meets, who decides there, and where it ends. Not here:
+//! the kernel that does so (see [`crate::host`]), and what happens inside of a machine (pod policies, services,
+//! masquerading), which is its own.
+//!
+//! # The way
+//! Out of a NIC: may it send so; the NIC's group and then the subnet's, outbound, with the destination that the
+//! sender wrote; then a load balancer's front end, the pods of an overlay, or the subnet's effective route. Into a
+//! NIC: the subnet's group and then the NIC's, inbound, with the addresses that the machine will see. An appliance
+//! sends on what it gets, and everything begins again at its NIC.
+//!
+//! A load balancer chooses among members by a hash, so there can be several ways; [`Map::walk`] gives them all.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use crate::{
+    host::{
+        Health,
+        balancing::{self, Delivery, Service, Services},
+        view::{Port, View},
+    },
+    model::{Access, Direction, ProvisioningState, Subnet, Transport},
+    name::{ArmId, Name},
+    policy::{Decision, Flow, Gate, Protocol, is_platform},
+    region::Region,
+    routes::{self, EffectiveRoute, Hop},
+};
+
+/// A region prepared for questions about flows.
+pub struct Map<'a> {
+    region: &'a Region,
+    networks: BTreeMap<&'a ArmId, Network<'a>>,
+}
+
+struct Network<'a> {
+    view: View<'a>,
+    services: Services,
+}
+
+/// Where a flow's first packet comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The NIC of this machine; the flow's source says whether it is the machine's own or a pod's.
+    Machine(ArmId),
+    /// The internet.
+    Internet,
+    /// The platform, in this virtual network: a health probe from 168.63.129.16.
+    Platform(ArmId),
+}
+
+/// One way that a flow may take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Walk {
+    /// What it met, in order.
+    pub steps: Vec<Step>,
+    /// Where it ended.
+    pub end: End,
+}
+
+/// Something that a flow's first packet meets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A network security group.
+    Gate {
+        /// The NIC or subnet that has it.
+        at: ArmId,
+        /// The group.
+        group: ArmId,
+        /// Which of its lists.
+        direction: Direction,
+        /// The rule that decided. `None`: a flow to the platform, which no rule forbids.
+        rule: Option<Name>,
+        /// What it said.
+        access: Access,
+        /// What it saw.
+        flow: Flow,
+    },
+    /// The pods of an overlay, which the fabric routes itself, for their own cluster's machines alone.
+    Overlay {
+        /// The cluster.
+        cluster: ArmId,
+    },
+    /// An effective route of this subnet was taken.
+    Route {
+        /// The subnet that the sender's address, or else its NIC, is in.
+        subnet: ArmId,
+        /// The route.
+        route: EffectiveRoute,
+    },
+    /// A peering was crossed.
+    Peering {
+        /// Into this virtual network.
+        to: ArmId,
+    },
+    /// A load balancer chose a member.
+    Balanced {
+        /// The front end's address.
+        frontend: Ipv4Addr,
+        /// The member's primary address.
+        member: Ipv4Addr,
+        /// The flow after that: the same one with floating IP.
+        after: Flow,
+    },
+    /// Addresses were translated, on the way out or in.
+    Translated {
+        /// Before.
+        before: Flow,
+        /// After. A source port of 0 is one that cannot be foretold.
+        after: Flow,
+    },
+    /// An appliance got it and sends it on.
+    Forwarded {
+        /// The machine.
+        machine: ArmId,
+    },
+}
+
+/// Where a flow ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// At a machine's NIC; what the machine does is its own.
+    Delivered {
+        /// The machine.
+        machine: ArmId,
+        /// What it sees.
+        flow: Flow,
+    },
+    /// On the internet, seen so.
+    Internet(Flow),
+    /// At the public address of this cluster's API server.
+    ApiServer(ArmId),
+    /// At the platform's own services.
+    Platform,
+    /// Nowhere.
+    Dropped(Reason),
+}
+
+/// Why a flow is dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The machine is not there, or not in a virtual network.
+    NoSuchMachine,
+    /// The source is not one of the NIC's addresses, and IP forwarding is off.
+    Spoofed,
+    /// The last step's gate denied it.
+    Denied,
+    /// The route that was taken has next hop None.
+    NextHopNone,
+    /// Nobody has the destination.
+    NobodyThere,
+    /// Nobody has the next hop's address, or its NIC does not forward.
+    NoAppliance(Ipv4Addr),
+    /// The peering lets nothing pass that it did not come for: no transit, and no foreign sources unless forwarded
+    /// traffic is allowed.
+    NoTransit,
+    /// The machine has no address to be seen with outside.
+    NoWayOut,
+    /// From the internet come only answers, and what a front end or a public IP of a machine takes.
+    Closed,
+    /// The front end has no member that answers its probe.
+    NoHealthyMember,
+    /// The member is the sender: it will not take its own address for another's.
+    OwnAddress,
+    /// It went round and round.
+    Loop,
+}
+
+/// More appliances than anybody puts in a row.
+const MAX_APPLIANCES: usize = 8;
+
+impl<'a> Map<'a> {
+    /// Prepares `region`, given who answers probes.
+    #[must_use]
+    pub fn new(region: &'a Region, health: &Health) -> Self {
+        let networks = region.vnets.values().filter_map(|vnet| {
+            let view = View::new(region, vnet)?;
+            let services = balancing::services(&view, health);
+            Some((&vnet.meta.id, Network { view, services }))
+        });
+        Self { region, networks: networks.collect() }
+    }
+
+    /// Every way that a flow may take: one, or one for each member that a load balancer may choose.
+    #[must_use]
+    pub fn walk(&self, origin: &Origin, flow: Flow) -> Vec<Walk> {
+        let mut walker = Walker { map: self, steps: Vec::new(), n_appliances: 0, done: Vec::new() };
+        match origin {
+            Origin::Machine(machine) => match self.port(machine) {
+                Some((network, port)) => walker.leave(network, port, flow),
+                None => walker.end(End::Dropped(Reason::NoSuchMachine)),
+            },
+            Origin::Internet => walker.internet(flow),
+            Origin::Platform(vnet) => match self.networks.get(vnet) {
+                Some(network) => walker.arrive(network, flow.destination, flow),
+                None => walker.end(End::Dropped(Reason::NobodyThere)),
+            },
+        }
+        walker.done
+    }
+
+    fn port(&self, machine: &ArmId) -> Option<(&Network<'a>, &Port<'a>)> {
+        let vnet = self.region.nic_of(machine)?.vnet()?;
+        let network = self.networks.get(&vnet)?;
+        let port = network.view.ports.iter().find(|port| port.machine.meta.id == *machine)?;
+        Some((network, port))
+    }
+
+    /// The virtual network that a public address leads into.
+    fn behind(&self, address: Ipv4Addr) -> Option<&Network<'a>> {
+        self.networks.values().find(|it| it.view.public_addresses().contains(&address))
+    }
+}
+
+impl Network<'_> {
+    fn id(&self) -> &ArmId {
+        &self.view.vnet.meta.id
+    }
+
+    fn subnet_id(&self, subnet: &Subnet) -> ArmId {
+        self.id().child("subnets", subnet.name.as_str())
+    }
+
+    /// The subnet whose group and routes a NIC's packets with this address meet: the address's own, for pods of a
+    /// pod subnet, too; for everything else the NIC's.
+    fn subnet_for(&self, port: &Port<'_>, address: Ipv4Addr) -> Option<&Subnet> {
+        let is_own = port.addresses().any(|own| own == address);
+        self.view.subnet_of(if is_own { address } else { port.primary })
+    }
+}
+
+/// One packet on its way. Where the way divides, so does the walker.
+struct Walker<'m, 'a> {
+    map: &'m Map<'a>,
+    steps: Vec<Step>,
+    n_appliances: usize,
+    done: Vec<Walk>,
+}
+
+impl<'m, 'a> Walker<'m, 'a> {
+    fn end(&mut self, end: End) {
+        self.done.push(Walk { steps: self.steps.clone(), end });
+    }
+
+    fn drop(&mut self, reason: Reason) {
+        self.end(End::Dropped(reason));
+    }
+
+    /// Out of a NIC.
+    fn leave(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
+        if !may_send(network, port, flow.source) {
+            return self.drop(Reason::Spoofed);
+        }
+        let subnet = network.subnet_for(port, flow.source);
+        if !self.gates(network, port, subnet, Direction::Outbound, &flow) {
+            return self.drop(Reason::Denied);
+        }
+        if is_platform(flow.destination) {
+            return self.end(End::Platform);
+        }
+        if let Some(service) = service(network, &flow) {
+            return self.balance(network, Some(port), service, flow);
+        }
+        if let Some(cluster) = port.cluster
+            && port.is_overlay()
+            && let Some(range) = cluster.pod_cidr
+            && range.contains(flow.destination)
+        {
+            self.steps.push(Step::Overlay { cluster: cluster.meta.id.clone() });
+            let node = network.view.ports.iter().find(|node| {
+                node.cluster.is_some_and(|it| it.meta.id == cluster.meta.id)
+                    && node.pod_range.is_some_and(|range| range.contains(flow.destination))
+            });
+            return match node {
+                Some(node) => self.into_nic(network, node, flow),
+                None => self.drop(Reason::NobodyThere),
+            };
+        }
+        let Some(subnet) = subnet else { return self.drop(Reason::NobodyThere) };
+        let effective = routes::effective(self.map.region, network.view.vnet, subnet);
+        let Some(route) = routes::select(&effective, flow.destination) else {
+            return self.drop(Reason::NobodyThere);
+        };
+        self.steps.push(Step::Route { subnet: network.subnet_id(subnet), route: route.clone() });
+        match &route.hop {
+            Hop::VnetLocal => self.arrive(network, flow.destination, flow),
+            Hop::None => self.drop(Reason::NextHopNone),
+            Hop::Internet => self.out(network, port, flow),
+            Hop::Peering(remote) => self.cross(network, remote, flow.destination, flow),
+            Hop::VirtualAppliance(address) => self.appliance(network, *address, flow),
+        }
+    }
+
+    /// To who has `address` in a virtual network.
+    fn arrive(&mut self, network: &'m Network<'a>, address: Ipv4Addr, flow: Flow) {
+        match network.view.holder(address) {
+            Some(port) => self.into_nic(network, port, flow),
+            None => self.drop(Reason::NobodyThere),
+        }
+    }
+
+    /// Into a NIC.
+    fn into_nic(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
+        let subnet = network.subnet_for(port, flow.destination);
+        if !self.gates(network, port, subnet, Direction::Inbound, &flow) {
+            return self.drop(Reason::Denied);
+        }
+        if port.addresses().any(|own| own == flow.source) {
+            return self.drop(Reason::OwnAddress);
+        }
+        self.end(End::Delivered { machine: port.machine.meta.id.clone(), flow });
+    }
+
+    /// By a machine that forwards, or by the members of a load balancer that do.
+    fn appliance(&mut self, network: &'m Network<'a>, address: Ipv4Addr, flow: Flow) {
+        self.n_appliances += 1;
+        if self.n_appliances > MAX_APPLIANCES {
+            return self.drop(Reason::Loop);
+        }
+        let Some(port) = network.view.holder(address) else {
+            let mut peers = routes::peers(self.map.region, network.view.vnet);
+            let remote = peers.find(|(_, prefixes)| prefixes.iter().any(|it| it.contains(address)));
+            return match remote {
+                Some((remote, _)) => self.cross(network, remote, address, flow),
+                None => self.drop(Reason::NoAppliance(address)),
+            };
+        };
+        if !port.nic.ip_forwarding {
+            return self.drop(Reason::NoAppliance(address));
+        }
+        let subnet = network.subnet_for(port, flow.destination);
+        if !self.gates(network, port, subnet, Direction::Inbound, &flow) {
+            return self.drop(Reason::Denied);
+        }
+        // What is for the appliance itself is no further.
+        if port.addresses().any(|own| own == flow.destination) {
+            return self.end(End::Delivered { machine: port.machine.meta.id.clone(), flow });
+        }
+        self.steps.push(Step::Forwarded { machine: port.machine.meta.id.clone() });
+        self.leave(network, port, flow);
+    }
+
+    /// Over a peering, to who has `address` there.
+    fn cross(&mut self, network: &'m Network<'a>, remote: &ArmId, address: Ipv4Addr, flow: Flow) {
+        let Some(there) = self.map.networks.get(remote) else {
+            return self.drop(Reason::NobodyThere);
+        };
+        self.steps.push(Step::Peering { to: there.id().clone() });
+        let back = there.view.vnet.peerings.values().find(|it| it.remote == *network.id());
+        let Some(back) = back.filter(|it| it.allow_access) else {
+            return self.drop(Reason::NoTransit);
+        };
+        let is_its_own = back.remote_prefixes.iter().any(|it| it.contains(flow.source));
+        if !is_its_own && !back.allow_forwarded {
+            return self.drop(Reason::NoTransit);
+        }
+        if address != flow.destination {
+            return self.appliance(there, address, flow);
+        }
+        match service(there, &flow) {
+            Some(service) => self.balance(there, None, service, flow),
+            None => self.arrive(there, flow.destination, flow),
+        }
+    }
+
+    /// To each of the members that a front end may choose.
+    fn balance(
+        &mut self,
+        network: &'m Network<'a>,
+        sender: Option<&Port<'a>>,
+        service: &Service,
+        flow: Flow,
+    ) {
+        if service.healthy.is_empty() {
+            return self.drop(Reason::NoHealthyMember);
+        }
+        for member in &service.healthy {
+            let after = match service.delivery {
+                Delivery::Kept => flow,
+                Delivery::Translated(0) => Flow { destination: *member, ..flow },
+                Delivery::Translated(port) => {
+                    Flow { destination: *member, destination_port: port, ..flow }
+                }
+            };
+            let n_steps = self.steps.len();
+            let n_appliances = self.n_appliances;
+            let frontend = flow.destination;
+            self.steps.push(Step::Balanced { frontend, member: *member, after });
+            match network.view.holder(*member) {
+                Some(port) if sender.is_some_and(|it| it.link == port.link) => {
+                    self.drop(Reason::OwnAddress);
+                }
+                Some(port) => self.into_nic(network, port, after),
+                None => self.drop(Reason::NobodyThere),
+            }
+            self.steps.truncate(n_steps);
+            self.n_appliances = n_appliances;
+        }
+    }
+
+    /// Out of the virtual network.
+    fn out(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
+        let is_own = port.addresses().any(|own| own == flow.source);
+        let Some(seen) = network.view.outbound_address(port).filter(|_| is_own) else {
+            return self.drop(Reason::NoWayOut);
+        };
+        let after = Flow { source: seen, source_port: 0, ..flow };
+        self.steps.push(Step::Translated { before: flow, after });
+        self.internet(after);
+    }
+
+    /// On the internet.
+    fn internet(&mut self, flow: Flow) {
+        let map = self.map;
+        let mut clusters = map.region.clusters.values();
+        if let Some(cluster) = clusters.find(|it| it.api_address == flow.destination) {
+            return self.end(End::ApiServer(cluster.meta.id.clone()));
+        }
+        let Some(network) = map.behind(flow.destination) else {
+            return self.end(End::Internet(flow));
+        };
+        match service(network, &flow) {
+            Some(service) => self.balance(network, None, service, flow),
+            None => self.drop(Reason::Closed),
+        }
+    }
+
+    /// Has a NIC's and its subnet's groups decide, in the order of the direction. `false`: one denied.
+    fn gates(
+        &mut self,
+        network: &Network<'a>,
+        port: &Port<'a>,
+        subnet: Option<&Subnet>,
+        direction: Direction,
+        flow: &Flow,
+    ) -> bool {
+        let of_nic = (port.nic.meta.id.clone(), port.nic.security_group.as_ref());
+        let of_subnet =
+            subnet.map(|subnet| (network.subnet_id(subnet), subnet.security_group.as_ref()));
+        let mut gates: Vec<(ArmId, Option<&ArmId>)> = of_subnet.into_iter().collect();
+        match direction {
+            Direction::Outbound => gates.insert(0, of_nic),
+            Direction::Inbound => gates.push(of_nic),
+        }
+        let pod_range =
+            port.cluster.filter(|_| port.is_overlay()).and_then(|cluster| cluster.pod_cidr);
+        for (at, group) in gates {
+            let group = group.and_then(|group| self.map.region.security_groups.get(group));
+            let Some(group) = group else { continue };
+            if group.meta.state == ProvisioningState::Deleting {
+                continue;
+            }
+            let gate = Gate::new(self.map.region, network.view.vnet, group, pod_range);
+            let decision = gate.decide(direction, flow);
+            let access = decision.access();
+            let rule = match decision {
+                Decision::Rule(rule) => Some(rule.rule.name.clone()),
+                Decision::Platform => None,
+            };
+            self.steps.push(Step::Gate {
+                at,
+                group: group.meta.id.clone(),
+                direction,
+                rule,
+                access,
+                flow: *flow,
+            });
+            if access == Access::Deny {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Whether a NIC's packets may have this source.
+fn may_send(network: &Network<'_>, port: &Port<'_>, source: Ipv4Addr) -> bool {
+    port.nic.ip_forwarding
+        || port.addresses().any(|own| own == source)
+        || port.is_overlay() && port.pod_range.is_some_and(|range| range.contains(source))
+        || network.services.addresses_of(port.primary).contains(&source)
+}
+
+/// The service that a flow is for, in a virtual network.
+fn service<'n>(network: &'n Network<'_>, flow: &Flow) -> Option<&'n Service> {
+    let services = &network.services.0;
+    let by_port = |transport| services.get(&(flow.destination, transport, flow.destination_port));
+    let exact = match flow.protocol {
+        Protocol::Tcp => by_port(Transport::Tcp),
+        Protocol::Udp => by_port(Transport::Udp),
+        Protocol::Icmp | Protocol::Esp | Protocol::Ah | Protocol::Other(_) => None,
+    };
+    exact.or_else(|| services.get(&(flow.destination, Transport::All, 0)))
+}
