@@ -93,6 +93,7 @@ impl Change {
             cluster.vnet = vnet.meta.id.clone();
         }
         self.make_route_table(&cluster);
+        self.make_security_group(&mut cluster, managed.as_ref());
         self.make_first_pools(&mut cluster, put.pools, managed)?;
         if cluster.outbound == OutboundType::LoadBalancer {
             self.make_balancer(&cluster)?;

@@ -25,6 +25,7 @@ impl Region {
         self.find_unheld(&mut findings);
         self.find_shared(&mut findings);
         self.find_dangling(&mut findings);
+        self.find_in_security(&mut findings);
         for cluster in self.clusters.values() {
             self.find_in_cluster(cluster, &mut findings);
         }

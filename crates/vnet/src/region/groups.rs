@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{Change, UNCHANGED, UPDATED, etag, lifecycle, nodes, refusal};
+use super::{Change, UNCHANGED, UPDATED, etag, lifecycle, nodes, refusal, security};
 use crate::{
     command::{Accepted, Outcome},
     fault::Fault,
@@ -157,7 +157,22 @@ impl Change {
                     {
                         users.insert(id.child("subnets", subnet.name.as_str()));
                     }
+                    if subnet.security_group.as_ref().is_some_and(inside) {
+                        users.insert(id.child("subnets", subnet.name.as_str()));
+                    }
                 }
+            }
+        }
+        for (id, nic) in &region.nics {
+            let groups = nic.configs.iter().flat_map(|config| &config.application_groups);
+            if !inside(id) && groups.chain(&nic.security_group).any(inside) {
+                users.insert(id.clone());
+            }
+        }
+        for (id, group) in &region.security_groups {
+            let mut named = group.rules.values().flat_map(security::application_groups);
+            if !inside(id) && named.any(inside) {
+                users.insert(id.clone());
             }
         }
         for (id, cluster) in &region.clusters {

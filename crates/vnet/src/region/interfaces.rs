@@ -68,6 +68,7 @@ impl Change {
             security_group,
             configs,
         };
+        self.check_groups_of_nic(&nic)?;
         self.region.nics.insert(id.clone(), Arc::new(nic));
         Ok(self.put(&id, old.is_none()))
     }

@@ -127,6 +127,7 @@ impl Change {
             let there = there.ok_or_else(|| refusal::reference(table, &id))?;
             self.refuse_going(table, there.meta.state)?;
         }
+        self.attachable_security_group(put.security_group.as_ref(), &id, location)?;
         let delegations: Vec<Delegation> = put.delegations.into_iter().map(with_actions).collect();
         if let Some(old) = old {
             if old.state == ProvisioningState::Deleting {

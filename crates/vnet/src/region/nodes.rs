@@ -103,8 +103,8 @@ impl Change {
         let nic = Nic {
             meta: self.part_meta(&nic_id, location, ProvisioningState::Updating),
             mac: self.mac_for(&nic_id),
+            security_group: cluster.security_group.clone().filter(|_| pool.subnet_given),
             // Azure AKS documentation: every scale set's NIC has `enableIPForwarding`.
-            security_group: None,
             ip_forwarding: true,
             configs: configs.collect(),
             machine: Some(machine_id.clone()),

@@ -113,6 +113,17 @@ pub(super) fn not_supported(target: &str, what: &str) -> Fault {
         .at(target)
 }
 
+/// The first users of a resource, and how many more there are.
+pub(super) fn some_of(users: Vec<String>) -> String {
+    let more = users.len().saturating_sub(N_NAMED);
+    let mut named = users;
+    named.truncate(N_NAMED);
+    if more > 0 {
+        named.push(format!("{more} more"));
+    }
+    named.join(", ")
+}
+
 pub(super) fn subnet_in_use(subnet: &Subnet, users: &[String]) -> Fault {
     let mut named = users.iter().take(N_NAMED).cloned().collect::<Vec<_>>();
     if users.len() > N_NAMED {
@@ -135,16 +146,22 @@ pub(super) fn holder_id(subnet: &ArmId, holder: &Holder) -> String {
     let Some(id) = holder.configuration_id() else {
         return subnet.child("serviceAssociationLinks", "AzureKubernetesService").to_string();
     };
-    let text = id.to_string();
-    let parts = text.split_once("/providers/Microsoft.Compute/").and_then(|(group, rest)| {
-        rest.rsplit_once("/ipConfigurations/").map(|(nic, config)| (group, nic, config))
-    });
-    match parts {
-        Some((group, nic, config)) => format!(
-            "{group}/providers/Microsoft.Network/networkInterfaces/|providers|Microsoft.Compute|{}/ipConfigurations/{config}",
+    match id.parent() {
+        Some(nic) if id.as_str().contains("/ipConfigurations/") => {
+            format!("{}/ipConfigurations/{}", nic_id(&nic), id.name())
+        }
+        _ => id.to_string(),
+    }
+}
+
+/// The id of a NIC in the form that the network provider's refusals have.
+pub(super) fn nic_id(id: &ArmId) -> String {
+    match id.as_str().split_once("/providers/Microsoft.Compute/") {
+        Some((group, nic)) => format!(
+            "{group}/providers/Microsoft.Network/networkInterfaces/|providers|Microsoft.Compute|{}",
             nic.replace('/', "|")
         ),
-        None => text,
+        None => id.to_string(),
     }
 }
 

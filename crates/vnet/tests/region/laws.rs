@@ -12,8 +12,9 @@ use vnet::{
 };
 
 use crate::support::{
-    Lab, cluster, common, delegation, group, id, internal_balancer, ip, pool, prefix, put_nic,
-    put_vnet, subnet,
+    Lab, cluster, common, delegation, group, id, internal_balancer, ip, members, pool, prefix,
+    put_application_group, put_nic, put_nic_with, put_rule, put_security_group, put_vnet, rule,
+    subnet,
 };
 
 /// A step: most are commands as they are; some depend on what is there when they come.
@@ -57,12 +58,14 @@ fn any_put_subnet() -> impl Strategy<Value = (&'static str, PutSubnet)> {
     let path_and_range = any_subnet().prop_flat_map(move |path| (Just(path), of(path)));
     let services = ["Microsoft.ContainerService/managedClusters", "Microsoft.Web/serverFarms"];
     let delegations = option::weighted(0.2, name(services));
-    (path_and_range, delegations, prop::bool::weighted(0.2)).prop_map(
-        |((path, range), service, table)| {
+    let group = option::weighted(0.3, name(["s", "t"]));
+    (path_and_range, delegations, prop::bool::weighted(0.2), group).prop_map(
+        |((path, range), service, table, group)| {
             let (_, name) = path.split_once('/').unwrap();
             let put = PutSubnet {
                 delegations: service.map(|service| delegation("0", service)).into_iter().collect(),
                 route_table: table.then(|| id("table t")),
+                security_group: group.map(|name| id(&format!("nsg {name}"))),
                 ..subnet(name, range)
             };
             (path, put)
@@ -134,6 +137,11 @@ fn any_target() -> impl Strategy<Value = &'static str> {
         "subnet w/a",
         "table t",
         "route t/r",
+        "nsg s",
+        "nsg t",
+        "rule s/a",
+        "asg x",
+        "asg y",
         "pip p",
         "nic m",
         "nic n",
@@ -177,6 +185,18 @@ fn any_command() -> impl Strategy<Value = Command> {
                 next_hop: NextHop::VirtualAppliance(ip("10.1.0.4")),
             },
         }),
+        1 => name(["s", "t"]).prop_map(|name| put_security_group(name, None)),
+        2 => (name(["s", "t"]), name(["a", "b"]), 100_u16..104, option::weighted(0.5, name(["x", "y"])))
+            .prop_map(|(group, name, priority, peer)| {
+                let mut rule = rule(name, priority);
+                if let Some(peer) = peer {
+                    rule.source = members(&[peer]);
+                }
+                put_rule(group, rule)
+            }),
+        1 => name(["x", "y"]).prop_map(put_application_group),
+        3 => (name(["m", "n", "o"]), any_subnet(), option::weighted(0.5, name(["s", "t"])), name(["x", "y"]))
+            .prop_map(|(name, subnet, group, member)| put_nic_with(name, subnet, group, &[member])),
         1 => Just(Command::PutPublicIp { prefix: None,
             common: common(id("pip p")),
             sku: "Standard".to_owned(),
@@ -276,6 +296,8 @@ fn beginning() -> Lab {
     }
     lab.subnet("w", "a", "10.1.64.0/24");
     lab.nic("m", "v/a", None).unwrap();
+    lab.must(put_security_group("s", Some(vec![rule("a", 100)])));
+    lab.must(put_application_group("x"));
     lab.must(Command::PutRouteTable {
         common: common(id("table t")),
         routes: None,
@@ -315,6 +337,7 @@ proptest! {
         prop_assert!(region.nics.is_empty() && region.machines.is_empty());
         prop_assert!(region.balancers.is_empty() && region.public_ips.is_empty());
         prop_assert!(region.route_tables.is_empty() && region.clusters.is_empty());
+        prop_assert!(region.security_groups.is_empty() && region.application_groups.is_empty());
         prop_assert!(region.operations.values().all(|operation| operation.ended.is_some()));
     }
 
@@ -359,6 +382,6 @@ fn steps_reach_every_command() {
             }
         }
     }
-    assert_eq!(accepted.len(), 14, "{accepted:?}");
+    assert_eq!(accepted.len(), 17, "{accepted:?}");
     assert!(codes.len() >= 25, "{codes:?}");
 }

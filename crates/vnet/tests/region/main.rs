@@ -7,4 +7,5 @@ mod golden;
 mod laws;
 mod networks;
 mod refusals;
+mod security;
 mod support;

@@ -9,7 +9,10 @@ use vnet::{
         PutPool, PutSubnet,
     },
     fault::Fault,
-    model::{Delegation, NetworkMode, NodePhase, Timestamp},
+    model::{
+        Access, Addresses, Delegation, Direction, NetworkMode, NodePhase, Peers, PortRange, Ports,
+        RuleProtocol, SecurityRule, Timestamp,
+    },
     name::ArmId,
     region::Region,
 };
@@ -31,6 +34,9 @@ pub(crate) fn id(text: &str) -> ArmId {
         "subnet" => (vnet::kind::VNET, "subnets"),
         "table" => (vnet::kind::ROUTE_TABLE, ""),
         "route" => (vnet::kind::ROUTE_TABLE, "routes"),
+        "nsg" => (vnet::kind::SECURITY_GROUP, ""),
+        "rule" => (vnet::kind::SECURITY_GROUP, "securityRules"),
+        "asg" => (vnet::kind::APPLICATION_GROUP, ""),
         "pip" => (vnet::kind::PUBLIC_IP, ""),
         "nic" => (vnet::kind::NIC, ""),
         "vm" => (vnet::kind::VM, ""),
@@ -240,4 +246,59 @@ pub(crate) fn put_cluster(name: &str, cluster: PutCluster) -> Command {
 
 pub(crate) fn put_pool(cluster: &str, pool: PutPool) -> Command {
     Command::PutPool { id: id(&format!("pool {cluster}/{}", pool.name)), pool }
+}
+
+/// A security rule that allows anything inbound.
+pub(crate) fn rule(name: &str, priority: u16) -> SecurityRule {
+    let ports = || Ports { any_of: vec![PortRange::ALL], as_list: false };
+    SecurityRule {
+        name: name.into(),
+        direction: Direction::Inbound,
+        priority,
+        access: Access::Allow,
+        protocol: RuleProtocol::Any,
+        source: peer(Addresses::Any),
+        source_ports: ports(),
+        destination: peer(Addresses::Any),
+        destination_ports: ports(),
+        kept: BTreeMap::new(),
+    }
+}
+
+/// One side of a security rule, of one kind of addresses.
+pub(crate) fn peer(addresses: Addresses) -> Peers {
+    Peers::Addresses { any_of: vec![addresses], as_list: false }
+}
+
+/// One side of a security rule, of application security groups.
+pub(crate) fn members(groups: &[&str]) -> Peers {
+    Peers::Groups(groups.iter().map(|name| id(&format!("asg {name}"))).collect())
+}
+
+pub(crate) fn put_security_group(name: &str, rules: Option<Vec<SecurityRule>>) -> Command {
+    Command::PutSecurityGroup { common: common(id(&format!("nsg {name}"))), rules }
+}
+
+pub(crate) fn put_rule(group: &str, rule: SecurityRule) -> Command {
+    Command::PutSecurityRule { id: id(&format!("rule {group}/{}", rule.name)), rule }
+}
+
+pub(crate) fn put_application_group(name: &str) -> Command {
+    Command::PutApplicationGroup { common: common(id(&format!("asg {name}"))) }
+}
+
+/// A NIC with one configuration, in groups.
+pub(crate) fn put_nic_with(
+    name: &str,
+    subnet: &str,
+    security_group: Option<&str>,
+    application_groups: &[&str],
+) -> Command {
+    let mut command = put_nic(name, &[("ipconfig1", subnet, None)]);
+    if let Command::PutNic { security_group: group, configs, .. } = &mut command {
+        *group = security_group.map(|name| id(&format!("nsg {name}")));
+        configs[0].application_groups =
+            application_groups.iter().map(|name| id(&format!("asg {name}"))).collect();
+    }
+    command
 }
