@@ -111,6 +111,13 @@ pub enum Step {
     Forwarded {
         /// The machine.
         machine: ArmId,
+        /// What it got.
+        flow: Flow,
+    },
+    /// It crossed the internet.
+    Internet {
+        /// As it was seen there.
+        flow: Flow,
     },
 }
 
@@ -158,8 +165,14 @@ pub enum Reason {
     Closed,
     /// The front end has no member that answers its probe.
     NoHealthyMember,
-    /// The member is the sender: it will not take its own address for another's.
-    OwnAddress,
+    /// It arrives at a machine with the machine's own address as its source, which no machine takes: a member of a
+    /// load balancer that was given its own flow (Azure documentation, "Troubleshoot Azure Load Balancer").
+    OwnAddress {
+        /// The machine.
+        machine: ArmId,
+        /// As it arrives.
+        flow: Flow,
+    },
     /// It went round and round.
     Loop,
 }
@@ -256,8 +269,13 @@ impl<'m, 'a> Walker<'m, 'a> {
         if is_platform(flow.destination) {
             return self.end(End::Platform);
         }
+        // A subnet's gateway answers ARP requests and nothing else, whatever routes say.
+        let mut subnets = network.view.vnet.subnets.values();
+        if subnets.any(|subnet| subnet.prefix.nth(1) == Some(flow.destination)) {
+            return self.drop(Reason::NobodyThere);
+        }
         if let Some(service) = service(network, &flow) {
-            return self.balance(network, Some(port), service, flow);
+            return self.balance(network, service, flow);
         }
         if let Some(cluster) = port.cluster
             && port.is_overlay()
@@ -303,10 +321,11 @@ impl<'m, 'a> Walker<'m, 'a> {
         if !self.gates(network, port, subnet, Direction::Inbound, &flow) {
             return self.drop(Reason::Denied);
         }
+        let machine = port.machine.meta.id.clone();
         if port.addresses().any(|own| own == flow.source) {
-            return self.drop(Reason::OwnAddress);
+            return self.drop(Reason::OwnAddress { machine, flow });
         }
-        self.end(End::Delivered { machine: port.machine.meta.id.clone(), flow });
+        self.end(End::Delivered { machine, flow });
     }
 
     /// By a machine that forwards, or by the members of a load balancer that do.
@@ -334,7 +353,7 @@ impl<'m, 'a> Walker<'m, 'a> {
         if port.addresses().any(|own| own == flow.destination) {
             return self.end(End::Delivered { machine: port.machine.meta.id.clone(), flow });
         }
-        self.steps.push(Step::Forwarded { machine: port.machine.meta.id.clone() });
+        self.steps.push(Step::Forwarded { machine: port.machine.meta.id.clone(), flow });
         self.leave(network, port, flow);
     }
 
@@ -356,19 +375,13 @@ impl<'m, 'a> Walker<'m, 'a> {
             return self.appliance(there, address, flow);
         }
         match service(there, &flow) {
-            Some(service) => self.balance(there, None, service, flow),
+            Some(service) => self.balance(there, service, flow),
             None => self.arrive(there, flow.destination, flow),
         }
     }
 
     /// To each of the members that a front end may choose.
-    fn balance(
-        &mut self,
-        network: &'m Network<'a>,
-        sender: Option<&Port<'a>>,
-        service: &Service,
-        flow: Flow,
-    ) {
+    fn balance(&mut self, network: &'m Network<'a>, service: &Service, flow: Flow) {
         if service.healthy.is_empty() {
             return self.drop(Reason::NoHealthyMember);
         }
@@ -385,9 +398,6 @@ impl<'m, 'a> Walker<'m, 'a> {
             let frontend = flow.destination;
             self.steps.push(Step::Balanced { frontend, member: *member, after });
             match network.view.holder(*member) {
-                Some(port) if sender.is_some_and(|it| it.link == port.link) => {
-                    self.drop(Reason::OwnAddress);
-                }
                 Some(port) => self.into_nic(network, port, after),
                 None => self.drop(Reason::NobodyThere),
             }
@@ -399,11 +409,15 @@ impl<'m, 'a> Walker<'m, 'a> {
     /// Out of the virtual network.
     fn out(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
         let is_own = port.addresses().any(|own| own == flow.source);
-        let Some(seen) = network.view.outbound_address(port).filter(|_| is_own) else {
+        // Many share an address outside, and are told apart by ports.
+        let can_share = matches!(flow.protocol, Protocol::Tcp | Protocol::Udp | Protocol::Icmp);
+        let seen = network.view.outbound_address(port).filter(|_| is_own && can_share);
+        let Some(seen) = seen else {
             return self.drop(Reason::NoWayOut);
         };
         let after = Flow { source: seen, source_port: 0, ..flow };
         self.steps.push(Step::Translated { before: flow, after });
+        self.steps.push(Step::Internet { flow: after });
         self.internet(after);
     }
 
@@ -418,7 +432,7 @@ impl<'m, 'a> Walker<'m, 'a> {
             return self.end(End::Internet(flow));
         };
         match service(network, &flow) {
-            Some(service) => self.balance(network, None, service, flow),
+            Some(service) => self.balance(network, service, flow),
             None => self.drop(Reason::Closed),
         }
     }

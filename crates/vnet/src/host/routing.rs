@@ -196,8 +196,11 @@ fn subnet_routes(state: &mut NamespaceState, view: &View<'_>, subnet: &Subnet) {
     for route in routes.routes.values() {
         let target = match route.next_hop {
             NextHop::VirtualAppliance(address) => appliance(view, address),
-            // The network's own /32s are in the main table; outside of its prefixes there is nobody.
-            NextHop::VnetLocal if view.vnet.prefixes.iter().any(|it| it.overlaps(route.prefix)) => {
+            // The network's own /32s are in the main table; outside of its prefixes there is nobody, but there the
+            // main table leads out.
+            NextHop::VnetLocal
+                if view.vnet.prefixes.iter().any(|it| it.contains_prefix(route.prefix)) =>
+            {
                 Target::Throw
             }
             NextHop::VnetLocal | NextHop::None => Target::Blackhole,

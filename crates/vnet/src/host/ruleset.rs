@@ -64,7 +64,8 @@ const CHAINS: &str = r#"
 	}
 
 	# From outside come answers, and what a public front end takes. To the outside goes what has a public
-	# address, and only from the NIC that it belongs to. What is routed to lo leads nowhere.
+	# address, and only from the NIC that it belongs to; many share one address, so only what has ports, or an
+	# identifier, can be told apart. What is routed to lo leads nowhere.
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		oifname "lo" counter drop
@@ -74,6 +75,7 @@ const CHAINS: &str = r#"
 		iifname "uplink" ct mark != 0 accept
 		iifname "uplink" counter drop
 		oifname "uplink" iifname . ip saddr != @leaving counter drop
+		oifname "uplink" meta l4proto != { tcp, udp, icmp } counter drop
 	}
 
 	# The gateway's address is silent, but for answers to health probes.

@@ -1,0 +1,243 @@
+//! One region, made real, and what becomes of real packets beside what the model says.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
+
+use daemon::fabric::{Reconciler, Scope, down};
+use linux::netns::Netns;
+use vnet::{
+    flow::{End, Map, Origin, Reason, Step, Walk},
+    host::{Health, compile_fabric, names},
+    name::ArmId,
+    policy::{Flow, Protocol},
+    region::Region,
+};
+
+use crate::{
+    dice::Dice,
+    flows,
+    wire::{Ear, Seen, send, wait},
+};
+
+/// How many flows had which fate.
+#[derive(Default)]
+pub(crate) struct Tally {
+    fates: BTreeMap<String, u64>,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, other: Self) {
+        for (fate, n) in other.fates {
+            *self.fates.entry(fate).or_default() += n;
+        }
+    }
+
+    /// Whether the flows met enough of what there is to mean anything.
+    pub(crate) fn is_diverse(&self) -> bool {
+        let has = |fate: &str| self.fates.get(fate).is_some_and(|n| *n > 0);
+        ["delivered", "internet", "denied", "nobody", "spoofed"].into_iter().all(has)
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let all: u64 = self.fates.values().sum();
+        write!(f, "{all} flows agreed upon:")?;
+        self.fates.iter().try_for_each(|(fate, n)| write!(f, " {n} {fate}"))
+    }
+}
+
+/// Where a packet was seen to arrive, and what it looked like. An appliance's own namespace sees it, too.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Sight {
+    namespace: String,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+    destination_port: u16,
+}
+
+/// The namespaces of a lab, removed at the end.
+struct Lab {
+    name: String,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let _ = down(&self.name);
+    }
+}
+
+/// Makes a region real, sends flows, and panics where model and kernel differ.
+pub(crate) fn world(seed: u64, region: &Region, n_flows: u64) -> Tally {
+    let lab = Lab { name: format!("agree{}x{seed}", std::process::id()) };
+    let health = Health::default();
+    let fabric = compile_fabric(&lab.name, region, &health);
+    Reconciler::new(&lab.name).pass(&fabric, Scope::Changed).expect("the region can be made real");
+
+    let internet = names::internet_ns(&lab.name);
+    let mut ears = BTreeMap::new();
+    for name in region.machines.values().map(|it| names::machine_ns(&lab.name, it)) {
+        let namespace = Netns::open(&name).expect("the machine is there");
+        silence(&namespace);
+        ears.insert(name, Ear::new(&namespace));
+    }
+    let outside = Netns::open(&internet).expect("the internet is there");
+    silence(&outside);
+    ears.insert(internet.clone(), Ear::new(&outside));
+
+    let map = Map::new(region, &health);
+    let mut dice = Dice::new(!seed);
+    let mut tally = Tally::default();
+    let mut pairs = BTreeSet::new();
+    // As many at once as there are source ports, and as fit into the ears.
+    let mut left = n_flows;
+    while left > 0 {
+        let n = left.min(250);
+        left -= n;
+        let batch: Vec<(u32, Origin, Flow)> = (0..n)
+            .map(|i| {
+                let number = u32::try_from(n_flows - left - n + i).expect("not that many");
+                let port = 20_000 + u16::try_from(number % 40_000).expect("below");
+                let (origin, mut flow) = flows::any(&mut dice, region, port);
+                // Without ports, two flows between the same two are one to the kernel.
+                let pair = (flow.source.min(flow.destination), flow.source.max(flow.destination));
+                if flow.protocol == Protocol::Esp && !pairs.insert(pair) {
+                    flow = Flow { protocol: Protocol::Udp, source_port: port, ..flow };
+                }
+                (number, origin, flow)
+            })
+            .collect();
+        let seen = fly(&lab.name, region, &internet, &ears, &batch);
+        for (number, origin, flow) in &batch {
+            let walks = map.walk(origin, *flow);
+            let real = seen.get(number).cloned().unwrap_or_default();
+            let mut possible = Vec::new();
+            for walk in &walks {
+                let (sights, last) = expected(&lab.name, region, &internet, walk);
+                if matches!(walk.end, End::Dropped(Reason::OwnAddress { .. })) {
+                    // Whether it is dropped by the machine or just before it is nothing that anybody can tell.
+                    possible.push(sights.clone());
+                }
+                possible.push(sights.into_iter().chain(last).collect());
+            }
+            assert!(
+                possible.contains(&real),
+                "region {seed}, {origin:?}, {flow:?}:\nthe model says {walks:#?}\nthat is {possible:#?}\n\
+                 but the packet was seen at {real:#?}"
+            );
+            *tally.fates.entry(fate(&walks[0].end)).or_default() += 1;
+        }
+    }
+    tally
+}
+
+/// Nobody answers: an answer would open the way for what comes after.
+fn silence(namespace: &Netns) {
+    let rules = "add table inet silence; add chain inet silence out { type filter hook output priority 0; }; \
+                 add rule inet silence out tcp flags rst drop; add rule inet silence out icmp type != echo-request drop";
+    let output = namespace
+        .run(|| std::process::Command::new("nft").arg(rules).output())
+        .expect("the namespace can be entered")
+        .expect("nft runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Sends everything, and says where each was seen.
+fn fly(
+    lab: &str,
+    region: &Region,
+    internet: &str,
+    ears: &BTreeMap<String, Ear>,
+    batch: &[(u32, Origin, Flow)],
+) -> BTreeMap<u32, BTreeSet<Sight>> {
+    let mut by_sender: BTreeMap<String, Vec<(u32, Flow)>> = BTreeMap::new();
+    for (number, origin, flow) in batch {
+        let from = match origin {
+            Origin::Machine(id) => names::machine_ns(lab, &region.machines[id]),
+            Origin::Internet => internet.to_owned(),
+            Origin::Platform(vnet) => names::vnet_ns(lab, vnet),
+        };
+        by_sender.entry(from).or_default().push((*number, *flow));
+    }
+    for (from, probes) in &by_sender {
+        send(&Netns::open(from).expect("the sender is there"), probes);
+    }
+    wait();
+    let mut seen: BTreeMap<u32, BTreeSet<Sight>> = BTreeMap::new();
+    for (namespace, ear) in ears {
+        for Seen { probe, source, destination, destination_port } in ear.hear() {
+            let namespace = namespace.clone();
+            let sight = Sight { namespace, source, destination, destination_port };
+            seen.entry(probe).or_default().insert(sight);
+        }
+    }
+    seen
+}
+
+/// Where a packet of this walk is seen to arrive: on the way, and at its end.
+fn expected(
+    lab: &str,
+    region: &Region,
+    internet: &str,
+    walk: &Walk,
+) -> (BTreeSet<Sight>, Option<Sight>) {
+    let sight = |namespace: String, flow: &Flow| Sight {
+        namespace,
+        source: flow.source,
+        destination: flow.destination,
+        destination_port: flow.destination_port,
+    };
+    let machine = |id: &ArmId| names::machine_ns(lab, &region.machines[id]);
+    let mut sights = BTreeSet::new();
+    for step in &walk.steps {
+        match step {
+            Step::Forwarded { machine: id, flow } => {
+                sights.insert(sight(machine(id), flow));
+            }
+            Step::Internet { flow } => {
+                sights.insert(sight(internet.to_owned(), flow));
+            }
+            Step::Gate { .. }
+            | Step::Overlay { .. }
+            | Step::Route { .. }
+            | Step::Peering { .. }
+            | Step::Balanced { .. }
+            | Step::Translated { .. } => {}
+        }
+    }
+    let last = match &walk.end {
+        End::Delivered { machine: id, flow }
+        | End::Dropped(Reason::OwnAddress { machine: id, flow }) => Some(sight(machine(id), flow)),
+        // What the internet sends to itself it sees.
+        End::Internet(flow) => Some(sight(internet.to_owned(), flow)),
+        End::ApiServer(_) | End::Platform | End::Dropped(_) => None,
+    };
+    (sights, last)
+}
+
+fn fate(end: &End) -> String {
+    match end {
+        End::Delivered { .. } => "delivered",
+        End::Internet(_) => "internet",
+        End::ApiServer(_) => "API server",
+        End::Platform => "platform",
+        End::Dropped(reason) => match reason {
+            Reason::NoSuchMachine => "no machine",
+            Reason::Spoofed => "spoofed",
+            Reason::Denied => "denied",
+            Reason::NextHopNone => "next hop None",
+            Reason::NobodyThere => "nobody",
+            Reason::NoAppliance(_) => "no appliance",
+            Reason::NoTransit => "no transit",
+            Reason::NoWayOut => "no way out",
+            Reason::Closed => "closed",
+            Reason::NoHealthyMember => "no member",
+            Reason::OwnAddress { .. } => "own address",
+            Reason::Loop => "loop",
+        },
+    }
+    .to_owned()
+}

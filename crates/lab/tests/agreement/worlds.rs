@@ -1,0 +1,332 @@
+//! Random regions, made by the commands that a door gives.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use vnet::{
+    addr::Prefix4,
+    command::{
+        Command, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutPeering, PutSubnet,
+    },
+    kind,
+    model::{
+        Access, Addresses, Allocation, BalancingRule, Direction, Kept, NextHop, OutboundRule,
+        Peers, PortRange, Ports, Route, RuleProtocol, SecurityRule, Timestamp, Transport,
+    },
+    name::{ArmId, Name},
+    region::Region,
+};
+
+use crate::{dice::Dice, flows::PORTS};
+
+struct World<'d> {
+    region: Region,
+    dice: &'d mut Dice,
+    vms: Vec<ArmId>,
+    public_ips: Vec<ArmId>,
+}
+
+/// A region with two or three virtual networks and something of everything in them.
+pub(crate) fn region(dice: &mut Dice) -> Region {
+    let mut world =
+        World { region: Region::default(), dice, vms: Vec::new(), public_ips: Vec::new() };
+    world.build();
+    world.region
+}
+
+fn group() -> ArmId {
+    ArmId::group("00000000-0000-0000-0000-000000000000", "g")
+}
+
+fn id(kind: &str, name: &str) -> ArmId {
+    group().sibling(kind, name)
+}
+
+fn common(id: ArmId) -> Common {
+    Common { id, location: None, tags: None, kept: Kept::new() }
+}
+
+fn prefix(text: &str) -> Prefix4 {
+    text.parse().unwrap()
+}
+
+impl World<'_> {
+    fn apply(&mut self, command: Command) {
+        let again = command.clone();
+        if let Err(fault) = self.region.apply(command, Timestamp(0)) {
+            panic!("{fault:?}: {again:?}");
+        }
+    }
+
+    /// What a random choice may have made impossible.
+    fn try_apply(&mut self, command: Command) -> bool {
+        self.region.apply(command, Timestamp(0)).is_ok()
+    }
+
+    fn build(&mut self) {
+        let location = "eastus".to_owned();
+        self.apply(Command::PutGroup { id: group(), location, tags: BTreeMap::new() });
+        for n in 0..3 {
+            self.apply(Command::PutPublicIp {
+                common: common(id(kind::PUBLIC_IP, &format!("pip{n}"))),
+                prefix: None,
+                sku: "Standard".to_owned(),
+                allocation: Allocation::Static,
+            });
+            self.public_ips.push(id(kind::PUBLIC_IP, &format!("pip{n}")));
+        }
+        let n_vnets = 2 + self.dice.below(2);
+        for n in 1..=n_vnets {
+            self.vnet(n);
+        }
+        for n in 1..=n_vnets {
+            self.balancer(n, false);
+        }
+        self.balancer(1, true);
+        for n in 1..n_vnets {
+            self.peering(n, n + 1);
+        }
+        let generation = self.region.generation;
+        self.apply(Command::FabricReal { generation });
+    }
+
+    fn vnet(&mut self, n: usize) {
+        for name in ["a", "b", "nic"] {
+            self.security_group(n, name);
+        }
+        self.route_table(n);
+        let subnet = |this: &mut Self, name: &str, third: u8| PutSubnet {
+            name: Name::new(name),
+            prefix: prefix(&format!("10.{n}.{third}.0/24")),
+            route_table: this.dice.chance(50).then(|| id(kind::ROUTE_TABLE, &format!("rt{n}"))),
+            security_group: this
+                .dice
+                .chance(0)
+                .then(|| id(kind::SECURITY_GROUP, &format!("nsg{n}{name}"))),
+            nat_gateway: None,
+            default_outbound: None,
+            delegations: Vec::new(),
+            private_endpoint_network_policies: None,
+            private_link_service_network_policies: None,
+            kept: Kept::new(),
+        };
+        let subnets = vec![subnet(self, "a", 0), subnet(self, "b", 1)];
+        self.apply(Command::PutVnet {
+            common: common(id(kind::VNET, &format!("v{n}"))),
+            prefixes: vec![prefix(&format!("10.{n}.0.0/16"))],
+            subnets: Some(subnets),
+        });
+        for m in 0..3 + self.dice.below(3) {
+            self.vm(n, m);
+        }
+    }
+
+    fn vm(&mut self, n: usize, m: usize) {
+        let name = format!("vm{n}{m}");
+        let subnet =
+            id(kind::VNET, &format!("v{n}")).child("subnets", ["a", "b"][self.dice.below(2)]);
+        let config = |i: usize| PutIpConfiguration {
+            name: format!("ipconfig{i}"),
+            subnet: subnet.clone(),
+            address: None,
+            public_ip: None,
+            application_groups: Vec::new(),
+        };
+        let configs = (0..=self.dice.below(2)).map(config).collect();
+        let security_group =
+            self.dice.chance(0).then(|| id(kind::SECURITY_GROUP, &format!("nsg{n}nic")));
+        let ip_forwarding = m == 0 || self.dice.chance(10);
+        self.apply(Command::PutNic {
+            common: common(id(kind::NIC, &name)),
+            ip_forwarding,
+            security_group,
+            configs,
+        });
+        let vm = id(kind::VM, &name);
+        self.apply(Command::PutVm { common: common(vm.clone()), nic: id(kind::NIC, &name) });
+        self.vms.push(vm);
+    }
+
+    fn security_group(&mut self, n: usize, name: &str) {
+        let n_rules = self.dice.below(8);
+        let mut rules = Vec::new();
+        for i in 0..n_rules {
+            rules.push(self.security_rule(n, i));
+        }
+        self.apply(Command::PutSecurityGroup {
+            common: common(id(kind::SECURITY_GROUP, &format!("nsg{n}{name}"))),
+            rules: Some(rules),
+        });
+    }
+
+    fn security_rule(&mut self, n: usize, i: usize) -> SecurityRule {
+        let direction = *self.dice.pick(&[Direction::Inbound, Direction::Outbound]);
+        let number = u16::try_from(i).unwrap();
+        SecurityRule {
+            name: Name::new(&format!("rule{i}")),
+            direction,
+            priority: 100 + 10 * number,
+            access: if self.dice.chance(50) { Access::Allow } else { Access::Deny },
+            protocol: *self.dice.pick(&[
+                RuleProtocol::Any,
+                RuleProtocol::Any,
+                RuleProtocol::Tcp,
+                RuleProtocol::Udp,
+                RuleProtocol::Icmp,
+                RuleProtocol::Esp,
+            ]),
+            source: self.peers(n),
+            source_ports: Ports { any_of: vec![PortRange::ALL], as_list: false },
+            destination: self.peers(n),
+            destination_ports: self.ports(),
+            kept: Kept::new(),
+        }
+    }
+
+    fn peers(&mut self, n: usize) -> Peers {
+        let mut any_of = Vec::new();
+        for _ in 0..=self.dice.below(2) {
+            any_of.push(match self.dice.below(8) {
+                0..3 => Addresses::Any,
+                3 => Addresses::Tag("VirtualNetwork".to_owned()),
+                4 => Addresses::Tag("Internet".to_owned()),
+                5 => Addresses::Prefix(prefix(&format!("10.{n}.{}.0/24", self.dice.below(2)))),
+                6 => Addresses::Prefix(prefix(&format!("10.{}.0.0/16", 1 + self.dice.below(3)))),
+                _ => Addresses::Prefix(Prefix4::host(
+                    format!("10.{n}.{}.{}", self.dice.below(2), 4 + self.dice.below(4))
+                        .parse()
+                        .unwrap(),
+                )),
+            });
+        }
+        // One tag on each side at most, and nothing beside it or `*`.
+        match any_of.iter().position(|one| !matches!(one, Addresses::Prefix(_))) {
+            Some(at) => Peers::Addresses { any_of: vec![any_of.swap_remove(at)], as_list: false },
+            None => Peers::Addresses { any_of, as_list: true },
+        }
+    }
+
+    fn ports(&mut self) -> Ports {
+        let any_of = match self.dice.below(4) {
+            0..2 => vec![PortRange::ALL],
+            2 => vec![PortRange::one(*self.dice.pick(&PORTS))],
+            _ => vec![PortRange::one(80), PortRange { first: 8000, last: 8100 }],
+        };
+        Ports { as_list: any_of.len() > 1, any_of }
+    }
+
+    fn route_table(&mut self, n: usize) {
+        let appliance = Ipv4Addr::new(10, u8::try_from(n).unwrap(), 0, 4);
+        let prefixes = [
+            "0.0.0.0/0",
+            "10.0.0.0/8",
+            "198.19.22.0/24",
+            "203.0.113.0/24",
+            "10.1.1.0/24",
+            "10.2.0.0/16",
+            "10.2.1.5/32",
+            "192.168.0.0/16",
+        ];
+        let mut routes = BTreeMap::new();
+        for _ in 0..self.dice.below(4) {
+            let prefix = prefix(prefixes[self.dice.below(prefixes.len())]);
+            let next_hop = match self.dice.below(5) {
+                0..2 => NextHop::VirtualAppliance(appliance),
+                2 => NextHop::None,
+                3 => NextHop::VnetLocal,
+                _ => NextHop::Internet,
+            };
+            let name = Name::new(&format!("r{}", u32::from(prefix.network())));
+            routes.insert(prefix, Route { name, prefix, next_hop });
+        }
+        self.apply(Command::PutRouteTable {
+            common: common(id(kind::ROUTE_TABLE, &format!("rt{n}"))),
+            routes: Some(routes.into_values().collect()),
+            disable_bgp_route_propagation: false,
+        });
+    }
+
+    fn balancer(&mut self, n: usize, public: bool) {
+        let in_vnet = |id: &ArmId| id.name().starts_with(&format!("vm{n}"));
+        let vms: Vec<ArmId> = self.vms.iter().filter(|id| in_vnet(id)).cloned().collect();
+        let mut members = Vec::new();
+        for vm in &vms {
+            if self.dice.chance(50) {
+                members.push(id(kind::NIC, vm.name()));
+            }
+        }
+        let (frontend, pool) = (Name::new("f"), Name::new("p"));
+        let put = if public {
+            PutFrontend::Public { public_ip: self.public_ips[0].clone() }
+        } else {
+            let subnet = id(kind::VNET, &format!("v{n}")).child("subnets", "b");
+            PutFrontend::Internal { subnet, address: None }
+        };
+        let mut rules = Vec::new();
+        for (i, port) in [80, 443].into_iter().enumerate() {
+            let floating_ip = self.dice.chance(50);
+            rules.push((
+                Name::new(&format!("r{i}")),
+                BalancingRule {
+                    frontend: frontend.clone(),
+                    pool: pool.clone(),
+                    probe: None,
+                    protocol: *self.dice.pick(&[Transport::Tcp, Transport::Udp]),
+                    frontend_port: port,
+                    backend_port: if floating_ip { port } else { 8080 },
+                    floating_ip,
+                    source_ip_affinity: self.dice.chance(30),
+                    idle_timeout_minutes: 4,
+                    enable_tcp_reset: false,
+                    disable_outbound_snat: true,
+                },
+            ));
+        }
+        let outbound = OutboundRule {
+            frontends: vec![frontend.clone()],
+            pool: pool.clone(),
+            protocol: Transport::All,
+            allocated_ports: 0,
+            idle_timeout_minutes: 4,
+            enable_tcp_reset: false,
+        };
+        let has_outbound = public && self.dice.chance(50);
+        self.apply(Command::PutLoadBalancer {
+            common: common(id(kind::LOAD_BALANCER, &format!("lb{n}{public}"))),
+            balancer: PutLoadBalancer {
+                sku: "Standard".to_owned(),
+                frontends: vec![(frontend, put)],
+                pools: vec![(pool, members)],
+                probes: Vec::new(),
+                rules,
+                outbound_rules: if has_outbound {
+                    vec![(Name::new("o"), outbound)]
+                } else {
+                    Vec::new()
+                },
+                inbound_rules: Vec::new(),
+            },
+        });
+    }
+
+    fn peering(&mut self, a: usize, b: usize) {
+        for (from, to) in [(a, b), (b, a)] {
+            if self.dice.chance(10) {
+                return;
+            }
+            let name = Name::new(&format!("to{to}"));
+            let peering = PutPeering {
+                remote: id(kind::VNET, &format!("v{to}")),
+                allow_access: self.dice.chance(90),
+                allow_forwarded: self.dice.chance(40),
+                allow_gateway_transit: false,
+                use_remote_gateways: false,
+                sync: false,
+                kept: Kept::new(),
+                name: name.clone(),
+            };
+            let id =
+                id(kind::VNET, &format!("v{from}")).child("virtualNetworkPeerings", name.as_str());
+            self.try_apply(Command::PutPeering { id, peering });
+        }
+    }
+}
