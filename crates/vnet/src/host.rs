@@ -6,14 +6,19 @@
 
 mod balancing;
 mod control;
+mod egress;
 pub mod fabric;
+mod gates;
 pub mod health;
 pub mod names;
+mod peering;
 pub mod plan;
 mod routing;
 mod ruleset;
+mod services;
 pub mod state;
 mod text;
+mod translation;
 mod view;
 
 #[cfg(test)]
