@@ -10,15 +10,19 @@
 //!
 //! A load balancer chooses among members by a hash, so there can be several ways; [`Map::walk`] gives them all.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use crate::{
     host::{
         Health,
         balancing::{self, Delivery, Service, Services},
+        egress::{self, Way},
         view::{Port, View},
     },
-    model::{Access, Direction, ProvisioningState, Subnet, Transport},
+    model::{Access, Direction, Subnet, Transport},
     name::{ArmId, Name},
     policy::{Decision, Flow, Gate, Protocol, is_platform},
     region::Region,
@@ -34,6 +38,12 @@ pub struct Map<'a> {
 struct Network<'a> {
     view: View<'a>,
     services: Services,
+    /// The front ends' addresses that members may answer from, by member.
+    fronts: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>>,
+    /// How each address is seen outside, and the link of the NIC that has it.
+    ways: BTreeMap<Ipv4Addr, (String, Way)>,
+    /// Every public address that leads in here.
+    public: BTreeSet<Ipv4Addr>,
 }
 
 /// Where a flow's first packet comes from.
@@ -185,9 +195,7 @@ impl<'a> Map<'a> {
     #[must_use]
     pub fn new(region: &'a Region, health: &Health) -> Self {
         let networks = region.vnets.values().filter_map(|vnet| {
-            let view = View::new(region, vnet)?;
-            let services = balancing::services(&view, health);
-            Some((&vnet.meta.id, Network { view, services }))
+            Some((&vnet.meta.id, Network::new(View::new(region, vnet)?, health)))
         });
         Self { region, networks: networks.collect() }
     }
@@ -219,11 +227,23 @@ impl<'a> Map<'a> {
 
     /// The virtual network that a public address leads into.
     fn behind(&self, address: Ipv4Addr) -> Option<&Network<'a>> {
-        self.networks.values().find(|it| it.view.public_addresses().contains(&address))
+        self.networks.values().find(|network| network.public.contains(&address))
     }
 }
 
-impl Network<'_> {
+impl<'a> Network<'a> {
+    fn new(view: View<'a>, health: &Health) -> Self {
+        let services = balancing::services(&view, health);
+        let ways = egress::ways(&view).into_iter();
+        Self {
+            ways: ways.map(|(own, (link, way))| (own, (link.to_owned(), way))).collect(),
+            public: egress::public_addresses(&view),
+            fronts: services.addresses_by_member(),
+            services,
+            view,
+        }
+    }
+
     fn id(&self) -> &ArmId {
         &self.view.vnet.meta.id
     }
@@ -278,9 +298,7 @@ impl<'m, 'a> Walker<'m, 'a> {
             return self.balance(network, service, flow);
         }
         if let Some(cluster) = port.cluster
-            && port.is_overlay()
-            && let Some(range) = cluster.pod_cidr
-            && range.contains(flow.destination)
+            && port.overlay_range().is_some_and(|range| range.contains(flow.destination))
         {
             self.steps.push(Step::Overlay { cluster: cluster.meta.id.clone() });
             let node = network.view.ports.iter().find(|node| {
@@ -302,7 +320,7 @@ impl<'m, 'a> Walker<'m, 'a> {
             Hop::VnetLocal => self.arrive(network, flow.destination, flow),
             Hop::None => self.drop(Reason::NextHopNone),
             Hop::Internet => self.out(network, port, flow),
-            Hop::Peering(remote) => self.cross(network, remote, flow.destination, flow),
+            Hop::Peering(remote) => self.peer(network, remote, flow),
             Hop::VirtualAppliance(address) => self.appliance(network, *address, flow),
         }
     }
@@ -328,56 +346,68 @@ impl<'m, 'a> Walker<'m, 'a> {
         self.end(End::Delivered { machine, flow });
     }
 
-    /// By a machine that forwards, or by the members of a load balancer that do.
+    /// By the machine that has `address` and forwards, here or in a peer's network.
     fn appliance(&mut self, network: &'m Network<'a>, address: Ipv4Addr, flow: Flow) {
         self.n_appliances += 1;
         if self.n_appliances > MAX_APPLIANCES {
             return self.drop(Reason::Loop);
         }
-        let Some(port) = network.view.holder(address) else {
-            let mut peers = routes::peers(self.map.region, network.view.vnet);
-            let remote = peers.find(|(_, prefixes)| prefixes.iter().any(|it| it.contains(address)));
-            return match remote {
-                Some((remote, _)) => self.cross(network, remote, address, flow),
-                None => self.drop(Reason::NoAppliance(address)),
-            };
-        };
-        if !port.nic.ip_forwarding {
-            return self.drop(Reason::NoAppliance(address));
+        let there = network.view.peer_of(address).map(|peer| &peer.remote.meta.id);
+        let there = there.and_then(|remote| self.map.networks.get(remote));
+        if let Some(port) = network.view.appliance(address) {
+            self.hand_over(network, port, flow);
+        } else if let Some(there) = there
+            && let Some(port) = there.view.appliance(address)
+        {
+            if self.cross(network, there, &flow) {
+                self.hand_over(there, port, flow);
+            }
+        } else {
+            self.drop(Reason::NoAppliance(address));
         }
+    }
+
+    /// Into an appliance's NIC and, unless it is for the appliance itself, out of it again.
+    fn hand_over(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
         let subnet = network.subnet_for(port, flow.destination);
         if !self.gates(network, port, subnet, Direction::Inbound, &flow) {
             return self.drop(Reason::Denied);
         }
-        // What is for the appliance itself is no further.
+        let machine = port.machine.meta.id.clone();
         if port.addresses().any(|own| own == flow.destination) {
-            return self.end(End::Delivered { machine: port.machine.meta.id.clone(), flow });
+            return self.end(End::Delivered { machine, flow });
         }
-        self.steps.push(Step::Forwarded { machine: port.machine.meta.id.clone(), flow });
+        self.steps.push(Step::Forwarded { machine, flow });
         self.leave(network, port, flow);
     }
 
-    /// Over a peering, to who has `address` there.
-    fn cross(&mut self, network: &'m Network<'a>, remote: &ArmId, address: Ipv4Addr, flow: Flow) {
-        let Some(there) = self.map.networks.get(remote) else {
+    /// Over a peering to who has the destination there.
+    fn peer(&mut self, network: &'m Network<'a>, remote: &ArmId, flow: Flow) {
+        let is_open = network.view.peers.iter().any(|peer| peer.remote.meta.id == *remote);
+        let Some(there) = self.map.networks.get(remote).filter(|_| is_open) else {
             return self.drop(Reason::NobodyThere);
         };
-        self.steps.push(Step::Peering { to: there.id().clone() });
-        let back = there.view.vnet.peerings.values().find(|it| it.remote == *network.id());
-        let Some(back) = back.filter(|it| it.allow_access) else {
-            return self.drop(Reason::NoTransit);
-        };
-        let is_its_own = back.remote_prefixes.iter().any(|it| it.contains(flow.source));
-        if !is_its_own && !back.allow_forwarded {
-            return self.drop(Reason::NoTransit);
-        }
-        if address != flow.destination {
-            return self.appliance(there, address, flow);
+        if !self.cross(network, there, &flow) {
+            return;
         }
         match service(there, &flow) {
             Some(service) => self.balance(there, service, flow),
             None => self.arrive(there, flow.destination, flow),
         }
+    }
+
+    /// Over a peering. `false`: it is dropped there.
+    fn cross(&mut self, network: &Network<'a>, there: &Network<'a>, flow: &Flow) -> bool {
+        self.steps.push(Step::Peering { to: there.id().clone() });
+        let back = there.view.peers.iter().find(|peer| peer.remote.meta.id == *network.id());
+        let passes = back.is_some_and(|peer| {
+            let mut own = peer.peering.remote_prefixes.iter();
+            peer.peering.allow_forwarded || own.any(|prefix| prefix.contains(flow.source))
+        });
+        if !passes {
+            self.drop(Reason::NoTransit);
+        }
+        passes
     }
 
     /// To each of the members that a front end may choose.
@@ -406,19 +436,18 @@ impl<'m, 'a> Walker<'m, 'a> {
         }
     }
 
-    /// Out of the virtual network.
+    /// Out of the virtual network, with each of the addresses that the sender may be seen with.
     fn out(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
-        let is_own = port.addresses().any(|own| own == flow.source);
-        // Many share an address outside, and are told apart by ports.
-        let can_share = matches!(flow.protocol, Protocol::Tcp | Protocol::Udp | Protocol::Icmp);
-        let seen = network.view.outbound_address(port).filter(|_| is_own && can_share);
-        let Some(seen) = seen else {
-            return self.drop(Reason::NoWayOut);
-        };
-        let after = Flow { source: seen, source_port: 0, ..flow };
-        self.steps.push(Step::Translated { before: flow, after });
-        self.steps.push(Step::Internet { flow: after });
-        self.internet(after);
+        let way = network.ways.get(&flow.source).filter(|(link, _)| *link == port.link);
+        let Some((_, way)) = way else { return self.drop(Reason::NoWayOut) };
+        for address in &way.addresses {
+            let after = Flow { source: *address, source_port: 0, ..flow };
+            let n_steps = self.steps.len();
+            self.steps.push(Step::Translated { before: flow, after });
+            self.steps.push(Step::Internet { flow: after });
+            self.internet(after);
+            self.steps.truncate(n_steps);
+        }
     }
 
     /// On the internet.
@@ -431,8 +460,20 @@ impl<'m, 'a> Walker<'m, 'a> {
         let Some(network) = map.behind(flow.destination) else {
             return self.end(End::Internet(flow));
         };
-        match service(network, &flow) {
-            Some(service) => self.balance(network, service, flow),
+        if let Some(service) = service(network, &flow) {
+            return self.balance(network, service, flow);
+        }
+        let mut ports = network.view.ports.iter();
+        let own = ports.find_map(|port| {
+            let own = egress::own_public_ips(&network.view, port);
+            own.into_iter().find(|(_, outside)| *outside == flow.destination)
+        });
+        match own {
+            Some((inside, _)) => {
+                let after = Flow { destination: inside, ..flow };
+                self.steps.push(Step::Translated { before: flow, after });
+                self.arrive(network, inside, after);
+            }
             None => self.drop(Reason::Closed),
         }
     }
@@ -454,15 +495,9 @@ impl<'m, 'a> Walker<'m, 'a> {
             Direction::Outbound => gates.insert(0, of_nic),
             Direction::Inbound => gates.push(of_nic),
         }
-        let pod_range =
-            port.cluster.filter(|_| port.is_overlay()).and_then(|cluster| cluster.pod_cidr);
         for (at, group) in gates {
-            let group = group.and_then(|group| self.map.region.security_groups.get(group));
-            let Some(group) = group else { continue };
-            if group.meta.state == ProvisioningState::Deleting {
-                continue;
-            }
-            let gate = Gate::new(self.map.region, network.view.vnet, group, pod_range);
+            let Some(group) = network.view.group(group) else { continue };
+            let gate = Gate::new(self.map.region, network.view.vnet, group, port.overlay_range());
             let decision = gate.decide(direction, flow);
             let access = decision.access();
             let rule = match decision {
@@ -490,7 +525,7 @@ fn may_send(network: &Network<'_>, port: &Port<'_>, source: Ipv4Addr) -> bool {
     port.nic.ip_forwarding
         || port.addresses().any(|own| own == source)
         || port.is_overlay() && port.pod_range.is_some_and(|range| range.contains(source))
-        || network.services.addresses_of(port.primary).contains(&source)
+        || network.fronts.get(&port.primary).is_some_and(|fronts| fronts.contains(&source))
 }
 
 /// The service that a flow is for, in a virtual network.

@@ -6,14 +6,19 @@
 
 pub(crate) mod balancing;
 mod control;
+pub(crate) mod egress;
 pub mod fabric;
+mod gates;
 pub mod health;
 pub mod names;
+mod peering;
 pub mod plan;
 mod routing;
 mod ruleset;
+mod services;
 pub mod state;
 mod text;
+mod translation;
 pub(crate) mod view;
 
 #[cfg(test)]

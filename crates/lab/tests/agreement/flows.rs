@@ -26,7 +26,6 @@ pub(crate) fn any(dice: &mut Dice, region: &Region, source_port: u16) -> (Origin
         Protocol::Icmp,
         Protocol::Esp,
     ]);
-    let destination_port = if protocol.has_ports() { *dice.pick(&PORTS) } else { 0 };
     let (origin, source) = if dice.chance(10) {
         (Origin::Internet, Ipv4Addr::new(203, 0, 113, 7))
     } else {
@@ -46,6 +45,13 @@ pub(crate) fn any(dice: &mut Dice, region: &Region, source_port: u16) -> (Origin
         destination(dice, region)
     };
     // What a machine sends to itself never leaves it.
+    let protocol = if protocol == Protocol::Esp && !destination.is_private() {
+        // Many share an address outside. Without ports to tell them apart, who comes first has it.
+        Protocol::Udp
+    } else {
+        protocol
+    };
+    let destination_port = if protocol.has_ports() { *dice.pick(&PORTS) } else { 0 };
     let is_own = |machine: &vnet::name::ArmId| {
         let nic = region.nic_of(machine);
         nic.is_some_and(|nic| nic.configs.iter().any(|config| config.address == destination))

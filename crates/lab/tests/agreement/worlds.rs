@@ -100,7 +100,7 @@ impl World<'_> {
             route_table: this.dice.chance(50).then(|| id(kind::ROUTE_TABLE, &format!("rt{n}"))),
             security_group: this
                 .dice
-                .chance(0)
+                .chance(70)
                 .then(|| id(kind::SECURITY_GROUP, &format!("nsg{n}{name}"))),
             nat_gateway: None,
             default_outbound: None,
@@ -133,7 +133,7 @@ impl World<'_> {
         };
         let configs = (0..=self.dice.below(2)).map(config).collect();
         let security_group =
-            self.dice.chance(0).then(|| id(kind::SECURITY_GROUP, &format!("nsg{n}nic")));
+            self.dice.chance(40).then(|| id(kind::SECURITY_GROUP, &format!("nsg{n}nic")));
         let ip_forwarding = m == 0 || self.dice.chance(10);
         self.apply(Command::PutNic {
             common: common(id(kind::NIC, &name)),

@@ -2,22 +2,29 @@
 //! last virtual network, table, cluster or balancer above it:
 //!
 //! ```text
-//! vnet NAME PREFIX
-//! subnet NAME PREFIX [table TABLE]
+//! vnet NAME PREFIX[,PREFIX…]
+//! peer VNET VNET [forwarded] [closed] [initiated]      one side, of the first
+//! nsg NAME
+//! in|out PRIORITY allow|deny PROTOCOL SOURCES PORTS > DESTINATIONS PORTS
+//! gateway NAME ADDRESS|PREFIX[,…]
+//! subnet NAME PREFIX [table TABLE] [nsg NSG] [nat GATEWAY] [private]
 //! table NAME
 //! route PREFIX via ADDRESS | local | internet | none
-//! vm NAME ADDRESS[,ADDRESS…] [forwards]
-//! cluster NAME kubenet|azure|overlay|none API-ADDRESS [pods PREFIX] [outbound lb|udr|none]
-//! node NAME ADDRESS[,ADDRESS…] [range PREFIX] [batch ADDRESS-ADDRESS] [forwards]
+//! vm NAME ADDRESS[,ADDRESS…] [forwards] [nsg NSG] [public ADDRESS] [asg NAME]
+//! cluster NAME kubenet|azure|overlay|none API-ADDRESS [pods PREFIX] [outbound lb|nat|udr|none|block]
+//! node NAME ADDRESS[,ADDRESS…] [range PREFIX] [batch ADDRESS-ADDRESS] [forwards] [nsg NSG]
 //! balancer NAME
 //! frontend NAME ADDRESS | public ADDRESS
 //! pool NAME MACHINE…
 //! probe NAME tcp|http PORT
-//! rule FRONTEND POOL tcp|udp|all PORT [to PORT] [probe NAME] [by-source]
-//! outbound FRONTEND POOL
+//! rule FRONTEND POOL tcp|udp|all PORT [to PORT] [probe NAME] [by-source] [no-snat]
+//! inbound FRONTEND tcp|udp PORT to PORT of MACHINE
+//! inbound FRONTEND tcp|udp FIRST-LAST to PORT in POOL
+//! outbound FRONTEND[,FRONTEND…] POOL [ports NUMBER]
 //! ```
 //!
-//! A rule without `to` has floating IP.
+//! A rule without `to` has floating IP. Sources and destinations are `*`, or prefixes, tags and `asg:NAME` with
+//! commas between them; a security rule is named after its direction and number, `in-100`.
 
 use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
@@ -25,10 +32,12 @@ use uuid::Uuid;
 use vnet::{
     addr::{Mac, Prefix4},
     model::{
-        Allocation, BackendPool, BalancingRule, Cluster, Frontend, Holder, IpConfiguration,
-        LoadBalancer, Machine, Meta, NetworkMode, NextHop, Nic, NodePhase, NodeRole, OutboundRule,
-        OutboundType, Probe, ProbeProtocol, ProvisioningState, PublicIp, Role, Route, RouteTable,
-        Subnet, Timestamp, Transport, Vnet,
+        Access, Addresses, Allocation, BackendPool, BalancingRule, Cluster, Direction, Frontend,
+        Holder, InboundNatRule, InboundTarget, IpConfiguration, LoadBalancer, Machine, Meta,
+        NatGateway, NetworkMode, NextHop, Nic, NodePhase, NodeRole, OutboundRule, OutboundType,
+        Peering, PeeringState, Peers, PortRange, Ports, Probe, ProbeProtocol, ProvisioningState,
+        PublicIp, PublicIpPrefix, Role, Route, RouteTable, RuleProtocol, SecurityGroup,
+        SecurityRule, Subnet, Timestamp, Transport, Vnet,
     },
     name::{ArmId, Name},
     region::Region,
@@ -41,6 +50,7 @@ struct Reader {
     region: Region,
     vnet: ArmId,
     table: ArmId,
+    group: ArmId,
     cluster: ArmId,
     balancer: ArmId,
 }
@@ -52,6 +62,7 @@ pub(crate) fn region(text: &str) -> Region {
         region: Region::default(),
         vnet: nowhere.clone(),
         table: nowhere.clone(),
+        group: nowhere.clone(),
         cluster: nowhere.clone(),
         balancer: nowhere,
     };
@@ -115,7 +126,21 @@ fn after<'a>(words: &[&'a str], key: &str) -> Option<&'a str> {
 impl Reader {
     fn line(&mut self, kind: &str, words: &[&str]) {
         match (kind, words) {
-            ("vnet", [name, prefix]) => self.vnet(name, parse(prefix)),
+            ("vnet", [name, prefixes]) => self.vnet(name, prefixes),
+            ("peer", [from, to, rest @ ..]) => self.peer(from, to, rest),
+            ("gateway", [name, outside]) => self.gateway(name, outside),
+            ("nsg", [name]) => {
+                self.group = id("networkSecurityGroups", name);
+                let group =
+                    SecurityGroup { meta: meta(self.group.clone()), rules: BTreeMap::new() };
+                self.region.security_groups.insert(self.group.clone(), Arc::new(group));
+            }
+            ("in" | "out", rest) => {
+                let group = self.region.security_groups.get_mut(&self.group);
+                let rule = security_rule(kind, rest);
+                let rules = &mut Arc::make_mut(group.expect("a group above")).rules;
+                rules.insert(rule.name.clone(), rule);
+            }
             ("subnet", [name, prefix, rest @ ..]) => self.subnet(name, parse(prefix), rest),
             ("table", [name]) => {
                 self.table = id("routeTables", name);
@@ -132,24 +157,88 @@ impl Reader {
             }
             ("cluster", [name, mode, api, rest @ ..]) => self.cluster(name, mode, parse(api), rest),
             ("node", [name, addresses, rest @ ..]) => self.node(name, addresses, rest),
-            ("balancer" | "frontend" | "pool" | "probe" | "rule" | "outbound", _) => {
+            ("balancer" | "frontend" | "pool" | "probe" | "rule" | "inbound" | "outbound", _) => {
                 self.balancer(kind, words);
             }
             _ => panic!("`{kind} {}` is not understood", words.join(" ")),
         }
     }
 
-    fn vnet(&mut self, name: &str, prefix: Prefix4) {
+    fn vnet(&mut self, name: &str, prefixes: &str) {
         self.vnet = vnet_id(name);
         let n = u8::try_from(self.region.vnets.len()).expect("few virtual networks");
         let vnet = Vnet {
             peerings: BTreeMap::new(),
             meta: meta(self.vnet.clone()),
-            prefixes: vec![prefix],
+            prefixes: prefixes.split(',').map(parse).collect(),
             subnets: BTreeMap::new(),
             default_outbound: Ipv4Addr::new(20, 0, 0, n + 1),
         };
         self.region.vnets.insert(self.vnet.clone(), Arc::new(vnet));
+    }
+
+    fn peer(&mut self, from: &str, to: &str, words: &[&str]) {
+        let remote = vnet_id(to);
+        let remote_prefixes = self.region.vnets[&remote].prefixes.clone();
+        let peering = Peering {
+            name: Name::new(to),
+            remote,
+            remote_prefixes,
+            allow_access: !words.contains(&"closed"),
+            allow_forwarded: words.contains(&"forwarded"),
+            allow_gateway_transit: false,
+            use_remote_gateways: false,
+            peering_state: if words.contains(&"initiated") {
+                PeeringState::Initiated
+            } else {
+                PeeringState::Connected
+            },
+            state: ProvisioningState::Succeeded,
+            changed: 1,
+            kept: BTreeMap::new(),
+        };
+        let vnet = self.region.vnets.get_mut(&vnet_id(from)).expect("a virtual network above");
+        Arc::make_mut(vnet).peerings.insert(peering.name.clone(), peering);
+    }
+
+    fn gateway(&mut self, name: &str, outside: &str) {
+        let mut gateway = NatGateway {
+            meta: meta(id("natGateways", name)),
+            sku: "Standard".to_owned(),
+            public_ips: Vec::new(),
+            public_ip_prefixes: Vec::new(),
+            idle_timeout_minutes: 4,
+        };
+        for text in outside.split(',') {
+            if text.contains('/') {
+                let id = id("publicIPPrefixes", &text.replace('/', "-"));
+                let prefix = PublicIpPrefix {
+                    meta: meta(id.clone()),
+                    prefix: parse(text),
+                    sku: "Standard".to_owned(),
+                    used_by: None,
+                };
+                self.region.public_ip_prefixes.insert(id.clone(), Arc::new(prefix));
+                gateway.public_ip_prefixes.push(id);
+            } else {
+                gateway.public_ips.push(self.public_ip(text, text));
+            }
+        }
+        self.region.nat_gateways.insert(gateway.meta.id.clone(), Arc::new(gateway));
+    }
+
+    fn public_ip(&mut self, name: &str, address: &str) -> ArmId {
+        let public_ip = id("publicIPAddresses", name);
+        let ip = PublicIp {
+            prefix: None,
+            meta: meta(public_ip.clone()),
+            address: parse(address),
+            allocation: Allocation::Static,
+            sku: "Standard".to_owned(),
+            used_by: None,
+        };
+        self.region.public_ips.insert(public_ip.clone(), Arc::new(ip));
+        public_ip
     }
 
     fn vnet_mut(&mut self) -> &mut Vnet {
@@ -158,9 +247,9 @@ impl Reader {
 
     fn subnet(&mut self, name: &str, prefix: Prefix4, words: &[&str]) {
         let subnet = Subnet {
-            security_group: None,
-            nat_gateway: None,
-            default_outbound: true,
+            security_group: after(words, "nsg").map(|nsg| id("networkSecurityGroups", nsg)),
+            nat_gateway: after(words, "nat").map(|gateway| id("natGateways", gateway)),
+            default_outbound: !words.contains(&"private"),
             name: Name::new(name),
             prefix,
             route_table: after(words, "table").map(|table| id("routeTables", table)),
@@ -198,6 +287,8 @@ impl Reader {
 
     fn machine(&mut self, name: &str, addresses: &str, words: &[&str], role: Role) {
         let nic = nic_id(name);
+        let public_ip = after(words, "public").map(|address| self.public_ip(name, address));
+        let groups = after(words, "asg").map(|name| id("applicationSecurityGroups", name));
         let configs: Vec<IpConfiguration> = addresses
             .split(',')
             .enumerate()
@@ -208,8 +299,8 @@ impl Reader {
                 IpConfiguration {
                     name,
                     subnet,
-                    public_ip: None,
-                    application_groups: Vec::new(),
+                    public_ip: public_ip.clone().filter(|_| n == 0),
+                    application_groups: groups.iter().cloned().collect(),
                     address,
                     allocation: Allocation::Static,
                 }
@@ -221,7 +312,7 @@ impl Reader {
         self.region.nics.insert(
             nic.clone(),
             Arc::new(Nic {
-                security_group: None,
+                security_group: after(words, "nsg").map(|nsg| id("networkSecurityGroups", nsg)),
                 meta: meta(nic.clone()),
                 mac,
                 ip_forwarding: words.contains(&"forwards"),
@@ -260,6 +351,8 @@ impl Reader {
             dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
             outbound: match after(words, "outbound") {
                 None | Some("lb") => OutboundType::LoadBalancer,
+                Some("nat") => OutboundType::UserAssignedNatGateway,
+                Some("block") => OutboundType::Block,
                 Some("udr") => OutboundType::UserDefinedRouting,
                 Some("none") => OutboundType::None,
                 Some(other) => panic!("outbound {other}"),
@@ -336,12 +429,32 @@ impl Reader {
                 let rule = rule(frontend, pool, protocol, parse(port), rest);
                 balancer.rules.insert(Name::new(&format!("{frontend}-{protocol}-{port}")), rule);
             }
-            ("outbound", [frontend, pool]) => {
+            ("inbound", [frontend, protocol, port, "to", backend_port, how, who]) => {
+                let target = match *how {
+                    "of" => InboundTarget::Configuration {
+                        frontend_port: parse(port),
+                        member: Some((nic_id(who), "ipconfig1".to_owned())),
+                    },
+                    _ => InboundTarget::Pool { pool: Name::new(who), frontend_ports: ports(port) },
+                };
+                let rule = InboundNatRule {
+                    frontend: Name::new(frontend),
+                    protocol: transport(protocol),
+                    target,
+                    backend_port: parse(backend_port),
+                    floating_ip: false,
+                    idle_timeout_minutes: 4,
+                    enable_tcp_reset: true,
+                };
+                let name = Name::new(&format!("{frontend}-{protocol}-{port}"));
+                balancer.inbound_rules.insert(name, rule);
+            }
+            ("outbound", [frontends, pool, rest @ ..]) => {
                 let rule = OutboundRule {
-                    frontends: vec![Name::new(frontend)],
+                    frontends: frontends.split(',').map(Name::new).collect(),
                     pool: Name::new(pool),
                     protocol: Transport::All,
-                    allocated_ports: 0,
+                    allocated_ports: after(rest, "ports").map_or(0, parse),
                     idle_timeout_minutes: 4,
                     enable_tcp_reset: true,
                 };
@@ -354,17 +467,7 @@ impl Reader {
     fn frontend(&mut self, words: &[&str]) -> Frontend {
         match words {
             [name, "public", address] => {
-                let public_ip = id("publicIPAddresses", name);
-                let ip = PublicIp {
-                    prefix: None,
-                    meta: meta(public_ip.clone()),
-                    address: parse(address),
-                    allocation: Allocation::Static,
-                    sku: "Standard".to_owned(),
-                    used_by: None,
-                };
-                self.region.public_ips.insert(public_ip.clone(), Arc::new(ip));
-                Frontend::Public { public_ip }
+                Frontend::Public { public_ip: self.public_ip(name, address) }
             }
             [_, address] => {
                 let address = parse(address);
@@ -382,17 +485,77 @@ fn rule(frontend: &str, pool: &str, protocol: &str, port: u16, words: &[&str]) -
         frontend: Name::new(frontend),
         pool: Name::new(pool),
         probe: after(words, "probe").map(Name::new),
-        protocol: match protocol {
-            "tcp" => Transport::Tcp,
-            "udp" => Transport::Udp,
-            _ => Transport::All,
-        },
+        protocol: transport(protocol),
         frontend_port: port,
         backend_port: to.unwrap_or(port),
         floating_ip: to.is_none(),
         source_ip_affinity: words.contains(&"by-source"),
         idle_timeout_minutes: 4,
         enable_tcp_reset: true,
-        disable_outbound_snat: false,
+        disable_outbound_snat: words.contains(&"no-snat"),
+    }
+}
+
+fn transport(text: &str) -> Transport {
+    match text {
+        "tcp" => Transport::Tcp,
+        "udp" => Transport::Udp,
+        _ => Transport::All,
+    }
+}
+
+/// `*`, a port, or `FIRST-LAST`.
+fn ports(text: &str) -> PortRange {
+    match text.split_once('-') {
+        None if text == "*" => PortRange::ALL,
+        None => PortRange::one(parse(text)),
+        Some((first, last)) => PortRange { first: parse(first), last: parse(last) },
+    }
+}
+
+fn security_rule(direction: &str, words: &[&str]) -> SecurityRule {
+    let [priority, access, protocol, source, source_ports, ">", destination, destination_ports] =
+        words
+    else {
+        panic!("rule {}", words.join(" "))
+    };
+    let peers = |text: &str| {
+        let groups: Vec<ArmId> = text
+            .split(',')
+            .filter_map(|one| one.strip_prefix("asg:"))
+            .map(|name| id("applicationSecurityGroups", name))
+            .collect();
+        if !groups.is_empty() {
+            return Peers::Groups(groups);
+        }
+        let one = |text: &str| match text {
+            "*" => Addresses::Any,
+            _ if text.starts_with(|c: char| c.is_ascii_digit()) && text.contains('/') => {
+                Addresses::Prefix(parse(text))
+            }
+            _ if text.starts_with(|c: char| c.is_ascii_digit()) => {
+                Addresses::Prefix(Prefix4::host(parse(text)))
+            }
+            tag => Addresses::Tag(tag.to_owned()),
+        };
+        Peers::Addresses { any_of: text.split(',').map(one).collect(), as_list: true }
+    };
+    let ports = |text: &str| Ports { any_of: text.split(',').map(ports).collect(), as_list: true };
+    SecurityRule {
+        name: Name::new(&format!("{direction}-{priority}")),
+        direction: if direction == "in" { Direction::Inbound } else { Direction::Outbound },
+        priority: parse(priority),
+        access: if *access == "allow" { Access::Allow } else { Access::Deny },
+        protocol: match *protocol {
+            "tcp" => RuleProtocol::Tcp,
+            "udp" => RuleProtocol::Udp,
+            "icmp" => RuleProtocol::Icmp,
+            _ => RuleProtocol::Any,
+        },
+        source: peers(source),
+        source_ports: ports(source_ports),
+        destination: peers(destination),
+        destination_ports: ports(destination_ports),
+        kept: BTreeMap::new(),
     }
 }

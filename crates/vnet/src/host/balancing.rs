@@ -1,5 +1,5 @@
 //! What load balancers do in one virtual network, as a list of services. Not here: how that is written
-//! down (see [`super::ruleset`]), and marks and tables (see [`super::routing`]).
+//! down (see [`super::services`]), and marks and tables (see [`super::routing`]).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,14 +42,16 @@ impl Services {
         kept.flat_map(|service| service.members.iter().copied()).collect()
     }
 
-    /// The front ends' addresses that a member may answer from.
-    pub(crate) fn addresses_of(&self, member: Ipv4Addr) -> BTreeSet<Ipv4Addr> {
-        self.0
-            .iter()
-            .filter(|(_, service)| service.delivery == Delivery::Kept)
-            .filter(|(_, service)| service.members.contains(&member))
-            .map(|((address, ..), _)| *address)
-            .collect()
+    /// The front ends' addresses that each member may answer from.
+    pub(crate) fn addresses_by_member(&self) -> BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> {
+        let mut addresses: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+        let kept = self.0.iter().filter(|(_, service)| service.delivery == Delivery::Kept);
+        for ((address, ..), service) in kept {
+            for member in &service.members {
+                addresses.entry(*member).or_default().insert(*address);
+            }
+        }
+        addresses
     }
 }
 

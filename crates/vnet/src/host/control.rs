@@ -36,6 +36,15 @@ pub(super) fn pod_range(cluster: &Cluster) -> Option<Prefix4> {
     }
 }
 
+/// The range of an overlay cluster's pods, and the number of the conntrack zone that its flows are in: the low bits
+/// of its API server's address, never 0 because that is everybody else's.
+pub(super) fn overlay(cluster: &Cluster) -> Option<(Prefix4, u16)> {
+    let [.., high, low] = cluster.api_address.octets();
+    let zone = u16::from_be_bytes([high, low]).max(1);
+    let range = cluster.pod_cidr.filter(|_| cluster.mode == NetworkMode::Overlay)?;
+    Some((range, zone))
+}
+
 fn leg_mac(cluster: &Cluster, leg: &str) -> Mac {
     mac_for(&format!("{}#{leg}", cluster.meta.id.key()))
 }

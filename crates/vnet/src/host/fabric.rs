@@ -8,9 +8,10 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    control,
+    control, egress,
     health::Health,
     names,
+    peering::Networks,
     state::{End, Fabric, LOCAL, Link, MAIN, NamespaceState, Target, Tenancy},
     view::{View, is_there},
 };
@@ -18,6 +19,7 @@ use crate::{
     addr::{Mac, Prefix4},
     model::{Machine, Nic, Role, Vnet},
     region::Region,
+    routes::NOWHERE,
 };
 
 /// The MTU of every link, as in Azure.
@@ -27,15 +29,6 @@ pub(super) const MTU: u32 = 1500;
 pub(super) const FAR_END: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
 /// The internet's Ethernet address.
 pub(super) const INTERNET_MAC: Mac = Mac([0x12, 0x34, 0x56, 0x78, 0x9a, 0x01]);
-
-/// The destinations that no virtual network routes to, unless its own prefixes say otherwise (Azure's
-/// system routes with next hop None).
-pub(super) const PRIVATE: [(Ipv4Addr, u8); 4] = [
-    (Ipv4Addr::new(10, 0, 0, 0), 8),
-    (Ipv4Addr::new(100, 64, 0, 0), 10),
-    (Ipv4Addr::new(172, 16, 0, 0), 12),
-    (Ipv4Addr::new(192, 168, 0, 0), 16),
-];
 
 /// Every destination.
 pub(super) fn everywhere() -> Prefix4 {
@@ -47,11 +40,11 @@ pub(super) fn everywhere() -> Prefix4 {
 pub fn compile_fabric(lab: &str, region: &Region, health: &Health) -> Fabric {
     let mut fabric = Fabric::default();
     let mut internet = internet();
-    for vnet in region.vnets.values() {
-        let Some(view) = View::new(region, vnet) else { continue };
-        connect_vnet(&mut internet, lab, vnet, &view);
-        let state = super::routing::vnet(lab, &view, health);
-        fabric.namespaces.insert(names::vnet_ns(lab, &vnet.meta.id), state);
+    let networks = Networks::new(region);
+    for view in networks.views.values() {
+        connect_vnet(&mut internet, lab, view);
+        let state = super::routing::vnet(lab, view, &networks, health);
+        fabric.namespaces.insert(names::vnet_ns(lab, &view.vnet.meta.id), state);
     }
     for machine in region.machines.values().filter(|machine| is_there(machine)) {
         let nic = region.nics.get(&machine.nic).map(|nic| &**nic);
@@ -78,7 +71,7 @@ fn internet() -> NamespaceState {
     state.sysctl("net/ipv4/conf/all/rp_filter", "0");
     state.sysctl("net/ipv4/conf/default/rp_filter", "0");
     state.address("lo", names::REGISTRY_ADDRESS, 32);
-    for (network, length) in PRIVATE {
+    for (network, length) in NOWHERE {
         state.route(LOCAL, Prefix4::containing(network, length), Target::Blackhole);
     }
     // Whatever is not connected is the internet's own and answers. This must be in the local table, where
@@ -88,12 +81,13 @@ fn internet() -> NamespaceState {
     state
 }
 
-fn connect_vnet(internet: &mut NamespaceState, lab: &str, vnet: &Vnet, view: &View<'_>) {
+fn connect_vnet(internet: &mut NamespaceState, lab: &str, view: &View<'_>) {
+    let vnet = view.vnet;
     let link = names::internet_link_to_vnet(&vnet.meta.id);
     let peer =
         End { namespace: names::vnet_ns(lab, &vnet.meta.id), link: names::UPLINK.to_owned() };
     internet.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0");
-    for address in view.public_addresses() {
+    for address in egress::public_addresses(view) {
         internet.neighbour(&link, address, Mac::FABRIC);
         internet.route(LOCAL, Prefix4::host(address), Target::Link(link.clone()));
     }

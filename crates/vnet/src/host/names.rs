@@ -9,7 +9,8 @@ use std::net::Ipv4Addr;
 use uuid::Uuid;
 
 use crate::{
-    model::{Machine, Role},
+    addr::Prefix4,
+    model::{Direction, Machine, Role},
     name::ArmId,
 };
 
@@ -25,6 +26,12 @@ pub const CONTROL_VNET: &str = "vnet";
 pub const PORT_PREFIX: &str = "nic-";
 /// How the name of a virtual network's port to a control plane begins.
 pub const CONTROL_PREFIX: &str = "cp-";
+/// How the name of a virtual network's link to a peer begins.
+pub const PEER_PREFIX: &str = "peer-";
+/// How the name of a virtual network's link to an appliance in a peer begins.
+pub const HOP_PREFIX: &str = "hop-";
+/// How the name of a security group's chain begins.
+pub const GATE_PREFIX: &str = "nsg-";
 
 /// The address of the image registry, on the internet's side.
 pub const REGISTRY_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
@@ -84,6 +91,54 @@ pub fn control_port(cluster: &ArmId) -> String {
     format!("{CONTROL_PREFIX}{}", link_hash(cluster))
 }
 
+/// A virtual network's link to one that it is peered with.
+#[must_use]
+pub fn peer(remote: &ArmId) -> String {
+    format!("{PEER_PREFIX}{}", link_hash(remote))
+}
+
+/// The link, of this name at both ends, by which what `vnet` routes to the appliance at `address` in a peer
+/// gets there: the appliance's address is not in the packets, so their way must say it.
+#[must_use]
+pub fn hop(vnet: &ArmId, address: Ipv4Addr) -> String {
+    let text = format!("{} {address}", vnet.key());
+    format!("{HOP_PREFIX}{}", &hash_of(&text)[..10])
+}
+
+/// The chain of one list of a security group, in the nftables table of each virtual network where it is attached.
+/// To default rules a cluster's overlay range is part of the network, so each range has a chain of its own.
+///
+/// Every rule of the chain that decides has a counter and, as its comment, the security rule's name.
+/// The chain's own parts are named after it: `NAME-platform`, `NAME-n…`; see [`gate_of`].
+#[must_use]
+pub fn gate(group: &ArmId, direction: Direction, pod_range: Option<Prefix4>) -> String {
+    let direction = match direction {
+        Direction::Inbound => "in",
+        Direction::Outbound => "out",
+    };
+    let group = link_hash(group);
+    match pod_range {
+        None => format!("{GATE_PREFIX}{group}-{direction}"),
+        Some(range) => {
+            let (network, length) = (u32::from(range.network()), range.length());
+            format!("{GATE_PREFIX}{group}-{direction}-pods{network:08x}x{length}")
+        }
+    }
+}
+
+/// The group, as the hash that [`gate`] gives it, and the direction that a chain is about.
+/// `None` when it is not a security group's.
+#[must_use]
+pub fn gate_of(chain: &str) -> Option<(&str, Direction)> {
+    let (group, rest) = chain.strip_prefix(GATE_PREFIX)?.split_once('-')?;
+    let direction = match rest.split('-').next()? {
+        "in" => Direction::Inbound,
+        "out" => Direction::Outbound,
+        _ => return None,
+    };
+    Some((group, direction))
+}
+
 /// The internet's link to a virtual network.
 #[must_use]
 pub fn internet_link_to_vnet(vnet: &ArmId) -> String {
@@ -118,7 +173,11 @@ fn file_name(id: &ArmId) -> String {
 }
 
 fn hash(id: &ArmId) -> String {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, id.key().as_bytes()).simple().to_string()
+    hash_of(id.key())
+}
+
+fn hash_of(text: &str) -> String {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
 }
 
 /// Eight hexadecimal digits.
@@ -143,9 +202,25 @@ mod tests {
         let b =
             id("/subscriptions/s/resourcegroups/g/providers/microsoft.network/virtualnetworks/v");
         assert_eq!(vnet_ns("lab", &a), vnet_ns("lab", &b));
-        for name in [port(&a), control_port(&a), internet_link_to_vnet(&a)] {
+        let hop = hop(&a, PLATFORM_ADDRESS);
+        for name in [port(&a), control_port(&a), internet_link_to_vnet(&a), peer(&a), hop] {
             assert!(name.len() <= 15, "{name}");
         }
+    }
+
+    #[test]
+    fn a_chain_says_whose_it_is() {
+        let group = ArmId::group("s", "g").sibling("Microsoft.Network/networkSecurityGroups", "n");
+        let range = Some(Prefix4::containing([10, 244, 0, 0].into(), 16));
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            for range in [None, range] {
+                let name = gate(&group, direction, range);
+                let expected = Some((&name[4..14], direction));
+                assert_eq!(gate_of(&name), expected, "{name}");
+                assert_eq!(gate_of(&format!("{name}-platform")), expected, "{name}");
+            }
+        }
+        assert_eq!(gate_of("forward"), None);
     }
 
     #[test]

@@ -13,28 +13,36 @@
 //! What leads nowhere is routed to `lo` and dropped there by the rule set rather than being unreachable:
 //! the kernel then answers ARP requests for it, as Azure's switch does, and says nothing more.
 
-use std::net::Ipv4Addr;
-
 use super::{
     balancing, control,
-    fabric::{FAR_END, INTERNET_MAC, MTU, PRIVATE, everywhere},
+    fabric::{FAR_END, INTERNET_MAC, MTU, everywhere},
     health::Health,
-    names, ruleset,
+    names,
+    peering::Networks,
+    ruleset,
     state::{End, Link, MAIN, MAIN_PRIORITY, NamespaceState, Rule, Target, Then},
     view::{Port, View},
 };
 use crate::{
     addr::{Mac, Prefix4},
-    model::{NextHop, RouteTable, Subnet},
+    model::Subnet,
+    routes::{self, EffectiveRoute, Hop, Source},
 };
 
 const PRIORITY_MARK: u32 = 500;
+/// What came in for an appliance goes there and nowhere else.
+pub(super) const PRIORITY_HOP: u32 = 600;
 const PRIORITY_PODS: u32 = 900;
 const PRIORITY_POD_SUBNET: u32 = 950;
 const PRIORITY_SUBNET: u32 = 1000;
 
 /// The namespace of a virtual network.
-pub(super) fn vnet(lab: &str, view: &View<'_>, health: &Health) -> NamespaceState {
+pub(super) fn vnet(
+    lab: &str,
+    view: &View<'_>,
+    networks: &Networks<'_>,
+    health: &Health,
+) -> NamespaceState {
     let mut state = NamespaceState::default();
     settings(&mut state);
     uplink(&mut state, lab, view);
@@ -44,6 +52,7 @@ pub(super) fn vnet(lab: &str, view: &View<'_>, health: &Health) -> NamespaceStat
             state.address("lo", gateway, 32);
         }
     }
+    networks.join(&mut state, lab, view);
     system_routes(&mut state, view);
     for port in &view.ports {
         plug_in(&mut state, lab, view, port);
@@ -57,7 +66,7 @@ pub(super) fn vnet(lab: &str, view: &View<'_>, health: &Health) -> NamespaceStat
         }
     }
     for subnet in view.vnet.subnets.values() {
-        subnet_routes(&mut state, view, subnet);
+        subnet_routes(&mut state, view, networks, subnet);
     }
     let services = balancing::services(view, health);
     for member in services.members() {
@@ -72,7 +81,7 @@ pub(super) fn vnet(lab: &str, view: &View<'_>, health: &Health) -> NamespaceStat
             then: Then::Table(table),
         });
     }
-    state.nft = Some(ruleset::render(view, &services));
+    state.nft = Some(ruleset::render(view, networks, &services));
     state
 }
 
@@ -97,7 +106,6 @@ fn uplink(state: &mut NamespaceState, lab: &str, view: &View<'_>) {
     };
     state.links.insert(names::UPLINK.to_owned(), Link { mac: Mac::FABRIC, mtu: MTU, peer });
     state.neighbour(names::UPLINK, FAR_END, INTERNET_MAC);
-    state.route(MAIN, everywhere(), to_internet());
 }
 
 fn to_internet() -> Target {
@@ -108,17 +116,21 @@ fn nowhere() -> Target {
     Target::Link("lo".to_owned())
 }
 
+/// What every subnet's packets meet. A peering that the other side does not let through leads nowhere.
 fn system_routes(state: &mut NamespaceState, view: &View<'_>) {
-    for (network, length) in PRIVATE {
-        let private = Prefix4::containing(network, length);
-        if !view.vnet.prefixes.iter().any(|prefix| prefix.contains_prefix(private)) {
-            state.route(MAIN, private, Target::Blackhole);
-        }
+    for route in routes::system(view.region, view.vnet) {
+        let target = match &route.hop {
+            Hop::Internet => to_internet(),
+            Hop::Peering(remote) => view
+                .peers
+                .iter()
+                .find(|peer| peer.remote.meta.id == *remote)
+                .map_or_else(nowhere, |peer| Target::Via(peer.link.clone(), FAR_END)),
+            Hop::VnetLocal | Hop::None | Hop::VirtualAppliance(_) => nowhere(),
+        };
+        state.route(MAIN, route.prefix, target);
     }
     state.route(MAIN, Prefix4::host(names::METADATA_ADDRESS), Target::Blackhole);
-    for prefix in &view.vnet.prefixes {
-        state.route(MAIN, *prefix, nowhere());
-    }
 }
 
 /// A NIC's port: its link, a route for each of its addresses, and its rules.
@@ -143,34 +155,22 @@ fn plug_in(state: &mut NamespaceState, lab: &str, view: &View<'_>, port: &Port<'
         state.rules.insert(from_link(PRIORITY_PODS, &link, then));
     }
     let Some(subnet) = view.subnet_of(port.primary) else { return };
-    if view.route_table(subnet).is_some() {
+    if subnet.route_table.is_some() {
         let then = Then::Table(table_of(subnet));
         state.rules.insert(from_link(PRIORITY_SUBNET, &link, then));
     }
     // Pods of another subnet than their node's meet the routes of their own one.
-    for pods in pod_subnets(view, port, subnet) {
+    for pods in view.pod_subnets(port) {
         let from = Some(pods.prefix);
-        if view.route_table(pods).is_some() {
+        if pods.route_table.is_some() {
             let then = Then::Table(table_of(pods));
             state.rules.insert(Rule { from, ..from_link(PRIORITY_POD_SUBNET, &link, then) });
         }
-        if view.route_table(subnet).is_some() {
+        if subnet.route_table.is_some() {
             let then = Then::Goto(MAIN_PRIORITY);
             state.rules.insert(Rule { from, ..from_link(PRIORITY_POD_SUBNET + 1, &link, then) });
         }
     }
-}
-
-fn pod_subnets<'a>(view: &View<'a>, port: &Port<'_>, own: &Subnet) -> Vec<&'a Subnet> {
-    let mut subnets: Vec<&Subnet> = port
-        .others
-        .iter()
-        .filter_map(|address| view.subnet_of(*address))
-        .filter(|subnet| subnet.name != own.name)
-        .collect();
-    subnets.sort_by_key(|subnet| subnet.prefix);
-    subnets.dedup_by_key(|subnet| subnet.prefix);
-    subnets
 }
 
 fn table_of(subnet: &Subnet) -> u32 {
@@ -178,58 +178,53 @@ fn table_of(subnet: &Subnet) -> u32 {
 }
 
 /// The table of a subnet that has user-defined routes. What they do not say, the main table does.
-fn subnet_routes(state: &mut NamespaceState, view: &View<'_>, subnet: &Subnet) {
-    let Some(routes) = view.route_table(subnet) else { return };
-    let table = table_of(subnet);
-    for prefix in &view.vnet.prefixes {
-        state.route(table, *prefix, Target::Throw);
+fn subnet_routes(
+    state: &mut NamespaceState,
+    view: &View<'_>,
+    networks: &Networks<'_>,
+    subnet: &Subnet,
+) {
+    if subnet.route_table.is_none() {
+        return;
     }
+    let table = table_of(subnet);
     // No user-defined route applies to the platform. Its other address is the namespace's own.
     state.route(table, Prefix4::host(names::METADATA_ADDRESS), Target::Throw);
     for cluster in &view.clusters {
         let platform = Prefix4::host(control::platform_address(cluster));
         state.route(table, platform, Target::Throw);
     }
-    if !has_default(routes) {
-        private_ranges(state, view, table);
-    }
-    for route in routes.routes.values() {
-        let target = match route.next_hop {
-            NextHop::VirtualAppliance(address) => appliance(view, address),
-            // The network's own /32s are in the main table; outside of its prefixes there is nobody, but there the
-            // main table leads out.
-            NextHop::VnetLocal
-                if view.vnet.prefixes.iter().any(|it| it.contains_prefix(route.prefix)) =>
-            {
-                Target::Throw
-            }
-            NextHop::VnetLocal | NextHop::None => Target::Blackhole,
-            NextHop::Internet => to_internet(),
-        };
-        state.route(table, route.prefix, target);
-    }
-}
-
-/// Whether the user says where everything goes. Azure then has no system routes that drop private ranges.
-fn has_default(routes: &RouteTable) -> bool {
-    routes.routes.values().any(|route| route.prefix.length() == 0)
-}
-
-/// Private ranges are longer than a user's `/1`, and drop.
-fn private_ranges(state: &mut NamespaceState, view: &View<'_>, table: u32) {
-    for (network, length) in PRIVATE {
-        let private = Prefix4::containing(network, length);
-        if !view.vnet.prefixes.iter().any(|prefix| prefix.contains_prefix(private)) {
-            state.route(table, private, Target::Throw);
+    for route in routes::effective(view.region, view.vnet, subnet) {
+        if let Some(target) = subnet_target(view, networks, &route) {
+            state.route(table, route.prefix, target);
         }
     }
 }
 
-/// A machine that forwards, found by its address. Azure drops when nobody has the address or its NIC does
-/// not forward.
-fn appliance(view: &View<'_>, address: Ipv4Addr) -> Target {
-    match view.holder(address) {
-        Some(port) if port.nic.ip_forwarding => Target::Via(port.link.clone(), port.primary),
-        _ => nowhere(),
-    }
+/// Where a subnet's table sends what meets this route; `None` for one that the main table has and no other
+/// route of the subnet's could come before.
+fn subnet_target(
+    view: &View<'_>,
+    networks: &Networks<'_>,
+    route: &EffectiveRoute,
+) -> Option<Target> {
+    let target = match (&route.hop, route.source) {
+        _ if !route.is_active => return None,
+        (Hop::Internet, Source::Default) => return None,
+        (_, Source::Default) => Target::Throw,
+        (Hop::VirtualAppliance(address), _) => match view.appliance(*address) {
+            Some(port) => Target::Via(port.link.clone(), port.primary),
+            None => networks.hop(view, *address).unwrap_or_else(nowhere),
+        },
+        // The network's own /32s are in the main table; outside of its prefixes there is nobody, but there the
+        // main table leads out.
+        (Hop::VnetLocal, _)
+            if view.vnet.prefixes.iter().any(|it| it.contains_prefix(route.prefix)) =>
+        {
+            Target::Throw
+        }
+        (Hop::Internet, _) => to_internet(),
+        (Hop::VnetLocal | Hop::None | Hop::Peering(_), _) => nowhere(),
+    };
+    Some(target)
 }

@@ -1,5 +1,8 @@
 //! A region as one virtual network sees it: which NIC is plugged in where and what it may say, which
-//! clusters and load balancers act there. Not here: what the kernel is told (see the siblings).
+//! clusters and load balancers act there, which networks it is joined to. Not here: what the kernel is told
+//! (see the siblings).
+//!
+//! Everything that is looked up for each NIC has an index: networks have a thousand.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,15 +13,16 @@ use super::names;
 use crate::{
     addr::{Mac, Prefix4},
     model::{
-        Cluster, Frontend, Holder, LoadBalancer, Machine, NetworkMode, Nic, OutboundType,
-        ProvisioningState, Role, RouteTable, Subnet, Vnet,
+        Cluster, Frontend, Holder, LoadBalancer, Machine, NetworkMode, Nic, Peering, PeeringState,
+        ProvisioningState, Role, SecurityGroup, Subnet, Vnet,
     },
-    name::ArmId,
+    name::{ArmId, Name},
     region::Region,
 };
 
 /// One virtual network and what is in it.
 pub(crate) struct View<'a> {
+    pub(crate) region: &'a Region,
     pub(crate) vnet: &'a Vnet,
     /// Every NIC of a machine, by its primary address.
     pub(crate) ports: Vec<Port<'a>>,
@@ -26,7 +30,12 @@ pub(crate) struct View<'a> {
     pub(crate) clusters: Vec<&'a Cluster>,
     /// The load balancers that act here.
     pub(crate) balancers: Vec<&'a LoadBalancer>,
-    region: &'a Region,
+    /// The networks that this one is joined to.
+    pub(crate) peers: Vec<Peer<'a>>,
+    by_nic: BTreeMap<&'a ArmId, usize>,
+    by_address: BTreeMap<Ipv4Addr, usize>,
+    by_network: BTreeMap<Ipv4Addr, &'a Subnet>,
+    pools_of: BTreeMap<&'a ArmId, Vec<(&'a LoadBalancer, &'a Name)>>,
 }
 
 /// A NIC of a machine.
@@ -45,6 +54,16 @@ pub(crate) struct Port<'a> {
     pub(crate) pod_range: Option<Prefix4>,
 }
 
+/// A network that flows pass to and from: both sides of the peering are there, and both allow it.
+pub(crate) struct Peer<'a> {
+    /// The link's name in the virtual network's namespace.
+    pub(crate) link: String,
+    /// This side.
+    pub(crate) peering: &'a Peering,
+    /// The other network.
+    pub(crate) remote: &'a Vnet,
+}
+
 impl<'a> View<'a> {
     /// `None` when the virtual network is being deleted.
     pub(crate) fn new(region: &'a Region, vnet: &'a Vnet) -> Option<Self> {
@@ -61,99 +80,105 @@ impl<'a> View<'a> {
         ports.sort_by_key(|port| port.primary);
         let clusters =
             region.clusters.values().map(|it| &**it).filter(|it| it.vnet == vnet.meta.id).collect();
-        let balancers = region
+        let balancers: Vec<&LoadBalancer> = region
             .balancers
             .values()
             .map(|balancer| &**balancer)
             .filter(|balancer| balancer.meta.state != ProvisioningState::Deleting)
             .filter(|balancer| vnet_of(region, balancer).as_ref() == Some(&vnet.meta.id))
             .collect();
-        Some(Self { vnet, ports, clusters, balancers, region })
-    }
-
-    /// The route table of a subnet.
-    pub(crate) fn route_table(&self, subnet: &Subnet) -> Option<&'a RouteTable> {
-        self.region.route_tables.get(subnet.route_table.as_ref()?).map(|table| &**table)
+        let mut pools_of: BTreeMap<&ArmId, Vec<(&LoadBalancer, &Name)>> = BTreeMap::new();
+        for balancer in &balancers {
+            for (name, pool) in &balancer.pools {
+                for member in &pool.members {
+                    pools_of.entry(member).or_default().push((balancer, name));
+                }
+            }
+        }
+        let mut by_address = BTreeMap::new();
+        for (index, port) in ports.iter().enumerate() {
+            for address in port.addresses() {
+                by_address.entry(address).or_insert(index);
+            }
+        }
+        Some(Self {
+            by_nic: ports.iter().enumerate().map(|(n, port)| (&port.nic.meta.id, n)).collect(),
+            by_address,
+            by_network: vnet.subnets.values().map(|it| (it.prefix.network(), it)).collect(),
+            peers: peers(region, vnet),
+            region,
+            vnet,
+            ports,
+            clusters,
+            balancers,
+            pools_of,
+        })
     }
 
     /// The subnet that an address is in.
     pub(crate) fn subnet_of(&self, address: Ipv4Addr) -> Option<&'a Subnet> {
-        self.vnet.subnets.values().find(|subnet| subnet.prefix.contains(address))
+        let (_, subnet) = self.by_network.range(..=address).next_back()?;
+        subnet.prefix.contains(address).then_some(subnet)
+    }
+
+    /// The subnets other than its own that a NIC has addresses in: those of its pods.
+    pub(crate) fn pod_subnets(&self, port: &Port<'_>) -> Vec<&'a Subnet> {
+        let own = self.subnet_of(port.primary).map(|subnet| subnet.prefix);
+        let mut subnets: Vec<&Subnet> = Vec::new();
+        for address in &port.others {
+            if !subnets.last().is_some_and(|last| last.prefix.contains(*address)) {
+                subnets.extend(self.subnet_of(*address).filter(|it| Some(it.prefix) != own));
+            }
+        }
+        subnets.sort_by_key(|subnet| subnet.prefix);
+        subnets.dedup_by_key(|subnet| subnet.prefix);
+        subnets
+    }
+
+    /// The security group of this id.
+    pub(crate) fn group(&self, id: Option<&ArmId>) -> Option<&'a SecurityGroup> {
+        self.region.security_groups.get(id?).map(|group| &**group)
     }
 
     /// The port of this NIC.
     pub(crate) fn port_of(&self, nic: &ArmId) -> Option<&Port<'a>> {
-        self.ports.iter().find(|port| port.nic.meta.id == *nic)
+        self.by_nic.get(nic).map(|index| &self.ports[*index])
     }
 
     /// The port that holds this address.
     pub(crate) fn holder(&self, address: Ipv4Addr) -> Option<&Port<'a>> {
-        self.ports.iter().find(|port| port.primary == address || port.others.contains(&address))
+        self.by_address.get(&address).map(|index| &self.ports[*index])
     }
 
-    /// The address of a front end, and whether it is a public one.
+    /// The port of the machine that forwards what is sent to this address. Azure drops when nobody has the
+    /// address or its NIC does not forward.
+    pub(crate) fn appliance(&self, address: Ipv4Addr) -> Option<&Port<'a>> {
+        self.holder(address).filter(|port| port.nic.ip_forwarding)
+    }
+
+    /// The peer whose address space this address is in.
+    pub(crate) fn peer_of(&self, address: Ipv4Addr) -> Option<&Peer<'a>> {
+        self.peers
+            .iter()
+            .find(|peer| peer.peering.remote_prefixes.iter().any(|prefix| prefix.contains(address)))
+    }
+
+    /// The back-end pools that a NIC is in.
+    pub(crate) fn pools_of(&self, nic: &ArmId) -> &[(&'a LoadBalancer, &'a Name)] {
+        self.pools_of.get(nic).map_or(&[], Vec::as_slice)
+    }
+
+    /// The address of a front end.
     pub(crate) fn frontend_address(&self, frontend: &Frontend) -> Option<Ipv4Addr> {
         match frontend {
             Frontend::Internal { address, .. } => Some(*address),
-            Frontend::Public { public_ip } => {
-                self.region.public_ips.get(public_ip).map(|ip| ip.address)
-            }
+            Frontend::Public { public_ip } => self.public_address(public_ip),
         }
     }
 
-    /// Every public address that leads into this virtual network.
-    pub(crate) fn public_addresses(&self) -> BTreeSet<Ipv4Addr> {
-        let mut addresses = BTreeSet::from([self.vnet.default_outbound]);
-        for balancer in &self.balancers {
-            for frontend in balancer.frontends.values() {
-                if matches!(frontend, Frontend::Public { .. }) {
-                    addresses.extend(self.frontend_address(frontend));
-                }
-            }
-        }
-        addresses
-    }
-
-    /// The public address that a NIC's flows to the internet are seen with, if it may have any.
-    ///
-    /// An outbound rule of a load balancer comes first, then a public front end that does not refuse it.
-    /// A member of a Standard load balancer without either has no way out, other VMs have Azure's default
-    /// outbound access; nodes have it only until load balancer `kubernetes` knows them.
-    pub(crate) fn outbound_address(&self, port: &Port<'_>) -> Option<Ipv4Addr> {
-        let mut is_member = false;
-        let mut by_rule = None;
-        let mut by_frontend = None;
-        for balancer in &self.balancers {
-            let has = |pool| {
-                let pool = balancer.pools.get(pool);
-                pool.is_some_and(|pool| pool.members.contains(&port.nic.meta.id))
-            };
-            let public = |name| match balancer.frontends.get(name)? {
-                Frontend::Internal { .. } => None,
-                frontend @ Frontend::Public { .. } => self.frontend_address(frontend),
-            };
-            is_member |=
-                balancer.sku.eq_ignore_ascii_case("Standard") && balancer.pools.keys().any(has);
-            for rule in balancer.outbound_rules.values().filter(|rule| has(&rule.pool)) {
-                by_rule = by_rule.or_else(|| rule.frontends.iter().find_map(public));
-            }
-            for rule in balancer.rules.values() {
-                if has(&rule.pool) && !rule.disable_outbound_snat {
-                    by_frontend = by_frontend.or_else(|| public(&rule.frontend));
-                }
-            }
-        }
-        let default = match port.cluster.map(|cluster| cluster.outbound) {
-            None | Some(OutboundType::LoadBalancer) => Some(self.vnet.default_outbound),
-            Some(
-                OutboundType::ManagedNatGateway
-                | OutboundType::UserAssignedNatGateway
-                | OutboundType::UserDefinedRouting
-                | OutboundType::None
-                | OutboundType::Block,
-            ) => None,
-        };
-        by_rule.or(by_frontend).or(if is_member { None } else { default })
+    /// The address of a public IP.
+    pub(crate) fn public_address(&self, id: &ArmId) -> Option<Ipv4Addr> {
+        self.region.public_ips.get(id).map(|ip| ip.address)
     }
 }
 
@@ -166,6 +191,11 @@ impl Port<'_> {
     /// Whether the node's pods are in a routing domain of their own.
     pub(crate) fn is_overlay(&self) -> bool {
         self.cluster.is_some_and(|cluster| cluster.mode == NetworkMode::Overlay)
+    }
+
+    /// The range of the pods of the NIC's overlay cluster.
+    pub(crate) fn overlay_range(&self) -> Option<Prefix4> {
+        self.cluster.filter(|_| self.is_overlay()).and_then(|cluster| cluster.pod_cidr)
     }
 }
 
@@ -188,6 +218,30 @@ fn vnet_of(region: &Region, balancer: &LoadBalancer) -> Option<ArmId> {
         let mut members = balancer.pools.values().flat_map(|pool| &pool.members);
         members.find_map(|member| region.nics.get(member)?.vnet())
     })
+}
+
+/// The networks that `vnet` is joined to.
+fn peers<'a>(region: &'a Region, vnet: &'a Vnet) -> Vec<Peer<'a>> {
+    let open = |peering: &&Peering| {
+        peering.allow_access
+            && peering.peering_state == PeeringState::Connected
+            && peering.state != ProvisioningState::Deleting
+    };
+    let mut seen = BTreeSet::new();
+    vnet.peerings
+        .values()
+        .filter(open)
+        .filter_map(|peering| {
+            let remote = region.vnets.get(&peering.remote)?;
+            let is_there = remote.meta.state != ProvisioningState::Deleting;
+            let mut back = remote.peerings.values().filter(open);
+            let is_open = is_there
+                && back.any(|back| back.remote == vnet.meta.id)
+                && seen.insert(&peering.remote);
+            let link = names::peer(&peering.remote);
+            is_open.then_some(Peer { link, peering, remote })
+        })
+        .collect()
 }
 
 /// The pods' addresses that each node was given, by the node's machine.

@@ -1,0 +1,250 @@
+//! Network security groups in a virtual network's nftables table: a chain for each list of rules, and which NIC's
+//! packets meet which. Not here: what rules mean (see [`crate::policy`]).
+//!
+//! Each gate is a chain and a decision of its own: what it allows returns and meets the next gate, what it denies
+//! is dropped. Allowed at one gate, a flow can still be denied at another.
+//!
+//! Pods of a pod subnet meet their own subnet's group, everything else that a NIC sends or gets the group of the
+//! NIC's own subnet: also what an appliance forwards, and a front end's address.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
+
+use super::{
+    names,
+    ruleset::{elements, line},
+    view::View,
+};
+use crate::{
+    addr::{AddressSet, Prefix4},
+    model::{Access, Direction, PortRange, Ports, RuleProtocol, Subnet},
+    name::ArmId,
+    policy::{Gate, Rule},
+};
+
+/// A group as it is where it is attached: to default rules, an overlay's pods are part of the network.
+type Variant<'a> = (&'a ArmId, Option<Prefix4>);
+
+/// The chains that send packets to their gates. Jumped to from the hooks, in the order in which gates are met.
+pub(super) const CHAINS: &str = r#"
+	# The sender's NIC, then its subnet. Before routing and load balancing: a packet is as its sender made it.
+	chain outbound {
+		type filter hook prerouting priority -170; policy accept;
+		ct state established,related accept
+		iifname vmap @nic_out
+		jump subnet_out
+	}
+
+	chain subnet_out {
+		iifname . ip saddr vmap @pods_out
+		iifname vmap @nodes_out
+	}
+
+	# The receiver's subnet, then its NIC. A control plane's leg is no part of the network.
+	chain inbound {
+		ct state established,related accept
+		iifname "cp-*" accept
+		jump subnet_in
+		oifname vmap @nic_in
+	}
+
+	chain subnet_in {
+		oifname . ip daddr vmap @pods_in
+		oifname vmap @nodes_in
+	}
+
+	# Health probes come from the namespace itself.
+	chain probes {
+		type filter hook output priority filter; policy accept;
+		ct state established,related accept
+		jump subnet_in
+		oifname vmap @nic_in
+	}
+"#;
+
+/// Writes the groups' chains, and the maps that [`CHAINS`] look into.
+pub(super) fn render(text: &mut String, view: &View<'_>) {
+    let mut variants: BTreeSet<Variant<'_>> = BTreeSet::new();
+    let mut maps: BTreeMap<(&str, Direction), BTreeSet<String>> = BTreeMap::new();
+    for port in &view.ports {
+        let pod_range = port.overlay_range();
+        let own = view.subnet_of(port.primary);
+        let group_of = |subnet: &'_ Subnet| view.group(subnet.security_group.as_ref());
+        let nic = view.group(port.nic.security_group.as_ref());
+        let subnet = own.and_then(group_of);
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            let link = &port.link;
+            let mut put = |map, element| maps.entry((map, direction)).or_default().insert(element);
+            if let Some(group) = nic {
+                let chain = names::gate(&group.meta.id, direction, pod_range);
+                put("nic", format!("\"{link}\" : jump {chain}"));
+            }
+            if let Some(group) = subnet {
+                let chain = names::gate(&group.meta.id, direction, pod_range);
+                put("nodes", format!("\"{link}\" : goto {chain}"));
+            }
+            for pods in view.pod_subnets(port) {
+                let verdict = match group_of(pods) {
+                    Some(group) => {
+                        format!("goto {}", names::gate(&group.meta.id, direction, None))
+                    }
+                    None if subnet.is_some() => "return".to_owned(),
+                    None => continue,
+                };
+                put("pods", format!("\"{link}\" . {} : {verdict}", pods.prefix));
+            }
+        }
+        variants.extend([nic, subnet].iter().flatten().map(|group| (&group.meta.id, pod_range)));
+        for pods in view.pod_subnets(port) {
+            variants.extend(group_of(pods).map(|group| (&group.meta.id, None)));
+        }
+    }
+    for direction in [Direction::Outbound, Direction::Inbound] {
+        for (group, pod_range) in &variants {
+            let Some(security) = view.group(Some(*group)) else { continue };
+            let gate = Gate::new(view.region, view.vnet, security, *pod_range);
+            let name = names::gate(group, direction, *pod_range);
+            line(text, format_args!("\t# {group}"));
+            list(text, &name, direction, gate.rules(direction));
+        }
+        let suffix = if direction == Direction::Inbound { "in" } else { "out" };
+        for (map, kind, flags) in [
+            ("nic", "ifname : verdict", ""),
+            ("nodes", "ifname : verdict", ""),
+            ("pods", "ifname . ipv4_addr : verdict", "flags interval"),
+        ] {
+            let members = maps.remove(&(map, direction)).unwrap_or_default();
+            elements(text, &format!("map {map}_{suffix}"), kind, flags, &members);
+        }
+    }
+}
+
+/// A list of rules as a chain.
+fn list(text: &mut String, name: &str, direction: Direction, rules: &[Rule]) {
+    if direction == Direction::Outbound {
+        // Nothing but a rule that says so is about the platform's own services.
+        platform(text, name, rules);
+    }
+    line(text, format_args!("\tchain {name} {{"));
+    if direction == Direction::Outbound {
+        let platform = format!("{}, {}", names::PLATFORM_ADDRESS, names::METADATA_ADDRESS);
+        line(text, format_args!("\t\tip daddr {{ {platform} }} goto {name}-platform"));
+    }
+    for rule in rules {
+        write_rule(text, rule);
+    }
+    line(text, format_args!("\t}}"));
+}
+
+fn platform(text: &mut String, name: &str, rules: &[Rule]) {
+    line(text, format_args!("\tchain {name}-platform {{"));
+    for rule in rules.iter().filter(|rule| rule.is_for_platform) {
+        write_rule(text, rule);
+    }
+    line(text, format_args!("\t}}"));
+}
+
+fn write_rule(text: &mut String, rule: &Rule) {
+    if let Some(matches) = matches(rule) {
+        line(text, format_args!("\t\t{matches}{}", verdict(rule)));
+    }
+}
+
+/// What a rule does with what it matches, with its counter and its name.
+fn verdict(rule: &Rule) -> String {
+    let verdict = match rule.rule.access {
+        Access::Allow => "return",
+        Access::Deny => "drop",
+    };
+    format!("counter {verdict} comment \"{}\"", comment(rule.rule.name.as_str()))
+}
+
+/// A text as nft takes it between quotes: at most 128 bytes, nothing that ends it.
+fn comment(text: &str) -> String {
+    let plain = |c: char| if c.is_ascii_graphic() && c != '"' && c != '\\' { c } else { '_' };
+    text.chars().take(120).map(plain).collect()
+}
+
+/// What a rule matches, with a space behind each part; `None` when that is nothing.
+fn matches(rule: &Rule) -> Option<String> {
+    let mut text = String::new();
+    addresses(&mut text, "saddr", &rule.source)?;
+    addresses(&mut text, "daddr", &rule.destination)?;
+    let (source, destination) = (&rule.rule.source_ports, &rule.rule.destination_ports);
+    let all = source.are_all() && destination.are_all();
+    match rule.rule.protocol {
+        RuleProtocol::Any if all => {}
+        RuleProtocol::Any => text.push_str("meta l4proto { tcp, udp } "),
+        RuleProtocol::Tcp => text.push_str("meta l4proto tcp "),
+        RuleProtocol::Udp => text.push_str("meta l4proto udp "),
+        RuleProtocol::Icmp => text.push_str("meta l4proto icmp "),
+        RuleProtocol::Esp => text.push_str("meta l4proto esp "),
+        RuleProtocol::Ah => text.push_str("meta l4proto ah "),
+    }
+    match rule.rule.protocol {
+        RuleProtocol::Any | RuleProtocol::Tcp | RuleProtocol::Udp => {
+            ports(&mut text, "sport", source)?;
+            ports(&mut text, "dport", destination)?;
+        }
+        RuleProtocol::Icmp | RuleProtocol::Esp | RuleProtocol::Ah => {}
+    }
+    Some(text)
+}
+
+fn addresses(text: &mut String, field: &str, set: &AddressSet) -> Option<()> {
+    if set.is_all() {
+        return Some(());
+    }
+    let ranges: Vec<String> = set
+        .ranges()
+        .map(
+            |(first, last)| {
+                if first == last { first.to_string() } else { format!("{first}-{last}") }
+            },
+        )
+        .collect();
+    one_of(text, &format!("ip {field}"), &ranges)
+}
+
+fn ports(text: &mut String, field: &str, ports: &Ports) -> Option<()> {
+    if ports.are_all() {
+        return Some(());
+    }
+    let ranges: Vec<String> = merged(&ports.any_of)
+        .iter()
+        .map(|range| match range {
+            PortRange { first, last } if first == last => first.to_string(),
+            PortRange { first, last } => format!("{first}-{last}"),
+        })
+        .collect();
+    one_of(text, &format!("th {field}"), &ranges)
+}
+
+fn one_of(text: &mut String, field: &str, values: &[String]) -> Option<()> {
+    match values {
+        [] => return None,
+        [one] => write!(text, "{field} {one} "),
+        several => write!(text, "{field} {{ {} }} ", several.join(", ")),
+    }
+    .expect("writing to a String never fails");
+    Some(())
+}
+
+/// Ranges in order, apart: nft refuses those that overlap.
+fn merged(ranges: &[PortRange]) -> Vec<PortRange> {
+    let mut ranges: Vec<PortRange> =
+        ranges.iter().copied().filter(|range| range.first <= range.last).collect();
+    ranges.sort_unstable();
+    let mut merged: Vec<PortRange> = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        match merged.last_mut() {
+            Some(before) if range.first <= before.last.saturating_add(1) => {
+                before.last = before.last.max(range.last);
+            }
+            _ => merged.push(range),
+        }
+    }
+    merged
+}

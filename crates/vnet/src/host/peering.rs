@@ -1,0 +1,121 @@
+//! How virtual networks are joined. Not here: who is a peer (see [`super::view`]) and what is dropped between
+//! the two (see [`super::ruleset`]).
+//!
+//! A veth pair for each peering: remote prefixes lead to it, and what comes out of it finds its receiver by its
+//! destination. What a user's route sends to an appliance in a peer does not say so in its destination, so each such
+//! appliance has a pair of its own (a *hop*): what comes out of that goes to the appliance, whatever it is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use super::{
+    fabric::{FAR_END, MTU, everywhere},
+    names,
+    state::{End, Link, NamespaceState, Rule, Target, Then},
+    view::View,
+};
+use crate::{
+    addr::Mac,
+    model::{NextHop, Vnet},
+    name::ArmId,
+    region::Region,
+};
+
+/// Every virtual network of a region, and the appliances that networks use in their peers.
+pub(super) struct Networks<'a> {
+    pub(super) views: BTreeMap<&'a ArmId, View<'a>>,
+    /// By the network whose routes name them: the appliance's address, and whose network it is in.
+    hops: BTreeMap<&'a ArmId, BTreeMap<Ipv4Addr, &'a ArmId>>,
+}
+
+impl<'a> Networks<'a> {
+    pub(super) fn new(region: &'a Region) -> Self {
+        let views: BTreeMap<&ArmId, View<'_>> = region
+            .vnets
+            .iter()
+            .filter_map(|(id, vnet)| Some((id, View::new(region, vnet)?)))
+            .collect();
+        let hops = views.iter().map(|(id, view)| (*id, hops(view, &views))).collect();
+        Self { views, hops }
+    }
+
+    /// How `view` routes to an appliance in a peer; `None` when that has none at this address.
+    pub(super) fn hop(&self, view: &View<'_>, address: Ipv4Addr) -> Option<Target> {
+        self.hops.get(&view.vnet.meta.id)?.get(&address)?;
+        Some(Target::Via(names::hop(&view.vnet.meta.id, address), FAR_END))
+    }
+
+    /// The links on which others' packets come in: of a peering, or of an appliance here.
+    pub(super) fn links_from<'v>(
+        &'v self,
+        view: &'v View<'a>,
+    ) -> impl Iterator<Item = (&'v super::view::Peer<'a>, String)> + 'v {
+        view.peers.iter().flat_map(move |peer| {
+            let hops = self.hops_between(peer.remote, view.vnet);
+            let hops = hops.map(|address| names::hop(&peer.remote.meta.id, address));
+            std::iter::once(peer.link.clone()).chain(hops).map(move |link| (peer, link))
+        })
+    }
+
+    /// The appliances in `to` that `from` uses.
+    fn hops_between(&self, from: &Vnet, to: &Vnet) -> impl Iterator<Item = Ipv4Addr> {
+        let hops = self.hops.get(&from.meta.id).into_iter().flatten();
+        hops.filter(|(_, at)| **at == &to.meta.id).map(|(address, _)| *address)
+    }
+
+    /// Gives a network's namespace its links to its peers.
+    pub(super) fn join(&self, state: &mut NamespaceState, lab: &str, view: &View<'_>) {
+        for peer in &view.peers {
+            let (here, there) = (&view.vnet.meta.id, &peer.remote.meta.id);
+            let namespace = names::vnet_ns(lab, there);
+            link(state, &peer.link, End { namespace: namespace.clone(), link: names::peer(here) });
+            for address in self.hops_between(view.vnet, peer.remote) {
+                let name = names::hop(here, address);
+                link(state, &name, End { namespace: namespace.clone(), link: name.clone() });
+            }
+            for address in self.hops_between(peer.remote, view.vnet) {
+                let name = names::hop(there, address);
+                link(state, &name, End { namespace: namespace.clone(), link: name.clone() });
+                let Some(port) = view.appliance(address) else { continue };
+                let table = u32::from(port.primary);
+                state.route(table, everywhere(), Target::Via(port.link.clone(), port.primary));
+                state.rules.insert(Rule {
+                    priority: super::routing::PRIORITY_HOP,
+                    mark: None,
+                    iif: Some(name),
+                    from: None,
+                    then: Then::Table(table),
+                });
+            }
+        }
+    }
+}
+
+fn link(state: &mut NamespaceState, name: &str, peer: End) {
+    state.links.insert(name.to_owned(), Link { mac: Mac::FABRIC, mtu: MTU, peer });
+    state.neighbour(name, FAR_END, Mac::FABRIC);
+    state.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
+    state.sysctl(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
+}
+
+/// The appliances in peers that the routes of `view`'s subnets name.
+fn hops<'a>(
+    view: &View<'a>,
+    views: &BTreeMap<&'a ArmId, View<'a>>,
+) -> BTreeMap<Ipv4Addr, &'a ArmId> {
+    let tables: BTreeSet<&ArmId> =
+        view.vnet.subnets.values().filter_map(|subnet| subnet.route_table.as_ref()).collect();
+    let tables = tables.into_iter().filter_map(|table| view.region.route_tables.get(table));
+    let mut hops = BTreeMap::new();
+    for route in tables.flat_map(|table| table.routes.values()) {
+        let NextHop::VirtualAppliance(address) = route.next_hop else { continue };
+        let Some(peer) = view.peer_of(address) else { continue };
+        let there = views.get(&peer.remote.meta.id);
+        if there.is_some_and(|there| there.appliance(address).is_some()) {
+            hops.insert(address, &peer.remote.meta.id);
+        }
+    }
+    hops
+}

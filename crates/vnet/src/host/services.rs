@@ -1,0 +1,122 @@
+//! Load balancing in a virtual network's nftables table. Not here: which services there are (see
+//! [`super::balancing`]).
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use super::{
+    balancing::{Delivery, Key, Service, Services},
+    ruleset::{elements, line},
+};
+use crate::model::Transport;
+
+/// The chains that look into the maps.
+pub(super) const CHAINS: &str = r#"
+	# A flow keeps the member that it got, whatever becomes of the others. An answer to what a member sent
+	# out as a front end is no flow to it. What goes to an appliance is not for a front end here.
+	chain balance {
+		type filter hook prerouting priority mangle; policy accept;
+		ct direction reply accept
+		iifname "hop-*" accept
+		ct mark != 0 meta mark set ct mark accept
+		ip daddr . meta l4proto . th dport vmap @balanced
+		ip daddr vmap @balanced_whole
+	}
+
+	chain translate {
+		type nat hook prerouting priority dstnat; policy accept;
+		iifname "hop-*" accept
+		ip daddr . meta l4proto . th dport vmap @translated
+		ip daddr vmap @translated_whole
+		iifname "uplink" dnat to ip daddr map @own_public
+	}
+"#;
+
+/// Writes the maps that [`CHAINS`] look into, and a chain for each service.
+pub(super) fn render(text: &mut String, services: &Services) {
+    maps(text, services);
+    for (key, service) in &services.0 {
+        chain(text, *key, service);
+    }
+}
+
+fn maps(text: &mut String, services: &Services) {
+    let (mut balanced, mut balanced_whole) = (BTreeSet::new(), BTreeSet::new());
+    let (mut dnat, mut dnat_whole) = (BTreeSet::new(), BTreeSet::new());
+    for (key, service) in &services.0 {
+        let (address, protocol, port) = key;
+        let verdict = if service.healthy.is_empty() {
+            "goto nobody".to_owned()
+        } else {
+            format!("goto {}", chain_name(*key))
+        };
+        let element = match protocol {
+            Transport::All => format!("{address} : {verdict}"),
+            Transport::Tcp => format!("{address} . tcp . {port} : {verdict}"),
+            Transport::Udp => format!("{address} . udp . {port} : {verdict}"),
+        };
+        // Without members there is no flow to translate either, and a filter chain may drop.
+        let to_member = service.delivery != Delivery::Kept && !service.healthy.is_empty();
+        match (to_member, *protocol == Transport::All) {
+            (false, false) => balanced.insert(element),
+            (false, true) => balanced_whole.insert(element),
+            (true, false) => dnat.insert(element),
+            (true, true) => dnat_whole.insert(element),
+        };
+    }
+    let by_port = "ipv4_addr . inet_proto . inet_service : verdict";
+    elements(text, "map balanced", by_port, "", &balanced);
+    elements(text, "map balanced_whole", "ipv4_addr : verdict", "", &balanced_whole);
+    elements(text, "map translated", by_port, "", &dnat);
+    elements(text, "map translated_whole", "ipv4_addr : verdict", "", &dnat_whole);
+    line(text, format_args!("\tchain nobody {{"));
+    line(text, format_args!("\t\tcounter drop comment \"no healthy member\""));
+    line(text, format_args!("\t}}"));
+}
+
+fn chain_name((address, protocol, port): Key) -> String {
+    let protocol = match protocol {
+        Transport::Tcp => "tcp",
+        Transport::Udp => "udp",
+        Transport::All => "all",
+    };
+    format!("service-{}-{protocol}-{port}", address.to_string().replace('.', "-"))
+}
+
+/// The chain that chooses a member.
+fn chain(text: &mut String, key: Key, service: &Service) {
+    if service.healthy.is_empty() {
+        return;
+    }
+    let protocol = match key.1 {
+        Transport::Tcp => "meta l4proto tcp ",
+        Transport::Udp => "meta l4proto udp ",
+        Transport::All => "",
+    };
+    let hashed = match (service.by_source, key.1) {
+        (true, _) => "ip saddr . ip daddr",
+        (false, _) => "ip saddr . ip daddr . meta l4proto . th sport . th dport",
+    };
+    // A fixed seed: the same flow meets the same member after a reload.
+    let choice = format!("jhash {hashed} mod {} seed 0x616b736e", service.healthy.len());
+    let member = |to_text: &dyn Fn(Ipv4Addr) -> String| {
+        let members = service.healthy.iter().enumerate();
+        members.map(|(n, it)| format!("{n} : {}", to_text(*it))).collect::<Vec<_>>().join(", ")
+    };
+    line(text, format_args!("\tchain {} {{", chain_name(key)));
+    match service.delivery {
+        Delivery::Kept => {
+            let marks = member(&|it| format!("{:#010x}", u32::from(it)));
+            line(text, format_args!("\t\tct mark set {choice} map {{ {marks} }}"));
+            line(text, format_args!("\t\tmeta mark set ct mark"));
+        }
+        Delivery::Translated(0) => {
+            let members = member(&|it| it.to_string());
+            line(text, format_args!("\t\tdnat to {choice} map {{ {members} }}"));
+        }
+        Delivery::Translated(port) => {
+            let members = member(&|it| format!("{it} . {port}"));
+            line(text, format_args!("\t\t{protocol}dnat ip to {choice} map {{ {members} }}"));
+        }
+    }
+    line(text, format_args!("\t}}"));
+}
