@@ -168,6 +168,9 @@ pub enum Command {
         /// Its id.
         id: ArmId,
     },
+    /// All of these, in order, or none: what one request asks of several resources. The answer is the first
+    /// one's; the others' operations run beside it.
+    Together(Vec<Command>),
     /// Begins an operation that changes nothing and whose answer the door computes (`POST` actions).
     BeginPost {
         /// What it is about.

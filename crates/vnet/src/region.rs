@@ -42,6 +42,7 @@ mod cluster;
 mod findings;
 mod gateways;
 mod groups;
+mod inbound;
 mod interfaces;
 mod lifecycle;
 mod network;
@@ -49,6 +50,7 @@ mod nodes;
 mod peerings;
 mod pool_subnets;
 mod pools;
+mod publics;
 mod query;
 mod ranges;
 mod refusal;
@@ -154,6 +156,7 @@ impl Change {
             Command::PutPool { id, pool } => self.put_pool(&id, pool),
             Command::PutRoleAssignment(assignment) => self.put_role_assignment(assignment),
             Command::Delete { id } => self.delete(&id),
+            Command::Together(commands) => self.run_all(commands),
             Command::BeginPost { target } => Ok(self.begin_post(&target)),
             Command::FabricReal { generation } => Ok(self.fabric_real(generation)),
             Command::NodeReached { machine, phase } => self.node_reached(&machine, phase),
@@ -167,6 +170,20 @@ impl Change {
             Command::Failed { target, fault } => Ok(self.failed(&target, &fault)),
             Command::PruneOperations { keep } => Ok(self.prune_operations(keep)),
         }
+    }
+
+    /// Runs commands one after the other; the first one's answer stands for all.
+    fn run_all(&mut self, commands: Vec<Command>) -> Result<Accepted, Fault> {
+        let mut commands = commands.into_iter();
+        let Some(first) = commands.next() else { return Ok(UNCHANGED) };
+        let mut accepted = self.run(first)?;
+        for command in commands {
+            let also = self.run(command)?;
+            if accepted.outcome == Outcome::Unchanged && also.outcome != Outcome::Unchanged {
+                accepted.outcome = Outcome::Updated;
+            }
+        }
+        Ok(accepted)
     }
 
     /// The common fields of a resource of `kind` after a `PUT`: in a group that is there, where it was before.

@@ -129,7 +129,7 @@ pub struct Peering {
     pub allow_forwarded: bool,
     /// `allowGatewayTransit`. Kept; there are no gateways here.
     pub allow_gateway_transit: bool,
-    /// `useRemoteGateways`. Kept; there are no gateways here.
+    /// `useRemoteGateways`. Never true: there are no gateways here.
     pub use_remote_gateways: bool,
     /// Whether the other side is there, too.
     pub peering_state: PeeringState,
@@ -148,8 +148,21 @@ pub enum PeeringState {
     Initiated,
     /// Both are there.
     Connected,
-    /// The other side was removed. Nothing passes until this one is removed and made again.
+    /// The other side was removed. Nothing passes until this one is written or made again, and the other one, too.
     Disconnected,
+}
+
+/// Whether the two sides of a peering know each other's address space as it is (`peeringSyncLevel`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeeringSync {
+    /// Both do.
+    FullyInSync,
+    /// The other side does not, or is not there.
+    RemoteNotInSync,
+    /// This side does not.
+    LocalNotInSync,
+    /// Neither does.
+    LocalAndRemoteNotInSync,
 }
 
 /// A route table.

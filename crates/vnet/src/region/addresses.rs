@@ -1,6 +1,6 @@
 //! Taking and giving back addresses. Every address in a subnet's `held` came through here.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use super::{Change, UNCHANGED, UPDATED, refusal, uuid_of};
 use crate::{
@@ -17,6 +17,11 @@ use crate::{
 const LAB_INTERNET: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 16);
 /// The first ones are left to the internet itself.
 const FIRST_LAB_ADDRESS: u64 = 4;
+
+/// The lab's internet as a prefix.
+pub(super) fn lab_internet() -> Prefix4 {
+    Prefix4::containing(LAB_INTERNET.0, LAB_INTERNET.1)
+}
 
 impl Change {
     /// The subnet `id`, if `user` (a resource in `location`) may put something into it.
@@ -135,17 +140,31 @@ impl Change {
         Arc::make_mut(vnet.expect("the virtual network was found before it is changed"))
     }
 
+    /// What of the lab's internet somebody has: single addresses and prefixes.
+    pub(super) fn taken_lab_addresses(&self) -> Vec<Prefix4> {
+        let region = &self.region;
+        let single = self.claimed.iter().copied();
+        let single = single
+            .chain(region.public_ips.values().map(|public_ip| public_ip.address))
+            .chain(region.vnets.values().map(|vnet| vnet.default_outbound))
+            .chain(region.clusters.values().map(|cluster| cluster.api_address));
+        let prefixes = region.public_ip_prefixes.values().map(|prefix| prefix.prefix);
+        single.map(Prefix4::host).chain(prefixes).collect()
+    }
+
     /// The lowest free address of the lab's internet.
     pub(super) fn lab_address(&mut self) -> Result<Ipv4Addr, Fault> {
-        let region = &self.region;
-        let mut taken = self.claimed.clone();
-        taken.extend(region.public_ips.values().map(|public_ip| public_ip.address));
-        taken.extend(region.vnets.values().map(|vnet| vnet.default_outbound));
-        taken.extend(region.clusters.values().map(|cluster| cluster.api_address));
-        let internet = Prefix4::containing(LAB_INTERNET.0, LAB_INTERNET.1);
+        let taken = self.taken_lab_addresses();
+        let single: BTreeSet<Ipv4Addr> =
+            taken.iter().filter(|it| it.length() == 32).map(|it| it.network()).collect();
+        let prefixes: Vec<Prefix4> = taken.into_iter().filter(|it| it.length() < 32).collect();
+        let internet = lab_internet();
+        let is_free = |address: &Ipv4Addr| {
+            !single.contains(address) && !prefixes.iter().any(|prefix| prefix.contains(*address))
+        };
         let address = (FIRST_LAB_ADDRESS..internet.n_addresses() - 1)
             .filter_map(|offset| internet.nth(offset))
-            .find(|address| !taken.contains(address))
+            .find(is_free)
             .ok_or_else(|| {
                 Fault::bad(
                     "PublicIPCountLimitReached",

@@ -5,12 +5,15 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, refusal};
+use super::{Change, inbound, refusal};
 use crate::{
     command::{Accepted, Common, PutFrontend, PutLoadBalancer},
     fault::Fault,
     kind,
-    model::{Allocation, BackendPool, Frontend, Holder, LoadBalancer, OutboundType, Transport},
+    model::{
+        Allocation, BackendPool, Frontend, Holder, InboundTarget, LoadBalancer, OutboundType,
+        Transport,
+    },
     name::{ArmId, Name},
 };
 
@@ -44,7 +47,10 @@ impl Change {
             inbound_rules: unique("inboundNatRules", put.inbound_rules)?,
         };
         check_references(&balancer)?;
+        inbound::check(&balancer)?;
         self.check_members(&balancer)?;
+        self.check_inbound_members(&balancer)?;
+        self.check_skus(&balancer)?;
         self.region.balancers.insert(id.clone(), Arc::new(balancer));
         Ok(self.put(&id, old.is_none()))
     }
@@ -114,24 +120,8 @@ impl Change {
         location: &str,
         frontend: &Name,
     ) -> Result<(), Fault> {
-        let there = self.region.public_ips.get(public_ip);
-        let there = there.filter(|there| there.meta.location == location);
-        let there = there.ok_or_else(|| refusal::reference(public_ip, balancer))?;
-        self.refuse_going(public_ip, there.meta.state)?;
         let user = frontend_id(balancer, frontend).to_string();
-        if let Some(other) = &there.used_by {
-            return Err(Fault::bad(
-                "PublicIPAddressInUse",
-                format!(
-                    "Resource {user} is referencing public IP address {public_ip} that is already allocated to resource \
-                     {other}."
-                ),
-            ));
-        }
-        let mut there = there.as_ref().clone();
-        there.used_by = Some(user);
-        self.region.public_ips.insert(public_ip.clone(), Arc::new(there));
-        Ok(())
+        self.attach_public(public_ip, balancer, location, &user)
     }
 
     /// Gives back the addresses and public IPs of a load balancer's front ends.
@@ -139,11 +129,7 @@ impl Change {
         for frontend in balancer.frontends.values() {
             match frontend {
                 Frontend::Internal { subnet, address, .. } => self.release(subnet, *address),
-                Frontend::Public { public_ip } => {
-                    if let Some(public_ip) = self.region.public_ips.get_mut(public_ip) {
-                        Arc::make_mut(public_ip).used_by = None;
-                    }
-                }
+                Frontend::Public { public_ip } => self.detach_public(public_ip),
             }
         }
     }
@@ -169,11 +155,36 @@ impl Change {
             self.refuse_going(member, nic.meta.state)?;
             vnets.extend(nic.vnet());
         }
+        for rule in balancer.inbound_rules.values() {
+            if let InboundTarget::Configuration { member: Some((nic, _)), .. } = &rule.target {
+                vnets.extend(self.region.nics.get(nic).and_then(|nic| nic.vnet()));
+            }
+        }
         if vnets.len() > 1 {
             return Err(refusal::invalid(
                 "properties.backendAddressPools",
                 &format!("The front ends and members of {id} must be in one virtual network."),
             ));
+        }
+        Ok(())
+    }
+
+    /// Refuses a public IP of another SKU than the load balancer's.
+    fn check_skus(&self, balancer: &LoadBalancer) -> Result<(), Fault> {
+        for frontend in balancer.frontends.values() {
+            let Frontend::Public { public_ip } = frontend else { continue };
+            let sku = self.region.public_ips.get(public_ip).map(|it| it.sku.as_str());
+            if sku.is_some_and(|sku| !sku.eq_ignore_ascii_case(&balancer.sku)) {
+                return Err(Fault::bad(
+                    "PublicIPAndLBSkuDoNotMatch",
+                    format!(
+                        "{} sku load balancer {} cannot reference {} sku publicIP {public_ip}.",
+                        balancer.sku,
+                        balancer.meta.id,
+                        sku.unwrap_or_default()
+                    ),
+                ));
+            }
         }
         Ok(())
     }

@@ -9,7 +9,10 @@ use super::Region;
 use crate::{
     addr::{Mac, Prefix4},
     ipam,
-    model::{Cluster, Frontend, Holder, LoadBalancer, POD_BATCH, ProvisioningState, Subnet},
+    model::{
+        Cluster, Frontend, Holder, InboundTarget, LoadBalancer, POD_BATCH, ProvisioningState,
+        Subnet,
+    },
     name::{ArmId, Name},
 };
 
@@ -26,6 +29,9 @@ impl Region {
         self.find_shared(&mut findings);
         self.find_dangling(&mut findings);
         self.find_in_security(&mut findings);
+        self.find_in_peerings(&mut findings);
+        self.find_in_publics(&mut findings);
+        self.find_in_nat_gateways(&mut findings);
         for cluster in self.clusters.values() {
             self.find_in_cluster(cluster, &mut findings);
         }
@@ -218,29 +224,10 @@ impl Region {
         for balancer in self.balancers.values() {
             self.find_in_balancer(balancer, findings);
         }
-        for (id, public_ip) in &self.public_ips {
-            let Some(user) = &public_ip.used_by else { continue };
-            let is_used = self.balancers.values().any(|balancer| {
-                balancer.frontends.iter().any(|(name, frontend)| {
-                    matches!(frontend, Frontend::Public { public_ip } if public_ip == id)
-                        && super::balancer::frontend_id(&balancer.meta.id, name).as_str() == user
-                })
-            });
-            if !is_used {
-                findings.push(format!("{id} is used by {user}, which does not have it"));
-            }
-        }
     }
 
     fn find_in_balancer(&self, balancer: &LoadBalancer, findings: &mut Vec<String>) {
         let id = &balancer.meta.id;
-        for frontend in balancer.frontends.values() {
-            if let Frontend::Public { public_ip } = frontend
-                && self.public_ips.get(public_ip).is_none_or(|there| there.used_by.is_none())
-            {
-                findings.push(format!("{id} has {public_ip}, which does not know it"));
-            }
-        }
         for member in balancer.pools.values().flat_map(|pool| &pool.members) {
             if !self.nics.contains_key(member) {
                 findings.push(format!("{id} has member {member}, which is not there"));
@@ -251,6 +238,19 @@ impl Region {
                 || !balancer.pools.contains_key(&rule.pool)
             {
                 findings.push(format!("{id} has a rule without a front end or a pool"));
+            }
+        }
+        for (name, rule) in &balancer.inbound_rules {
+            let is_aimed = match &rule.target {
+                InboundTarget::Configuration { member: None, .. } => true,
+                InboundTarget::Configuration { member: Some((nic, config)), .. } => {
+                    let nic = self.nics.get(nic);
+                    nic.is_some_and(|nic| nic.configs.iter().any(|it| it.name == *config))
+                }
+                InboundTarget::Pool { pool, .. } => balancer.pools.contains_key(pool),
+            };
+            if !is_aimed || !balancer.frontends.contains_key(&rule.frontend) {
+                findings.push(format!("{id} has inbound NAT rule {name} without an end"));
             }
         }
     }

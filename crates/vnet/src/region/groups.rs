@@ -7,7 +7,7 @@ use crate::{
     command::{Accepted, Outcome},
     fault::Fault,
     kind,
-    model::{Frontend, Holder, Meta, ProvisioningState, ResourceGroup, RoleAssignment, Tags, Verb},
+    model::{Holder, Meta, ProvisioningState, ResourceGroup, RoleAssignment, Tags, Verb},
     name::{ArmId, Name},
 };
 
@@ -160,6 +160,9 @@ impl Change {
                     if subnet.security_group.as_ref().is_some_and(inside) {
                         users.insert(id.child("subnets", subnet.name.as_str()));
                     }
+                    if subnet.nat_gateway.as_ref().is_some_and(inside) {
+                        users.insert(id.child("subnets", subnet.name.as_str()));
+                    }
                 }
             }
         }
@@ -191,14 +194,7 @@ impl Change {
                 users.insert(id.clone());
             }
         }
-        for (id, balancer) in &region.balancers {
-            let has_one = balancer.frontends.values().any(
-                |frontend| matches!(frontend, Frontend::Public { public_ip } if inside(public_ip)),
-            );
-            if !inside(id) && has_one {
-                users.insert(id.clone());
-            }
-        }
+        users.extend(region.users_of_publics(&inside));
         users.into_iter().map(|id| format!("{id} uses a resource in it")).collect()
     }
 
@@ -244,6 +240,14 @@ impl Change {
                 meta.etag = etag(&meta.id, generation);
             }
         };
+        let is_vnet_that_stays = self
+            .region
+            .vnets
+            .get(id)
+            .is_some_and(|vnet| vnet.meta.state != ProvisioningState::Deleting);
+        if is_vnet_that_stays {
+            self.disconnect_peers(id);
+        }
         // An id is in one of these.
         let region = &mut self.region;
         lifecycle::change(&mut region.vnets, id, mark);

@@ -1,4 +1,4 @@
-//! NICs, virtual machines and public IPs.
+//! NICs and virtual machines.
 
 use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
@@ -7,7 +7,7 @@ use crate::{
     command::{Accepted, Common, PutIpConfiguration},
     fault::Fault,
     kind,
-    model::{Allocation, Holder, IpConfiguration, Machine, Nic, PublicIp, Role},
+    model::{Allocation, Holder, IpConfiguration, Machine, Nic, Role},
     name::ArmId,
 };
 
@@ -26,7 +26,7 @@ impl Change {
         check_configurations(&id, &wanted)?;
         // The old addresses are free for the new list, which gets them again by name.
         for config in old.iter().flat_map(|old| &old.configs) {
-            self.release(&config.subnet, config.address);
+            self.release_configuration(config);
         }
         let kept = |put: &PutIpConfiguration| -> Option<Ipv4Addr> {
             let configs = old.iter().flat_map(|old| &old.configs);
@@ -37,6 +37,10 @@ impl Change {
         // Those who know what they want come first, so that nobody takes it from them.
         for put in &wanted {
             self.joinable(&put.subnet, &id, &meta.location)?;
+            if let Some(public_ip) = &put.public_ip {
+                let user = id.child("ipConfigurations", &put.name).to_string();
+                self.attach_public(public_ip, &id, &meta.location, &user)?;
+            }
             if let Some(address) = put.address.or_else(|| kept(put)) {
                 let holder = Holder::IpConfiguration { nic: id.clone(), config: put.name.clone() };
                 self.hold(&put.subnet, Some(address), holder)?;
@@ -69,16 +73,27 @@ impl Change {
             configs,
         };
         self.check_groups_of_nic(&nic)?;
+        let names: BTreeSet<String> = nic.configs.iter().map(|it| it.name.clone()).collect();
         self.region.nics.insert(id.clone(), Arc::new(nic));
+        self.aim_inbound_rules(|nic, config| *nic != id || names.contains(config));
         Ok(self.put(&id, old.is_none()))
+    }
+
+    /// Gives back the address and the public IP of an IP configuration.
+    fn release_configuration(&mut self, config: &IpConfiguration) {
+        self.release(&config.subnet, config.address);
+        if let Some(public_ip) = &config.public_ip {
+            self.detach_public(public_ip);
+        }
     }
 
     /// Takes a NIC out of the region: its addresses are free, and no load balancer has it as a member.
     pub(super) fn drop_nic(&mut self, id: &ArmId) {
         let Some(nic) = self.region.nics.remove(id) else { return };
         for config in &nic.configs {
-            self.release(&config.subnet, config.address);
+            self.release_configuration(config);
         }
+        self.aim_inbound_rules(|nic, _| nic != id);
         let with_it: Vec<ArmId> = self
             .region
             .balancers
@@ -120,37 +135,6 @@ impl Change {
         self.region.nics.insert(nic_id.clone(), Arc::new(nic));
         let machine = Machine { hostname: id.name().to_owned(), meta, nic: nic_id, role: Role::Vm };
         self.region.machines.insert(id.clone(), Arc::new(machine));
-        Ok(self.put(&id, old.is_none()))
-    }
-
-    pub(super) fn put_public_ip(
-        &mut self,
-        common: &Common,
-        prefix: Option<ArmId>,
-        sku: String,
-        allocation: Allocation,
-    ) -> Result<Accepted, Fault> {
-        let old = self.region.public_ips.get(&common.id).cloned();
-        let meta = self.meta(common, kind::PUBLIC_IP, old.as_ref().map(|old| &old.meta))?;
-        refusal::check_name(common.id.name())?;
-        // Azure documentation, "Public IP addresses": Standard is always static.
-        if sku.eq_ignore_ascii_case("Standard") && allocation == Allocation::Dynamic {
-            return Err(refusal::invalid(
-                "properties.publicIPAllocationMethod",
-                "A public IP of SKU Standard is static.",
-            ));
-        }
-        if old.as_ref().is_some_and(|old| !old.sku.eq_ignore_ascii_case(&sku)) {
-            return Err(refusal::property_change("sku.name"));
-        }
-        let id = meta.id.clone();
-        let address = match &old {
-            Some(old) => old.address,
-            None => self.lab_address()?,
-        };
-        let used_by = old.as_ref().and_then(|old| old.used_by.clone());
-        let public_ip = PublicIp { meta, address, allocation, sku, prefix, used_by };
-        self.region.public_ips.insert(id.clone(), Arc::new(public_ip));
         Ok(self.put(&id, old.is_none()))
     }
 }

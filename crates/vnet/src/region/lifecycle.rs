@@ -85,7 +85,11 @@ fn going<T: Resource>(map: &BTreeMap<ArmId, Arc<T>>, generation: Generation) -> 
 }
 
 /// Whether something in this state, last changed by command `changed`, is real with `generation`.
-fn becomes_real(state: ProvisioningState, changed: Generation, generation: Generation) -> bool {
+pub(super) fn becomes_real(
+    state: ProvisioningState,
+    changed: Generation,
+    generation: Generation,
+) -> bool {
     match state {
         ProvisioningState::Creating
         | ProvisioningState::Updating
@@ -163,6 +167,7 @@ impl Change {
         any |= succeed(&mut region.nat_gateways, generation);
         any |= succeed(&mut region.public_ip_prefixes, generation);
         any |= self.settle_subnets(generation);
+        any |= self.settle_peerings(generation);
         any |= self.end_operations(None, |operation| {
             operation.generation <= generation && is_fabric_target(&operation.target)
         });
@@ -215,7 +220,7 @@ impl Change {
         }
         self.drop_balancer(id);
         self.drop_nic(id);
-        self.region.nat_gateways.remove(id);
+        self.drop_nat_gateway(id);
         self.region.public_ips.remove(id);
         self.region.public_ip_prefixes.remove(id);
         self.region.vnets.remove(id);
@@ -292,6 +297,12 @@ impl Change {
         if self.region.subnet(target).is_some() {
             let subnet = self.subnet_mut(target);
             subnet.state = failed_state(subnet.state);
+        }
+        if let Some((vnet, peering)) = self.region.peering(target) {
+            let (vnet, name) = (vnet.meta.id.clone(), peering.name.clone());
+            if let Some(peering) = self.vnet_mut(&vnet).peerings.get_mut(&name) {
+                peering.state = failed_state(peering.state);
+            }
         }
         let pool = self.region.pool(target).map(|(_, pool)| pool.name.clone());
         let cluster = match &pool {

@@ -49,6 +49,7 @@ impl Change {
         let vnet = Vnet { meta, prefixes, subnets, peerings, default_outbound };
         check_layout(&vnet)?;
         self.region.vnets.insert(id.clone(), Arc::new(vnet));
+        self.check_peers(&id)?;
         Ok(self.put(&id, old.is_none()))
     }
 
@@ -128,6 +129,9 @@ impl Change {
             self.refuse_going(table, there.meta.state)?;
         }
         self.attachable_security_group(put.security_group.as_ref(), &id, location)?;
+        if let Some(gateway) = &put.nat_gateway {
+            self.check_nat_gateway_of(&id, vnet, location, gateway)?;
+        }
         let delegations: Vec<Delegation> = put.delegations.into_iter().map(with_actions).collect();
         if let Some(old) = old {
             if old.state == ProvisioningState::Deleting {

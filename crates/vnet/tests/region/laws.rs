@@ -7,14 +7,17 @@ use proptest::{collection::vec, option, prelude::*, sample::select, strategy::Va
 use vnet::{
     command::{Command, Outcome, PutCluster, PutFrontend, PutLoadBalancer, PutPool, PutSubnet},
     fault::Fault,
-    model::{Allocation, NetworkMode, NextHop, NodePhase, OutboundType, PoolMode, Route},
+    model::{
+        InboundNatRule, InboundTarget, NetworkMode, NextHop, NodePhase, OutboundType, PoolMode,
+        PortRange, Route, Transport,
+    },
     name::ArmId,
 };
 
 use crate::support::{
     Lab, cluster, common, delegation, group, id, internal_balancer, ip, members, pool, prefix,
-    put_application_group, put_nic, put_nic_with, put_rule, put_security_group, put_vnet, rule,
-    subnet,
+    put_application_group, put_nat, put_nic, put_nic_with, put_peering, put_prefix, put_public_ip,
+    put_rule, put_security_group, put_vnet, rule, subnet, sync_peering,
 };
 
 /// A step: most are commands as they are; some depend on what is there when they come.
@@ -59,13 +62,15 @@ fn any_put_subnet() -> impl Strategy<Value = (&'static str, PutSubnet)> {
     let services = ["Microsoft.ContainerService/managedClusters", "Microsoft.Web/serverFarms"];
     let delegations = option::weighted(0.2, name(services));
     let group = option::weighted(0.3, name(["s", "t"]));
-    (path_and_range, delegations, prop::bool::weighted(0.2), group).prop_map(
-        |((path, range), service, table, group)| {
+    let gateway = option::weighted(0.2, name(["g", "h"]));
+    (path_and_range, delegations, prop::bool::weighted(0.2), group, gateway).prop_map(
+        |((path, range), service, table, group, gateway)| {
             let (_, name) = path.split_once('/').unwrap();
             let put = PutSubnet {
                 delegations: service.map(|service| delegation("0", service)).into_iter().collect(),
                 route_table: table.then(|| id("table t")),
                 security_group: group.map(|name| id(&format!("nsg {name}"))),
+                nat_gateway: gateway.map(|name| id(&format!("nat {name}"))),
                 ..subnet(name, range)
             };
             (path, put)
@@ -112,10 +117,74 @@ fn any_cluster() -> impl Strategy<Value = PutCluster> {
     )
 }
 
+fn any_inbound_rule() -> impl Strategy<Value = InboundNatRule> {
+    let member = option::weighted(0.7, (name(["m", "n"]), name(["a", "b", "ipconfig1"])));
+    let port = 5_000_u16..5_004;
+    (port.clone(), port, member, prop::bool::weighted(0.2)).prop_map(
+        |(first, backend_port, member, of_pool)| InboundNatRule {
+            frontend: "fe".into(),
+            protocol: Transport::Tcp,
+            target: if of_pool {
+                let frontend_ports = PortRange { first, last: first + 1 };
+                InboundTarget::Pool { pool: "pool".into(), frontend_ports }
+            } else {
+                InboundTarget::Configuration {
+                    frontend_port: first,
+                    member: member
+                        .map(|(nic, config)| (id(&format!("nic {nic}")), config.to_owned())),
+                }
+            },
+            backend_port,
+            floating_ip: false,
+            idle_timeout_minutes: 4,
+            enable_tcp_reset: false,
+        },
+    )
+}
+
+/// Peerings, and what has public addresses.
+fn any_beyond() -> impl Strategy<Value = Command> {
+    let publics = || name(["p", "q"]);
+    let prefixes = || name(["i", "j"]);
+    let peers = || name(["v", "x", "y", "z"]);
+    let spaces: Vec<(&str, &[&str])> = vec![
+        ("x", &["10.5.0.0/16"]),
+        ("x", &["10.5.0.0/16", "10.6.0.0/24"]),
+        ("y", &["10.6.0.0/16"]),
+        ("y", &["10.6.0.0/16", "10.7.0.0/16"]),
+        ("z", &["10.7.0.0/16"]),
+        ("z", &["10.8.0.0/16"]),
+    ];
+    let peering = (peers(), peers(), any::<bool>()).prop_map(|(from, to, sync)| {
+        let path = format!("{from}/{to}");
+        if sync { sync_peering(&path, to) } else { put_peering(&path, to) }
+    });
+    let end = (peers(), peers()).prop_map(|(from, to)| id(&format!("peering {from}/{to}")));
+    let gateway = (name(["g", "h"]), vec(publics(), 0..2), vec(prefixes(), 0..2));
+    let nic = (name(["m", "n"]), name(["a", "b"]), any_subnet(), option::of(publics()));
+    prop_oneof![
+        2 => select(spaces).prop_map(|(name, prefixes)| put_vnet(name, prefixes)),
+        6 => peering,
+        2 => end.prop_map(|id| Command::Delete { id }),
+        1 => (prefixes(), 30_u8..32).prop_map(|(name, length)| put_prefix(name, length)),
+        2 => (publics(), option::weighted(0.3, prefixes()))
+            .prop_map(|(name, prefix)| put_public_ip(name, prefix)),
+        2 => gateway.prop_map(|(name, publics, prefixes)| put_nat(name, &publics, &prefixes)),
+        2 => nic.prop_map(|(name, config, subnet, public_ip)| {
+            let mut command = put_nic(name, &[(config, subnet, None)]);
+            if let Command::PutNic { configs, .. } = &mut command {
+                configs[0].public_ip = public_ip.map(|name| id(&format!("pip {name}")));
+            }
+            command
+        }),
+    ]
+}
+
 fn any_balancer() -> impl Strategy<Value = PutLoadBalancer> {
     let member = name(["m", "n", "o"]);
-    (any_subnet(), any_address(), any::<bool>(), vec(member, 0..3)).prop_map(
-        |(subnet, address, public, members)| {
+    let rules = vec(any_inbound_rule(), 0..3);
+    (any_subnet(), any_address(), any::<bool>(), vec(member, 0..3), rules).prop_map(
+        |(subnet, address, public, members, rules)| {
             let mut balancer = internal_balancer(subnet, address);
             if public {
                 balancer.frontends =
@@ -123,6 +192,8 @@ fn any_balancer() -> impl Strategy<Value = PutLoadBalancer> {
             }
             let members = members.into_iter().map(|name| id(&format!("nic {name}"))).collect();
             balancer.pools = vec![("pool".into(), members)];
+            let names = ["one", "two"].into_iter().map(Into::into);
+            balancer.inbound_rules = names.zip(rules).collect();
             balancer
         },
     )
@@ -143,6 +214,12 @@ fn any_target() -> impl Strategy<Value = &'static str> {
         "asg x",
         "asg y",
         "pip p",
+        "pip q",
+        "prefix i",
+        "nat g",
+        "nat h",
+        "vnet x",
+        "vnet y",
         "nic m",
         "nic n",
         "nic o",
@@ -197,11 +274,9 @@ fn any_command() -> impl Strategy<Value = Command> {
         1 => name(["x", "y"]).prop_map(put_application_group),
         3 => (name(["m", "n", "o"]), any_subnet(), option::weighted(0.5, name(["s", "t"])), name(["x", "y"]))
             .prop_map(|(name, subnet, group, member)| put_nic_with(name, subnet, group, &[member])),
-        1 => Just(Command::PutPublicIp { prefix: None,
-            common: common(id("pip p")),
-            sku: "Standard".to_owned(),
-            allocation: Allocation::Static,
-        }),
+        1 => Just(put_public_ip("p", None)),
+        9 => any_beyond(),
+        1 => vec(any_beyond(), 2..4).prop_map(Command::Together),
         5 => (name(["m", "n", "o"]), vec((name(["a", "b", "c"]), any_subnet(), any_address()), 1..3))
             .prop_map(|(name, configs)| put_nic(name, &configs)),
         3 => (name(["m", "n"]), name(["m", "n", "o"])).prop_map(|(name, nic)| Command::PutVm {
@@ -218,7 +293,7 @@ fn any_command() -> impl Strategy<Value = Command> {
             pool,
         }),
         4 => any_target().prop_map(|text| Command::Delete { id: id(text) }),
-        1 => clusters().prop_map(|name| Command::ClusterGone { cluster: id(&format!("cluster {name}")) }),
+        2 => clusters().prop_map(|name| Command::ClusterGone { cluster: id(&format!("cluster {name}")) }),
         2 => any_target().prop_map(|text| Command::Failed {
             target: id(text),
             fault: Fault::new(500, "InternalServerError", "it did not work"),
@@ -295,6 +370,9 @@ fn beginning() -> Lab {
         lab.subnet("v", name, range);
     }
     lab.subnet("w", "a", "10.1.64.0/24");
+    for (name, range) in [("x", "10.5.0.0/16"), ("y", "10.6.0.0/16"), ("z", "10.8.0.0/16")] {
+        lab.vnet(name, &[range]);
+    }
     lab.nic("m", "v/a", None).unwrap();
     lab.must(put_security_group("s", Some(vec![rule("a", 100)])));
     lab.must(put_application_group("x"));
@@ -336,6 +414,7 @@ proptest! {
         prop_assert!(region.groups.is_empty() && region.vnets.is_empty());
         prop_assert!(region.nics.is_empty() && region.machines.is_empty());
         prop_assert!(region.balancers.is_empty() && region.public_ips.is_empty());
+        prop_assert!(region.nat_gateways.is_empty() && region.public_ip_prefixes.is_empty());
         prop_assert!(region.route_tables.is_empty() && region.clusters.is_empty());
         prop_assert!(region.security_groups.is_empty() && region.application_groups.is_empty());
         prop_assert!(region.operations.values().all(|operation| operation.ended.is_some()));
@@ -382,6 +461,6 @@ fn steps_reach_every_command() {
             }
         }
     }
-    assert_eq!(accepted.len(), 17, "{accepted:?}");
-    assert!(codes.len() >= 25, "{codes:?}");
+    assert_eq!(accepted.len(), 21, "{accepted:?}");
+    assert!(codes.len() >= 35, "{codes:?}");
 }

@@ -4,8 +4,11 @@
 mod article;
 mod clusters;
 mod golden;
+mod inbound;
 mod laws;
 mod networks;
+mod peerings;
+mod publics;
 mod refusals;
 mod security;
 mod support;

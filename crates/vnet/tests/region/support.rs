@@ -6,12 +6,12 @@ use vnet::{
     addr::Prefix4,
     command::{
         Accepted, Command, Common, PutCluster, PutFrontend, PutIpConfiguration, PutLoadBalancer,
-        PutPool, PutSubnet,
+        PutNatGateway, PutPeering, PutPool, PutSubnet,
     },
     fault::Fault,
     model::{
-        Access, Addresses, Delegation, Direction, NetworkMode, NodePhase, Peers, PortRange, Ports,
-        RuleProtocol, SecurityRule, Timestamp,
+        Access, Addresses, Allocation, Delegation, Direction, NetworkMode, NodePhase, Peers,
+        PortRange, Ports, RuleProtocol, SecurityRule, Timestamp,
     },
     name::ArmId,
     region::Region,
@@ -37,6 +37,9 @@ pub(crate) fn id(text: &str) -> ArmId {
         "nsg" => (vnet::kind::SECURITY_GROUP, ""),
         "rule" => (vnet::kind::SECURITY_GROUP, "securityRules"),
         "asg" => (vnet::kind::APPLICATION_GROUP, ""),
+        "peering" => (vnet::kind::VNET, "virtualNetworkPeerings"),
+        "nat" => (vnet::kind::NAT_GATEWAY, ""),
+        "prefix" => (vnet::kind::PUBLIC_IP_PREFIX, ""),
         "pip" => (vnet::kind::PUBLIC_IP, ""),
         "nic" => (vnet::kind::NIC, ""),
         "vm" => (vnet::kind::VM, ""),
@@ -301,4 +304,56 @@ pub(crate) fn put_nic_with(
             application_groups.iter().map(|name| id(&format!("asg {name}"))).collect();
     }
     command
+}
+
+/// One side of a peering, `v/p`, to another virtual network, with Azure's defaults.
+pub(crate) fn put_peering(path: &str, remote: &str) -> Command {
+    let (_, name) = path.split_once('/').unwrap();
+    let peering = PutPeering {
+        name: name.into(),
+        remote: id(&format!("vnet {remote}")),
+        allow_access: true,
+        allow_forwarded: false,
+        allow_gateway_transit: false,
+        use_remote_gateways: false,
+        sync: false,
+        kept: BTreeMap::new(),
+    };
+    Command::PutPeering { id: id(&format!("peering {path}")), peering }
+}
+
+/// The same with the other's address space learned anew.
+pub(crate) fn sync_peering(path: &str, remote: &str) -> Command {
+    let Command::PutPeering { id, peering } = put_peering(path, remote) else { unreachable!() };
+    Command::PutPeering { id, peering: PutPeering { sync: true, ..peering } }
+}
+
+/// A Standard public IP, of a prefix if one is named.
+pub(crate) fn put_public_ip(name: &str, prefix: Option<&str>) -> Command {
+    Command::PutPublicIp {
+        common: common(id(&format!("pip {name}"))),
+        prefix: prefix.map(|prefix| id(&format!("prefix {prefix}"))),
+        sku: "Standard".to_owned(),
+        allocation: Allocation::Static,
+    }
+}
+
+/// A public IP prefix.
+pub(crate) fn put_prefix(name: &str, length: u8) -> Command {
+    Command::PutPublicIpPrefix {
+        common: common(id(&format!("prefix {name}"))),
+        sku: "Standard".to_owned(),
+        length,
+    }
+}
+
+/// A NAT gateway with public IPs and prefixes.
+pub(crate) fn put_nat(name: &str, public_ips: &[&str], prefixes: &[&str]) -> Command {
+    let gateway = PutNatGateway {
+        sku: "Standard".to_owned(),
+        public_ips: public_ips.iter().map(|name| id(&format!("pip {name}"))).collect(),
+        public_ip_prefixes: prefixes.iter().map(|name| id(&format!("prefix {name}"))).collect(),
+        idle_timeout_minutes: None,
+    };
+    Command::PutNatGateway { common: common(id(&format!("nat {name}"))), gateway }
 }
