@@ -102,9 +102,18 @@ pub(crate) fn world(seed: u64, region: &Region, n_flows: u64) -> Tally {
                 let number = u32::try_from(n_flows - left - n + i).expect("not that many");
                 let port = 20_000 + u16::try_from(number % 40_000).expect("below");
                 let (origin, mut flow) = flows::any(&mut dice, region, port);
-                // Without ports, two flows between the same two are one to the kernel.
+                // Without ports, two flows between the same two are one to the kernel, and of those that share an
+                // address outside, the first one has it.
                 let pair = (flow.source.min(flow.destination), flow.source.max(flow.destination));
-                if flow.protocol == Protocol::Esp && !pairs.insert(pair) {
+                let is_translated = |step: &Step| matches!(step, Step::Translated { .. });
+                if flow.protocol == Protocol::Esp
+                    && (!pairs.insert(pair)
+                        || map
+                            .walk(&origin, flow)
+                            .iter()
+                            .flat_map(|it| &it.steps)
+                            .any(is_translated))
+                {
                     flow = Flow { protocol: Protocol::Udp, source_port: port, ..flow };
                 }
                 (number, origin, flow)

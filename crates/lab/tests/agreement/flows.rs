@@ -45,12 +45,6 @@ pub(crate) fn any(dice: &mut Dice, region: &Region, source_port: u16) -> (Origin
         destination(dice, region)
     };
     // What a machine sends to itself never leaves it.
-    let protocol = if protocol == Protocol::Esp && !destination.is_private() {
-        // Many share an address outside. Without ports to tell them apart, who comes first has it.
-        Protocol::Udp
-    } else {
-        protocol
-    };
     let destination_port = if protocol.has_ports() { *dice.pick(&PORTS) } else { 0 };
     let is_own = |machine: &vnet::name::ArmId| {
         let nic = region.nic_of(machine);
