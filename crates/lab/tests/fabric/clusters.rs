@@ -1,12 +1,6 @@
 //! Nodes, pods, control planes. A pod is an address on its node's loopback: the fabric sees no difference.
 
-use linux::netns::Netns;
-
-use crate::lab::{Lab, ask, ask_as, count, counted, run, serve};
-
-fn pod(node: &Netns, address: &str) {
-    run(node, "ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"]);
-}
+use crate::lab::{Lab, ask, ask_as, count, counted, pod, run, serve};
 
 const OVERLAY: &str = "
     vnet v 10.1.0.0/16

@@ -170,6 +170,22 @@ pub(crate) fn counted(namespace: &Netns) -> u32 {
     after.split(' ').next().expect("a number").parse().expect("a number")
 }
 
+/// How often the rule of this name has decided, in a chain of the fabric's table; 0 when there is none.
+pub(crate) fn decided(namespace: &Netns, chain: &str, rule: &str) -> u32 {
+    let listing = run(namespace, "nft", &["list", "chain", "ip", vnet::host::TABLE, chain]);
+    let comment = format!("comment \"{rule}\"");
+    let Some(line) = listing.lines().find(|line| line.trim_end().ends_with(&comment)) else {
+        return 0;
+    };
+    let (_, after) = line.split_once("counter packets ").expect("a counter");
+    after.split(' ').next().expect("a number").parse().expect("a number")
+}
+
+/// Gives a node a pod: an address on its loopback. The fabric sees no difference.
+pub(crate) fn pod(node: &Netns, address: &str) {
+    run(node, "ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"]);
+}
+
 /// Runs a program in a namespace and gives its standard output.
 pub(crate) fn run(namespace: &Netns, program: &str, arguments: &[&str]) -> String {
     let output = namespace

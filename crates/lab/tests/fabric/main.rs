@@ -3,9 +3,12 @@
 
 mod balancing;
 mod clusters;
+mod egress;
+mod gates;
 mod golden;
 mod lab;
 mod packets;
+mod peering;
 mod routes;
 mod running;
 mod world;

@@ -1,0 +1,210 @@
+//! Who is seen outside as whom.
+
+use std::collections::BTreeSet;
+
+use daemon::fabric::Scope;
+use vnet::host::Health;
+
+use crate::lab::{Lab, ask, ask_as, connect, pod, run, serve};
+
+/// What the internet sees of a machine's flow.
+fn seen(lab: &Lab, machine: &str) -> String {
+    let said = ask(&lab.machine(machine), "9.9.9.9:80");
+    said.replace("internet sees ", "").replace(" at 9.9.9.9", "")
+}
+
+#[test]
+fn each_method_has_its_own_address_and_the_first_of_them_wins() {
+    let mut lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         gateway g 20.7.7.7
+         subnet plain 10.1.1.0/24
+         subnet private 10.1.2.0/24 private
+         subnet gated 10.1.3.0/24 nat g
+         subnet pods 10.1.4.0/24
+         vm default 10.1.1.4
+         vm own 10.1.1.5 public 20.5.5.5
+         vm member 10.1.1.6
+         vm silent 10.1.1.7
+         vm ruled 10.1.1.8
+         vm alone 10.1.2.4
+         vm owner 10.1.2.5 public 20.5.5.6
+         vm gated 10.1.3.4
+         vm both 10.1.3.5 public 20.5.5.7
+         vm all 10.1.3.6
+         cluster c azure 198.18.0.10 outbound nat
+         node n1 10.1.3.7 batch 10.1.4.4-10.1.4.9
+         balancer b
+         frontend front public 20.8.8.8
+         frontend other public 20.8.8.9
+         pool nodes member silent ruled all
+         rule front nodes tcp 90 to 8080
+         balancer i
+         frontend front 10.1.1.100
+         pool inside silent
+         rule front inside tcp 80
+         balancer o
+         frontend out public 20.9.9.9
+         pool ruled ruled all
+         outbound out ruled",
+    );
+    serve(&lab.internet(), "internet", 80);
+    for (machine, expected) in [
+        ("default", "20.0.0.1"),
+        ("own", "20.5.5.5"),
+        ("member", "20.8.8.8"),
+        ("ruled", "20.9.9.9"),
+        ("alone", "nothing"),
+        ("owner", "20.5.5.6"),
+        ("gated", "20.7.7.7"),
+        ("both", "20.7.7.7"),
+        ("all", "20.7.7.7"),
+        ("n1", "20.7.7.7"),
+    ] {
+        assert_eq!(seen(&lab, machine), expected, "{machine}");
+    }
+    // The pods' subnet needs the gateway, too.
+    let n1 = lab.machine("n1");
+    pod(&n1, "10.1.4.5");
+    assert_eq!(ask_as(&n1, "10.1.4.5", "9.9.9.9:80"), "nothing");
+    // A gateway takes nothing from outside, an address of one's own does.
+    lab.serve("both", &[80]);
+    lab.serve("own", &[80]);
+    assert_eq!(
+        ask(&lab.internet(), "20.5.5.7:80"),
+        "both sees 20.0.0.1 at 10.1.3.5".replace("20.0.0.1", &source(&lab))
+    );
+    assert_eq!(
+        ask(&lab.internet(), "20.5.5.5:80"),
+        format!("own sees {} at 10.1.1.5", source(&lab))
+    );
+    assert_eq!(ask(&lab.internet(), "20.7.7.7:80"), "nothing");
+    assert!(lab.pass(&Health::default(), Scope::All).is_nothing());
+}
+
+/// The address that the internet speaks from by itself.
+fn source(lab: &Lab) -> String {
+    let route = run(&lab.internet(), "ip", &["-o", "route", "get", "20.5.5.5"]);
+    let (_, after) = route.split_once("src ").expect("a source");
+    after.split(' ').next().expect("an address").to_owned()
+}
+
+#[test]
+fn members_without_outbound_snat_have_no_way_out() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm one 10.1.1.4
+         vm two 10.1.1.5
+         balancer b
+         frontend front public 20.8.8.8
+         pool nodes one
+         rule front nodes tcp 80 no-snat
+         balancer i
+         frontend front 10.1.1.100
+         pool nodes two
+         rule front nodes tcp 80",
+    );
+    serve(&lab.internet(), "internet", 80);
+    assert_eq!(seen(&lab, "one"), "nothing", "refused by the rule");
+    assert_eq!(seen(&lab, "two"), "nothing", "behind a Standard internal load balancer");
+    lab.serve("one", &[80]);
+    pod(&lab.machine("one"), "20.8.8.8");
+    assert_ne!(ask(&lab.internet(), "20.8.8.8:80"), "nothing", "but it is reached");
+}
+
+#[test]
+fn flows_are_spread_over_all_addresses_of_a_gateway() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         gateway g 20.7.7.7,20.6.0.0/31
+         subnet a 10.1.1.0/24 nat g
+         vm one 10.1.1.4",
+    );
+    serve(&lab.internet(), "internet", 80);
+    let all: BTreeSet<String> = (0..24).map(|_| seen(&lab, "one")).collect();
+    let expected = ["20.7.7.7", "20.6.0.0", "20.6.0.1"].map(str::to_owned);
+    assert_eq!(all, BTreeSet::from(expected));
+}
+
+#[test]
+fn a_member_that_has_used_its_ports_reaches_other_destinations_only() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm one 10.1.1.4
+         vm two 10.1.1.5
+         balancer b
+         frontend out public 20.9.9.9
+         pool nodes one two
+         outbound out nodes ports 8",
+    );
+    serve(&lab.internet(), "internet", 80);
+    serve(&lab.internet(), "internet", 81);
+    let (one, two) = (lab.machine("one"), lab.machine("two"));
+    let held: Vec<_> = (0..8).map(|_| connect(&one, "9.9.9.9:80").expect("a port")).collect();
+    let flows = run(&lab.vnet("v"), "cat", &["/proc/net/nf_conntrack"]);
+    let ports: BTreeSet<u16> = flows
+        .split("dst=20.9.9.9 sport=80 dport=")
+        .skip(1)
+        .map(|after| after.split(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert_eq!(ports, (1024..1032).collect(), "the first member's: {flows}");
+    assert_eq!(ask(&one, "9.9.9.9:80"), "nothing", "exhausted");
+    assert_eq!(ask(&one, "9.9.9.9:81"), "internet sees 20.9.9.9 at 9.9.9.9", "another port");
+    assert_eq!(ask(&one, "9.9.9.8:80"), "internet sees 20.9.9.9 at 9.9.9.8", "another address");
+    assert_eq!(ask(&two, "9.9.9.9:80"), "internet sees 20.9.9.9 at 9.9.9.9", "another member");
+    drop(held);
+    assert_eq!(ask(&one, "9.9.9.9:80"), "internet sees 20.9.9.9 at 9.9.9.9", "given back");
+}
+
+#[test]
+fn several_front_ends_are_used_and_each_member_has_ports_of_all() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm one 10.1.1.4
+         vm two 10.1.1.5
+         balancer b
+         frontend out public 20.9.9.9
+         frontend more public 20.9.9.8
+         pool nodes one two
+         outbound out,more nodes",
+    );
+    serve(&lab.internet(), "internet", 80);
+    for name in ["one", "two"] {
+        let all: BTreeSet<String> = (0..24).map(|_| seen(&lab, name)).collect();
+        assert_eq!(all, BTreeSet::from(["20.9.9.8", "20.9.9.9"].map(str::to_owned)), "{name}");
+    }
+    let flows = run(&lab.vnet("v"), "cat", &["/proc/net/nf_conntrack"]);
+    for flow in flows.lines().filter(|flow| flow.contains("dst=9.9.9.9")) {
+        let (_, port) = flow.rsplit_once("dport=").unwrap();
+        let port: u16 = port.split(' ').next().unwrap().parse().unwrap();
+        let range = if flow.contains("src=10.1.1.4") { 1024..2048 } else { 2048..3072 };
+        assert!(range.contains(&port), "{flow}");
+    }
+}
+
+#[test]
+fn a_cluster_with_user_defined_routing_leaves_through_the_appliance() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         table t
+         route 0.0.0.0/0 via 10.1.9.4
+         subnet nodes 10.1.1.0/24 table t
+         subnet nva 10.1.9.0/24
+         vm nva 10.1.9.4 forwards public 20.5.5.5
+         cluster c azure 198.18.0.10 outbound udr
+         node n1 10.1.1.4
+         subnet other 10.1.2.0/24
+         cluster d azure 198.18.0.11 outbound block
+         node m1 10.1.2.4",
+    );
+    serve(&lab.internet(), "internet", 80);
+    assert_eq!(seen(&lab, "n1"), "nothing", "nobody translates");
+    let rules = "add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; \
+                 add rule ip t c masquerade";
+    run(&lab.machine("nva"), "nft", &[rules]);
+    assert_eq!(seen(&lab, "n1"), "20.5.5.5");
+    assert_eq!(seen(&lab, "m1"), "nothing");
+}
