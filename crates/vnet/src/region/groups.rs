@@ -274,7 +274,7 @@ impl Change {
         } else if id.is_kind(kind::SECURITY_RULE) {
             self.delete_security_rule(id)
         } else if id.is_kind(kind::PEERING) {
-            self.delete_peering(id)
+            Ok(self.delete_peering(id))
         } else if id.is_kind(kind::POOL) {
             self.delete_pool(id)
         } else if id.is_kind(kind::CLUSTER) {

@@ -90,7 +90,7 @@ fn check_conflicts(balancer: &LoadBalancer) -> Result<(), Fault> {
     let inbound = balancer.inbound_rules.iter().map(|(name, rule)| {
         (format!("inboundNatRules/{name}"), &rule.frontend, rule.protocol, frontend_ports(rule))
     });
-    let balanced = balancer.rules.iter().map(|(name, rule)| {
+    let others = balancer.rules.iter().map(|(name, rule)| {
         let ports = match rule.protocol {
             Transport::All => PortRange::ALL,
             Transport::Tcp | Transport::Udp => PortRange::one(rule.frontend_port),
@@ -98,7 +98,7 @@ fn check_conflicts(balancer: &LoadBalancer) -> Result<(), Fault> {
         (format!("loadBalancingRules/{name}"), &rule.frontend, rule.protocol, ports)
     });
     let n_inbound = balancer.inbound_rules.len();
-    let all: Vec<_> = inbound.chain(balanced).collect();
+    let all: Vec<_> = inbound.chain(others).collect();
     for (i, (name, frontend, protocol, ports)) in all[..n_inbound].iter().enumerate() {
         let other = all[i + 1..].iter().find(|(_, other, others, range)| {
             other == frontend

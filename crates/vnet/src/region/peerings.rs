@@ -262,16 +262,16 @@ impl Change {
         Ok(())
     }
 
-    pub(super) fn delete_peering(&mut self, id: &ArmId) -> Result<Accepted, Fault> {
-        let Some((vnet, peering)) = self.region.peering(id) else { return Ok(UNCHANGED) };
+    pub(super) fn delete_peering(&mut self, id: &ArmId) -> Accepted {
+        let Some((vnet, peering)) = self.region.peering(id) else { return UNCHANGED };
         if !peering.is_there() {
-            return Ok(self.deleting_again(id));
+            return self.deleting_again(id);
         }
         let (vnet, name, remote) =
             (vnet.meta.id.clone(), peering.name.clone(), peering.remote.clone());
         self.change_side(&vnet, &name, |side| side.state = ProvisioningState::Deleting);
         self.disconnect_from(&remote, &vnet);
-        Ok(self.deleting(id))
+        self.deleting(id)
     }
 
     /// A virtual network goes: nobody is peered with it any more.

@@ -51,11 +51,11 @@ impl Region {
 
     /// The resources outside of some groups that have a public IP or a prefix inside of them.
     pub(super) fn users_of_publics(&self, inside: &impl Fn(&ArmId) -> bool) -> Vec<ArmId> {
-        let uses = self.uses_of_publics().into_iter().filter(|(public, _)| inside(public));
-        let users = uses.filter_map(|(_, user)| user.parse::<ArmId>().ok());
+        let all = self.uses_of_publics().into_iter().filter(|(public, _)| inside(public));
+        let parts = all.filter_map(|(_, user)| user.parse::<ArmId>().ok());
         // A front end or an IP configuration is a part of its resource.
         let mut users: Vec<ArmId> =
-            users.map(|user| user.parent().unwrap_or(user)).filter(|user| !inside(user)).collect();
+            parts.map(|part| part.parent().unwrap_or(part)).filter(|user| !inside(user)).collect();
         let of_prefix = self
             .public_ips
             .iter()
@@ -66,17 +66,17 @@ impl Region {
 
     /// What is wrong with public addresses and their users.
     pub(super) fn find_in_publics(&self, findings: &mut Vec<String>) {
-        let uses = self.uses_of_publics();
+        let all = self.uses_of_publics();
         let named = self.public_ips.iter().map(|(id, it)| (id, &it.used_by));
         let named = named.chain(self.public_ip_prefixes.iter().map(|(id, it)| (id, &it.used_by)));
         for (id, used_by) in named {
             let users: Vec<&String> =
-                uses.iter().filter(|(of, _)| *of == id).map(|(_, user)| user).collect();
+                all.iter().filter(|(of, _)| *of == id).map(|(_, user)| user).collect();
             if users != used_by.iter().collect::<Vec<_>>() {
                 findings.push(format!("{id} is used by {users:?} and says {used_by:?}"));
             }
         }
-        for (public, user) in &uses {
+        for (public, user) in &all {
             let is_there = self.public_ips.contains_key(*public)
                 || self.public_ip_prefixes.contains_key(*public);
             if !is_there {
