@@ -107,12 +107,6 @@ pub(super) fn property_change(path: &str) -> Fault {
         .at(path)
 }
 
-/// What Azure can do and this version of the lab cannot.
-pub(super) fn not_supported(target: &str, what: &str) -> Fault {
-    Fault::bad("NotSupported", format!("{what} is not supported by this version of aksnet yet."))
-        .at(target)
-}
-
 pub(super) fn subnet_in_use(subnet: &Subnet, users: &[String]) -> Fault {
     let mut named = users.iter().take(N_NAMED).cloned().collect::<Vec<_>>();
     if users.len() > N_NAMED {

@@ -8,3 +8,4 @@ mod laws;
 mod networks;
 mod refusals;
 mod support;
+mod upgrades;
