@@ -53,27 +53,41 @@ pub async fn observe_nodes(client: &Client) -> Result<BTreeMap<String, NodePhase
     Ok(phases.filter_map(|(name, phase)| Some((name?, phase))).collect())
 }
 
-/// Takes a node out of use and asks its pods to leave, as far as disruption budgets let them. Says how
-/// many are still there; those of daemon sets do not count.
-pub async fn drain_node(client: &Client, name: &str) -> Result<usize, kube::Error> {
+/// What keeps a node from being empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drained {
+    /// How many pods are still there; those of daemon sets do not count.
+    pub n_staying: usize,
+    /// A pod that may not leave, as `namespace/name`, and what the API server says about it.
+    pub refused: Option<(String, String)>,
+}
+
+/// Takes a node out of use and asks its pods to leave, as far as disruption budgets let them. A node that is not
+/// there is empty.
+pub async fn drain_node(client: &Client, name: &str) -> Result<Drained, kube::Error> {
     let nodes: Api<Node> = Api::all(client.clone());
     match nodes.cordon(name).await {
-        Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(0),
+        Err(kube::Error::Api(status)) if status.is_not_found() => return Ok(Drained::default()),
         other => other.map(drop)?,
     }
     let here = ListParams::default().fields(&format!("spec.nodeName={name}"));
     let pods = Api::<Pod>::all(client.clone()).list(&here).await?;
-    let mut n_staying = 0;
+    let mut drained = Drained::default();
     for pod in pods.items.iter().filter(|pod| leaves_with_eviction(pod)) {
-        n_staying += 1;
+        drained.n_staying += 1;
         if pod.metadata.deletion_timestamp.is_none() {
-            let api: Api<Pod> =
-                Api::namespaced(client.clone(), &pod.namespace().unwrap_or_default());
+            let namespace = pod.namespace().unwrap_or_default();
+            let api: Api<Pod> = Api::namespaced(client.clone(), &namespace);
             // A budget that forbids it now may allow it at the next try.
-            let _ = api.evict(&pod.name_any(), &EvictParams::default()).await;
+            if let Err(kube::Error::Api(status)) =
+                api.evict(&pod.name_any(), &EvictParams::default()).await
+            {
+                let pod = format!("{namespace}/{}", pod.name_any());
+                drained.refused = Some((pod, status.message.clone()));
+            }
         }
     }
-    Ok(n_staying)
+    Ok(drained)
 }
 
 /// Pods of daemon sets and finished pods need not leave.

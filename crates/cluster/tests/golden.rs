@@ -78,6 +78,10 @@ fn pool(cluster: &Cluster, pod_subnet: Option<&str>) -> AgentPool {
         labels: [("team".to_owned(), "blue".to_owned())].into(),
         taints: vec!["sku=gpu:NoSchedule".to_owned(), "lonely:NoExecute".to_owned()],
         max_surge: "10%".to_owned(),
+        max_unavailable: "0".to_owned(),
+        drain_timeout_minutes: 30,
+        image: 0,
+        upgrade: None,
         autoscale: None,
         ordinal: 0,
         next_instance: 1,
@@ -116,6 +120,9 @@ fn render_node(mode: NetworkMode, pod_subnet: Option<&str>) -> Computer {
             instance: 0,
             pod_range: None,
             phase: NodePhase::Creating,
+            image: None,
+            step: vnet::model::UpgradeStep::Idle,
+            is_surge: false,
         }),
     };
     node(&Node {

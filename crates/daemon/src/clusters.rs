@@ -53,6 +53,7 @@ mod records;
 mod registry;
 mod report;
 mod simulated;
+mod upgrades;
 mod upstream;
 
 use places::Places;

@@ -159,6 +159,11 @@ pub enum Command {
         /// What it should be.
         pool: PutPool,
     },
+    /// Makes the nodes of a pool anew from its newest image (`upgradeNodeImageVersion`).
+    UpgradeNodeImage {
+        /// The pool's id.
+        id: ArmId,
+    },
     /// Gives a role. Giving it again is success.
     PutRoleAssignment(RoleAssignment),
     /// Removes any resource or child by id: virtual network, subnet, peering, route table, route,
@@ -189,6 +194,16 @@ pub enum Command {
         machine: ArmId,
         /// Where.
         phase: NodePhase,
+    },
+    /// No pod that has to leave is left on a node that is being drained for an upgrade.
+    NodeDrained {
+        /// The node's machine.
+        machine: ArmId,
+    },
+    /// Nothing runs any more of a node that is made anew in an upgrade, and nothing of it is kept.
+    NodeStopped {
+        /// The node's machine.
+        machine: ArmId,
     },
     /// A node wants more addresses of its pod subnet, or gives some back: its total should be this many,
     /// a multiple of [`crate::model::POD_BATCH`]. Grants whole batches only, lowest free addresses first.
@@ -406,6 +421,10 @@ pub struct PutPool {
     pub taints: Option<Vec<String>>,
     /// `None` is `10%`.
     pub max_surge: Option<String>,
+    /// `None` is `0`.
+    pub max_unavailable: Option<String>,
+    /// `None` is 30.
+    pub drain_timeout_minutes: Option<u32>,
     /// Minimum and maximum when the autoscaler is on.
     pub autoscale: Option<(u32, u32)>,
     /// Properties that nothing acts on.
@@ -429,6 +448,8 @@ impl PutPool {
             labels: None,
             taints: None,
             max_surge: None,
+            max_unavailable: None,
+            drain_timeout_minutes: None,
             autoscale: None,
             kept: Kept::new(),
         }

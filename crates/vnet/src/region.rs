@@ -45,6 +45,7 @@ mod groups;
 mod inbound;
 mod interfaces;
 mod lifecycle;
+mod migration;
 mod network;
 mod nodes;
 mod peerings;
@@ -56,6 +57,7 @@ mod ranges;
 mod refusal;
 mod routes;
 mod security;
+mod upgrades;
 
 pub use query::Availability;
 
@@ -154,12 +156,15 @@ impl Change {
             Command::PutLoadBalancer { common, balancer } => self.put_balancer(&common, balancer),
             Command::PutCluster { common, cluster } => self.put_cluster(&common, cluster),
             Command::PutPool { id, pool } => self.put_pool(&id, pool),
+            Command::UpgradeNodeImage { id } => self.upgrade_node_image(&id),
             Command::PutRoleAssignment(assignment) => self.put_role_assignment(assignment),
             Command::Delete { id } => self.delete(&id),
             Command::Together(commands) => self.run_all(commands),
             Command::BeginPost { target } => Ok(self.begin_post(&target)),
             Command::FabricReal { generation } => Ok(self.fabric_real(generation)),
             Command::NodeReached { machine, phase } => self.node_reached(&machine, phase),
+            Command::NodeDrained { machine } => self.node_drained(&machine),
+            Command::NodeStopped { machine } => self.node_stopped(&machine),
             Command::SetPodAddresses { machine, total, released } => {
                 self.set_pod_addresses(&machine, total, &released)
             }

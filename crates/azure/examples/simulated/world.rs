@@ -3,7 +3,7 @@
 use store::{Store, StoreError};
 use vnet::{
     command::{Accepted, Command},
-    model::{NetworkMode, NodePhase, ProvisioningState, Timestamp},
+    model::{NetworkMode, NodePhase, ProvisioningState, Timestamp, UpgradeStep},
 };
 
 /// Reports everything that is asked for as real, until the region asks for nothing more.
@@ -31,6 +31,19 @@ fn pass(store: &Store, now: Timestamp) -> Result<Accepted, StoreError> {
             NetworkMode::Kubenet | NetworkMode::Azure | NetworkMode::Overlay => NodePhase::Ready,
         };
         for machine in region.nodes_of(id) {
+            match machine.node().map(|node| node.step) {
+                Some(UpgradeStep::Draining { .. }) => {
+                    let machine = machine.meta.id.clone();
+                    store.change(Command::NodeDrained { machine }, now)?;
+                    continue;
+                }
+                Some(UpgradeStep::Stopping) => {
+                    let machine = machine.meta.id.clone();
+                    store.change(Command::NodeStopped { machine }, now)?;
+                    continue;
+                }
+                Some(UpgradeStep::Idle | UpgradeStep::Starting) | None => {}
+            }
             let is_there = machine.node().is_some_and(|node| node.phase == phase);
             if !is_there && machine.meta.state != ProvisioningState::Deleting {
                 let machine = machine.meta.id.clone();

@@ -1,11 +1,11 @@
 //! What resources answer beyond being read and written: `POST` actions and questions.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use http::Method;
+use http::{Method, StatusCode};
 use serde_json::json;
-use vnet::{fault::Fault, name::ArmId};
+use vnet::{command::Command, fault::Fault, name::ArmId};
 
-use super::{deployments, resources, target::Kind, wrong_method};
+use super::{deployments, operations, resources, target::Kind, wrong_method};
 use crate::{
     answer::{Answer, Reply},
     call::Call,
@@ -36,12 +36,23 @@ pub(super) fn answer(call: &Call<'_>, kind: Kind, id: &ArmId, word: &str) -> Ans
         (&Method::GET, Kind::Cluster, "upgradeprofiles") => {
             let cluster = region.clusters.get(id);
             let cluster = cluster.ok_or_else(|| resources::not_found(&region, kind, id))?;
-            Ok(Reply::ok(cluster::render_upgrades(cluster)))
+            Ok(Reply::ok(cluster::render_upgrades(
+                &View { region: &region, door: call.door() },
+                cluster,
+            )))
         }
         (&Method::GET, Kind::Pool, "upgradeprofiles") => {
             let (cluster, pool) =
                 region.pool(id).ok_or_else(|| resources::not_found(&region, kind, id))?;
-            Ok(Reply::ok(cluster::render_pool_upgrades(cluster, pool)))
+            Ok(Reply::ok(cluster::render_pool_upgrades(
+                &View { region: &region, door: call.door() },
+                cluster,
+                pool,
+            )))
+        }
+        (&Method::POST, Kind::Pool, "upgradenodeimageversion") => {
+            resources::shown(call, kind, id)?;
+            begin(call, id, Command::UpgradeNodeImage { id: id.clone() })
         }
         (_, Kind::Deployment, word) => deployments::word(call, id, word),
         (&Method::POST, kind, word) => {
@@ -57,11 +68,20 @@ pub(super) fn answer(call: &Call<'_>, kind: Kind, id: &ArmId, word: &str) -> Ans
     }
 }
 
+/// Begins what takes time: 202, and a client polls.
+fn begin(call: &Call<'_>, id: &ArmId, command: Command) -> Answer {
+    let location = resources::location_of(call, id);
+    let accepted = call.change(command)?;
+    Ok(match accepted.operation {
+        Some(operation) => operations::accepted(call, id, &location, operation),
+        None => Reply::empty(StatusCode::NO_CONTENT),
+    })
+}
+
 /// What an action would do, for its refusal.
 fn refused(word: &str) -> &str {
     match word {
         "stop" | "start" | "deallocate" | "poweroff" => "stopping and starting",
-        "upgradenodeimageversion" => "upgrades of node images",
         "effectiveroutetable" => "effective route tables",
         "effectivenetworksecuritygroups" => "network security groups",
         "rotateclustercertificates" => "rotation of a cluster's certificates",

@@ -359,7 +359,7 @@ fn check_conditions(call: &Call<'_>, stored: Option<&Value>) -> Result<(), Fault
 }
 
 /// Where a resource is, for the URLs of its operations: its group's location will do.
-fn location_of(call: &Call<'_>, id: &ArmId) -> String {
+pub(super) fn location_of(call: &Call<'_>, id: &ArmId) -> String {
     let region = call.region();
     let group = region.groups.get(&id.resource_group_id());
     group.map_or_else(|| "eastus".to_owned(), |group| group.location.clone())

@@ -20,7 +20,7 @@ pub(crate) use self::render::{
 use super::{Asked, Resource, pool};
 use crate::{
     findings::{Findings, address, cluster_prefix, given, missing, not_one_of},
-    refuse::{NOT_SUPPORTED, unsupported},
+    refuse::unsupported,
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -86,14 +86,10 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
         common.kept.insert(SERVICE_PRINCIPAL.to_owned(), json!(id).to_string());
     }
 
-    let version = findings
-        .take_some(given(properties.kubernetes_version), |text| resolve_version(asked, &text));
     let stored = asked.view.region.clusters.get(&asked.id);
-    if let (Some(stored), Some(version)) = (stored, &version)
-        && stored.version != *version
-    {
-        findings.add(no_upgrade(&stored.version, version).at("kubernetesVersion"));
-    }
+    let version = findings.take_some(given(properties.kubernetes_version), |text| {
+        resolve_version(asked, &text, stored.map(|cluster| &cluster.version))
+    });
 
     let mut pools = Vec::new();
     for value in properties.agent_pool_profiles.unwrap_or_default() {
@@ -102,13 +98,6 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
             findings.add(missing("agentPoolProfile.name"));
         }
         let put = pool::parse_body(asked, &name, &value, &mut findings);
-        if let Some(put) = &put
-            && let Some(version) = &put.version
-            && let Some(is) = stored.and_then(|it| it.pools.get(&put.name)).map(|it| &it.version)
-            && is != version
-        {
-            findings.add(no_upgrade(is, version).at("agentPoolProfile.orchestratorVersion"));
-        }
         pools.extend(put);
     }
     if pools.is_empty() && stored.is_none() {
@@ -208,8 +197,17 @@ fn outbound_type(text: &str) -> Result<OutboundType, Fault> {
     }
 }
 
-/// `1.36` is the newest version that begins so; a whole version must be one of those that can be had.
-pub(super) fn resolve_version(asked: &Asked<'_>, text: &str) -> Result<String, Fault> {
+/// `1.36` is the newest version that begins so; a whole version must be one of those that can be had. What is
+/// there already stays what it `is` when that is asked for.
+pub(super) fn resolve_version(
+    asked: &Asked<'_>,
+    text: &str,
+    is: Option<&String>,
+) -> Result<String, Fault> {
+    let stays = |is: &&String| **is == text || is.starts_with(&format!("{text}."));
+    if let Some(is) = is.filter(stays) {
+        return Ok(is.clone());
+    }
     let versions = &asked.view.door.available_versions;
     let prefix = format!("{text}.");
     let exact = versions.iter().find(|version| *version == text);
@@ -228,9 +226,4 @@ pub(super) fn resolve_version(asked: &Asked<'_>, text: &str) -> Result<String, F
 
 fn cluster_name(id: &ArmId) -> String {
     id.parent().unwrap_or_else(|| id.clone()).name().to_owned()
-}
-
-/// A version that a cluster or pool has stays.
-pub(super) fn no_upgrade(is: &str, asked: &str) -> Fault {
-    unsupported(NOT_SUPPORTED, &format!("upgrades (from {is} to {asked})"))
 }

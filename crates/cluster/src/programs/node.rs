@@ -56,10 +56,17 @@ pub enum Plugin {
 }
 
 impl Node<'_> {
+    /// How its pods get addresses: an old node of a cluster that is being migrated has the old way.
+    #[must_use]
+    pub fn mode(&self) -> NetworkMode {
+        let image = self.machine.node().and_then(|node| node.image.as_ref());
+        image.map_or(self.cluster.mode, |image| image.mode)
+    }
+
     /// Who wires this node's pods.
     #[must_use]
     pub fn plugin(&self) -> Plugin {
-        match self.cluster.mode {
+        match self.mode() {
             NetworkMode::Kubenet => Plugin::Aksnet(PodNetwork::Kubenet),
             NetworkMode::Overlay => Plugin::Aksnet(PodNetwork::Overlay),
             NetworkMode::Azure if self.pool.pod_subnet.is_some() => {
@@ -109,7 +116,7 @@ impl Node<'_> {
             .map(|(name, value)| (format!("kubernetes.azure.com/{name}"), label_value(value)))
             .collect();
         labels.insert("agentpool".to_owned(), self.pool.name.to_string());
-        if self.cluster.mode == NetworkMode::Overlay {
+        if self.mode() == NetworkMode::Overlay {
             labels.insert("kubernetes.azure.com/azure-cni-overlay".to_owned(), "true".to_owned());
             labels.insert("kubernetes.azure.com/podnetwork-type".to_owned(), "overlay".to_owned());
         }

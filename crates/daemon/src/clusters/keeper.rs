@@ -3,14 +3,13 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddrV4,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use cluster::{
     addons::{self, Group},
-    install,
     pki::ClusterCertificates,
     programs::{ControlPlane, control_plane},
     view,
@@ -27,7 +26,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use vnet::{
     fault::Fault,
     host::names,
-    model::{Cluster, NodePhase, ProvisioningState},
+    model::{Cluster, NodePhase, ProvisioningState, UpgradeStep},
     name::ArmId,
     region::Region,
 };
@@ -35,7 +34,7 @@ use vnet::{
 use super::{
     ClustersError, RESYNC, Shared, blocking, is_leaving, nodes,
     proxy::{Proxy, preferred_port},
-    records, report, wanted_phase,
+    records, report, upgrades, wanted_phase,
 };
 use crate::reconcile::Chain;
 
@@ -69,6 +68,7 @@ struct Keeper {
     bell: Arc<Notify>,
     watching: JoinSet<()>,
     draining: nodes::Draining,
+    upgrades: upgrades::Upgrades,
 }
 
 /// Keeps a cluster until it is gone from the region.
@@ -84,6 +84,7 @@ pub(super) async fn keep(shared: Arc<Shared>, store: Store, id: ArmId) {
         bell: Arc::default(),
         watching: JoinSet::new(),
         draining: nodes::Draining::default(),
+        upgrades: upgrades::Upgrades::default(),
     };
     let mut wake = keeper.store.watch();
     let mut trouble = Trouble::default();
@@ -96,6 +97,7 @@ pub(super) async fn keep(shared: Arc<Shared>, store: Store, id: ArmId) {
                 RESYNC
             }
             Ok(Outcome::Underway) => {
+                trouble.note(upgrades::progress(&keeper.store.snapshot(), &keeper.id));
                 trouble.begin();
                 HURRY
             }
@@ -125,9 +127,18 @@ struct Trouble {
     last: String,
     is_final: bool,
     told: bool,
+    progress: u64,
 }
 
 impl Trouble {
+    /// Each step of a long way is a beginning, and pods have a patience of their own.
+    fn note(&mut self, (progress, is_draining): (u64, bool)) {
+        if is_draining || progress != self.progress {
+            self.since = None;
+        }
+        self.progress = progress;
+    }
+
     fn begin(&mut self) {
         self.since.get_or_insert_with(Instant::now);
     }
@@ -171,14 +182,13 @@ impl Keeper {
         if cluster.meta.state == ProvisioningState::Deleting {
             return self.tear_down(&region).await;
         }
-        let programs = self.programs(&cluster.version)?;
+        let programs = self.shared.places.programs(&cluster.version)?;
         let netns = names::control_plane_ns(&self.shared.places.lab, &self.id);
         if !linux::netns::path(&netns).exists() {
             return Ok(Outcome::Underway);
         }
         let certificates = self.start_control_plane(&netns, &cluster, &programs).await?;
-        let all_started =
-            nodes::start(&self.shared, &region, &cluster, &certificates, &programs).await?;
+        let all_started = nodes::start(&self.shared, &region, &cluster, &certificates).await?;
         let client = self.client(&netns, &cluster, &certificates).await?;
         if !view::is_ready(&client).await {
             return Ok(Outcome::Underway);
@@ -187,6 +197,14 @@ impl Keeper {
         let is_complete = self.apply_addons(&client, &cluster).await?;
         let phases = view::observe_nodes(&client).await.map_err(self.api("listing nodes"))?;
         self.report_nodes(&region, &phases)?;
+        let pass = upgrades::Pass {
+            shared: &self.shared,
+            store: &self.store,
+            region: &region,
+            cluster: &cluster,
+            client: &client,
+        };
+        upgrades::advance(&pass, &mut self.upgrades).await?;
         // Machines that came after the pass began may have registered meanwhile.
         let all_left = nodes::remove(
             &self.shared,
@@ -205,21 +223,12 @@ impl Keeper {
             });
         let takes_pods = view::takes_pods(&client).await;
         let takes_pods = takes_pods.map_err(self.api("looking for the default account"))?;
-        if !(all_started && is_complete && all_left && all_here && takes_pods) {
+        let is_upgrading = region.is_upgrading(&self.id);
+        if is_upgrading || !(all_started && is_complete && all_left && all_here && takes_pods) {
             return Ok(Outcome::Underway);
         }
         report::real(&self.store, &region, &self.id)?;
         Ok(Outcome::Settled)
-    }
-
-    /// The folder of Kubernetes' programs of this version.
-    fn programs(&self, version: &str) -> Result<PathBuf, ClustersError> {
-        let folder = install::dir(&self.shared.places.cache, version);
-        let paths = install::PROGRAMS.iter().map(|name| folder.join(name));
-        match paths.into_iter().find(|path| !path.exists()) {
-            Some(missing) => Err(ClustersError::Programs { version: version.to_owned(), missing }),
-            None => Ok(folder),
-        }
     }
 
     /// Starts the control plane unless it runs.
@@ -312,7 +321,9 @@ impl Keeper {
     ) -> Result<(), ClustersError> {
         for machine in region.nodes_of(&self.id).into_iter().filter(|machine| !is_leaving(machine))
         {
-            if let Some(phase) = phases.get(&machine.hostname) {
+            let is_stopping = machine.node().is_some_and(|node| node.step == UpgradeStep::Stopping);
+            // What the API server still says of it is of what it was.
+            if let Some(phase) = phases.get(&machine.hostname).filter(|_| !is_stopping) {
                 report::node(&self.store, machine, *phase)?;
             }
         }

@@ -20,7 +20,7 @@ use linux::sandbox::{Sandbox, SandboxSpec};
 use tokio::task::JoinSet;
 use vnet::{
     host::names,
-    model::{Cluster, Machine},
+    model::{Cluster, Machine, UpgradeStep},
     name::ArmId,
     region::Region,
 };
@@ -42,18 +42,22 @@ pub(super) async fn start(
     region: &Arc<Region>,
     cluster: &Arc<Cluster>,
     certificates: &Arc<ClusterCertificates>,
-    programs: &Path,
 ) -> Result<bool, ClustersError> {
     let mut starting = JoinSet::new();
     let mut is_all = true;
     for machine in region.nodes_of(&cluster.meta.id).into_iter().filter(|m| !is_leaving(m)) {
-        if !linux::netns::path(&names::machine_ns(&shared.places.lab, machine)).exists() {
+        // What is being taken down for an upgrade must not come up again as it was.
+        let is_stopping = machine.node().is_some_and(|node| node.step == UpgradeStep::Stopping);
+        if is_stopping
+            || !linux::netns::path(&names::machine_ns(&shared.places.lab, machine)).exists()
+        {
             is_all = false;
             continue;
         }
         let (shared, region, cluster) = (shared.clone(), region.clone(), cluster.clone());
         let (certificates, machine) = (certificates.clone(), machine.clone());
-        let programs = programs.to_owned();
+        let version = region.image_of(&machine).map_or(cluster.version.clone(), |it| it.version);
+        let programs = shared.places.programs(&version)?;
         starting.spawn(blocking(move || {
             start_one(&shared.places, &region, &cluster, &machine, &certificates, &programs)
         }));
@@ -166,9 +170,9 @@ pub(super) async fn remove(
             Some(machine) if !is_leaving(machine) => continue,
             Some(_) => {
                 let since = *draining.0.entry(name.clone()).or_insert_with(Instant::now);
-                let n_pods =
+                let drained =
                     view::drain_node(client, name).await.map_err(api("draining a node"))?;
-                if n_pods > 0 && since.elapsed() < DRAIN_PATIENCE {
+                if drained.n_staying > 0 && since.elapsed() < DRAIN_PATIENCE {
                     continue;
                 }
             }

@@ -6,9 +6,14 @@ use std::{
     time::SystemTime,
 };
 
-use cluster::programs::{AKSNET, Computer, Need, PROGRAMS};
+use cluster::{
+    install,
+    programs::{AKSNET, Computer, Need, PROGRAMS},
+};
 use linux::sandbox::{Bind, FileSpec, Launcher, Ready, SandboxSpec, Unit};
 use sha2::{Digest, Sha256};
+
+use super::ClustersError;
 
 /// Folders and programs of a lab.
 #[derive(Clone, Debug)]
@@ -36,6 +41,16 @@ impl Places {
     /// The CNI plugin's executable, beside the other one.
     pub(super) fn cni_plugin(&self) -> PathBuf {
         self.aksnet.with_file_name("aksnet-cni")
+    }
+
+    /// The folder of Kubernetes' programs of a version.
+    pub(super) fn programs(&self, version: &str) -> Result<PathBuf, ClustersError> {
+        let folder = install::dir(&self.cache, version);
+        let paths = install::PROGRAMS.iter().map(|name| folder.join(name));
+        match paths.into_iter().find(|path| !path.exists()) {
+            Some(missing) => Err(ClustersError::Programs { version: version.to_owned(), missing }),
+            None => Ok(folder),
+        }
     }
 
     /// The program that sandboxes begin with.

@@ -29,11 +29,24 @@ pub(super) fn node(
     tell(store, id, Command::NodeReached { machine: id.clone(), phase })
 }
 
+/// The pods of a node that is to be made anew are gone.
+pub(super) fn drained(store: &Store, machine: &Machine) -> Result<(), ClustersError> {
+    let id = &machine.meta.id;
+    tell(store, id, Command::NodeDrained { machine: id.clone() })
+}
+
+/// Nothing of a node that is to be made anew runs any more.
+pub(super) fn stopped(store: &Store, machine: &Machine) -> Result<(), ClustersError> {
+    let id = &machine.meta.id;
+    tell(store, id, Command::NodeStopped { machine: id.clone() })
+}
+
 /// A cluster is what `region` asked for.
 pub(super) fn real(store: &Store, region: &Region, id: &ArmId) -> Result<(), ClustersError> {
     let Some(cluster) = region.clusters.get(id) else { return Ok(()) };
     let is_done = |state: ProvisioningState| state == ProvisioningState::Succeeded;
     let is_known = is_done(cluster.meta.state)
+        && !region.is_upgrading(id)
         && cluster.pools.values().all(|pool| is_done(pool.state))
         && !region.nodes_of(id).into_iter().any(|machine| is_leaving(machine))
         && region.running_write(id).is_none();

@@ -2,7 +2,7 @@
 
 use store::Store;
 use tokio::time::sleep;
-use vnet::model::ProvisioningState;
+use vnet::model::{ProvisioningState, UpgradeStep};
 
 use super::{RESYNC, is_leaving, report, wanted_phase};
 use crate::reconcile::Chain;
@@ -30,7 +30,13 @@ fn pass(store: &Store) -> Result<(), super::ClustersError> {
             continue;
         }
         for machine in region.nodes_of(id).into_iter().filter(|machine| !is_leaving(machine)) {
-            report::node(store, machine, wanted_phase(cluster.mode))?;
+            match machine.node().map(|node| node.step) {
+                Some(UpgradeStep::Draining { .. }) => report::drained(store, machine)?,
+                Some(UpgradeStep::Stopping) => report::stopped(store, machine)?,
+                Some(UpgradeStep::Idle | UpgradeStep::Starting) | None => {
+                    report::node(store, machine, wanted_phase(cluster.mode))?;
+                }
+            }
         }
         report::real(store, &region, id)?;
     }

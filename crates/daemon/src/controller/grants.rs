@@ -38,6 +38,11 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
         if !matches!(&machine.role, Role::Node(role) if role.cluster == cluster.id) {
             continue;
         }
+        // An old node of a cluster that is being migrated has the old way.
+        let mode = region.image_of(machine).map_or(mode, |image| image.mode);
+        if !matches!(mode, NetworkMode::Azure | NetworkMode::Overlay) {
+            continue;
+        }
         names.push(machine.hostname.clone());
         let key = ObjectRef::new_with(&machine.hostname, kind.clone()).within(NAMESPACE);
         let object = cluster.grants.get(&key);
@@ -145,7 +150,8 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
         "version": 0,
         "status": if refused { "NCUpdateSubnetFullError" } else { "NCUpdateSuccess" },
     });
-    let count = match (cluster.mode, &pool.pod_subnet) {
+    let mode = region.image_of(machine)?.mode;
+    let count = match (mode, &pool.pod_subnet) {
         (NetworkMode::Overlay, _) => {
             let range = role.pod_range?;
             container["type"] = json!("overlay");

@@ -371,6 +371,9 @@ impl Reader {
             instance: 0,
             pod_range: after(words, "range").map(parse),
             phase: NodePhase::Ready,
+            image: None,
+            step: vnet::model::UpgradeStep::Idle,
+            is_surge: false,
         };
         self.machine(name, addresses, words, Role::Node(role));
         if let Some((first, last)) = after(words, "batch").and_then(|word| word.split_once('-')) {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Generation, Kept, Meta, ProvisioningState, Timestamp};
+use super::{Generation, Kept, Meta, NodeImage, NodePhase, ProvisioningState, Timestamp};
 use crate::{
     addr::Prefix4,
     name::{ArmId, Name},
@@ -22,6 +22,18 @@ pub enum NetworkMode {
     Overlay,
     /// Bring your own CNI.
     None,
+}
+
+impl NetworkMode {
+    /// Whether a node in `phase` is as it should be: without a CNI it cannot be Ready.
+    #[must_use]
+    pub fn is_up(self, phase: NodePhase) -> bool {
+        match phase {
+            NodePhase::Creating => false,
+            NodePhase::NotReady => self == NetworkMode::None,
+            NodePhase::Ready => true,
+        }
+    }
 }
 
 /// How a cluster's machines reach the internet.
@@ -162,6 +174,18 @@ pub struct AgentPool {
     pub taints: Vec<String>,
     /// `10%`, `33%`, `1`.
     pub max_surge: String,
+    /// How many nodes may be away in an upgrade instead of surge nodes: `0`, `1`, `10%`.
+    #[serde(default = "no_nodes")]
+    pub max_unavailable: String,
+    /// Minutes that pods have to leave a node in an upgrade, 1 to 1440.
+    #[serde(default = "half_an_hour")]
+    pub drain_timeout_minutes: u32,
+    /// Counts the upgrades of its nodes.
+    #[serde(default)]
+    pub image: u32,
+    /// The upgrade of its nodes that is under way.
+    #[serde(default)]
+    pub upgrade: Option<Upgrade>,
     /// Minimum and maximum, when the autoscaler is on.
     pub autoscale: Option<(u32, u32)>,
     /// Counts the cluster's pools as they were made; Azure lists them in this order.
@@ -176,6 +200,30 @@ pub struct AgentPool {
     pub etag: Uuid,
     /// Kept and given back, not acted upon.
     pub kept: Kept,
+}
+
+/// An upgrade of a pool's nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upgrade {
+    /// How many nodes are drained or made anew at a time: as many as there are surge nodes.
+    pub at_once: u32,
+}
+
+fn no_nodes() -> String {
+    "0".to_owned()
+}
+
+fn half_an_hour() -> u32 {
+    30
+}
+
+impl AgentPool {
+    /// What its nodes are made from, in a cluster of `mode`.
+    #[must_use]
+    pub fn image(&self, mode: NetworkMode) -> NodeImage {
+        NodeImage { version: self.version.clone(), mode, number: self.image }
+    }
 }
 
 /// How a node gets addresses of its pod subnet (`podIPAllocationMode`).

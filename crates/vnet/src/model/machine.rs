@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Meta;
+use super::{Meta, NetworkMode, Timestamp};
 use crate::{
     addr::{Mac, Prefix4},
     name::{ArmId, Name},
@@ -107,6 +107,45 @@ pub struct NodeRole {
     pub pod_range: Option<Prefix4>,
     /// Where the node is.
     pub phase: NodePhase,
+    /// What it was made from; `None` is what its cluster and pool say, before any upgrade.
+    #[serde(default)]
+    pub image: Option<NodeImage>,
+    /// Where it is in an upgrade of its pool.
+    #[serde(default)]
+    pub step: UpgradeStep,
+    /// Whether it is there only for as long as an upgrade of its pool.
+    #[serde(default)]
+    pub is_surge: bool,
+}
+
+/// What a node is made from: a node whose image is not its pool's is made anew in an upgrade.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeImage {
+    /// Kubernetes' version, `1.36.3`.
+    pub version: String,
+    /// How its pods get addresses.
+    pub mode: NetworkMode,
+    /// Counts the upgrades of the pool.
+    pub number: u32,
+}
+
+/// Where a node is in an upgrade of its pool
+/// (AKS documentation, "Upgrade an Azure Kubernetes Service (AKS) cluster", the upgrade's process).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpgradeStep {
+    /// Not in one, or it is not its turn, or it is done.
+    #[default]
+    Idle,
+    /// It takes no new pods, and those that it has are evicted.
+    Draining {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// Its pods are gone; its machine is stopped and forgotten.
+    Stopping,
+    /// It comes back, made from the pool's image, with the same name and addresses.
+    Starting,
 }
 
 /// Where a node is on its way.

@@ -8,7 +8,7 @@ use crate::{
     command::Accepted,
     fault::Fault,
     ipam,
-    model::{Holder, NodePhase, POD_BATCH, ProvisioningState, Role, Subnet, Vnet},
+    model::{Holder, NetworkMode, NodePhase, POD_BATCH, ProvisioningState, Role, Subnet, Vnet},
     name::{ArmId, Name},
 };
 
@@ -264,7 +264,12 @@ impl Change {
         if let Role::Node(node) = &mut next.role {
             node.phase = phase;
         }
+        let mode = next.node().and_then(|node| node.image.as_ref()).map(|image| image.mode);
+        let is_done = mode.unwrap_or(NetworkMode::Azure).is_up(phase);
         self.region.machines.insert(machine.clone(), Arc::new(next));
+        if is_done {
+            self.node_is_up(machine);
+        }
         Ok(UPDATED)
     }
 }

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, UNCHANGED, groups, lifecycle, network, pools, ranges, refusal, uuid_of};
+use super::{
+    Change, UNCHANGED, groups, lifecycle, migration, network, pools, ranges, refusal, upgrades,
+    uuid_of,
+};
 use crate::{
     addr::Prefix4,
     command::{Accepted, Common, Outcome, PutCluster, PutPool},
@@ -156,6 +159,15 @@ impl Change {
         self.refuse_busy(old)?;
         check_fixed(old, &put)?;
         let mut cluster = Cluster { meta, ..old.clone() };
+        let is_upgrade = put.version.as_ref().is_some_and(|version| *version != old.version);
+        if let Some(version) = put.version {
+            upgrades::check_version(&old.version, &version, "kubernetesVersion")?;
+            cluster.version = version;
+        }
+        let is_migration = put.mode.is_some_and(|mode| mode != old.mode);
+        if is_migration {
+            migration::check(old, put.pod_cidr)?;
+        }
         let new_names: Vec<Name> = put.pools.iter().map(|pool| pool.name.clone()).collect();
         if new_names.iter().collect::<BTreeSet<_>>().len() != new_names.len() {
             return Err(refusal::invalid("agentPoolProfiles", "A name is used more than once."));
@@ -163,9 +175,28 @@ impl Change {
         for pool in put.pools {
             self.put_pool_into(&mut cluster, pool)?;
         }
+        if is_upgrade {
+            cluster.meta.state = ProvisioningState::Upgrading;
+        }
+        self.check_pool_versions(&cluster)?;
+        if is_migration {
+            let pod_cidr = put.pod_cidr.or(old.pod_cidr);
+            cluster.mode = NetworkMode::Overlay;
+            cluster.pod_cidr = Some(pod_cidr.unwrap_or_else(|| default_range(ranges::POD_CIDR)));
+            self.begin_migration(&mut cluster)?;
+        }
         let id = cluster.meta.id.clone();
         self.region.clusters.insert(id.clone(), Arc::new(cluster));
+        self.advance_upgrades(&id);
         Ok(self.put(&id, false))
+    }
+
+    /// Refuses pools of versions that the cluster's control plane cannot have.
+    fn check_pool_versions(&self, cluster: &Cluster) -> Result<(), Fault> {
+        cluster
+            .pools
+            .values()
+            .try_for_each(|pool| upgrades::check_skew(&cluster.version, &pool.version))
     }
 
     /// One write at a time (AKS: `OperationNotAllowed`).
@@ -413,27 +444,13 @@ impl Change {
 
 /// Refuses to change what is fixed when a cluster is made.
 fn check_fixed(old: &Cluster, put: &PutCluster) -> Result<(), Fault> {
-    if let Some(mode) = put.mode.filter(|mode| *mode != old.mode) {
-        // AKS documentation, "Update Azure CNI IPAM mode and data plane technology": the migrations that exist.
-        return Err(match (old.mode, mode) {
-            (NetworkMode::Kubenet | NetworkMode::Azure, NetworkMode::Overlay) => {
-                refusal::not_supported(
-                    "networkProfile.networkPluginMode",
-                    "The migration of a cluster to Azure CNI overlay",
-                )
-            }
-            (NetworkMode::Overlay, NetworkMode::Azure) => {
-                refusal::property_change("networkProfile.networkPluginMode")
-            }
-            _ => refusal::property_change("networkProfile.networkPlugin"),
-        });
-    }
-    if put.version.as_ref().is_some_and(|version| *version != old.version) {
-        return Err(refusal::not_supported(
-            "kubernetesVersion",
-            "An upgrade to another version of Kubernetes",
-        ));
-    }
+    let is_migration = match put.mode.filter(|mode| *mode != old.mode) {
+        Some(mode) => {
+            migration::check_modes(old.mode, mode)?;
+            true
+        }
+        None => false,
+    };
     if put.outbound.is_some_and(|outbound| outbound != old.outbound) {
         return Err(Fault::bad(
             "UpdatingOutboundTypeNotAllowed",
@@ -443,7 +460,10 @@ fn check_fixed(old: &Cluster, put: &PutCluster) -> Result<(), Fault> {
     }
     let same_group = |name: &String| name.eq_ignore_ascii_case(old.node_group.resource_group());
     let fixed = [
-        (put.pod_cidr.is_some_and(|range| Some(range) != old.pod_cidr), "networkProfile.podCidr"),
+        (
+            !is_migration && put.pod_cidr.is_some_and(|range| Some(range) != old.pod_cidr),
+            "networkProfile.podCidr",
+        ),
         (
             put.service_cidr.is_some_and(|range| range != old.service_cidr),
             "networkProfile.serviceCidr",

@@ -11,7 +11,7 @@ use crate::{
     ipam,
     model::{
         Cluster, Frontend, Holder, InboundTarget, LoadBalancer, POD_BATCH, ProvisioningState,
-        Subnet,
+        Subnet, UpgradeStep,
     },
     name::{ArmId, Name},
 };
@@ -287,11 +287,19 @@ impl Region {
             if !self.pod_addresses_of(&machine.meta.id).len().is_multiple_of(POD_BATCH) {
                 findings.push(format!("{name} has a part of a batch"));
             }
-            if machine.meta.state != ProvisioningState::Deleting {
-                *counts.entry(&node.pool).or_default() += 1;
-            }
             if !cluster.pools.contains_key(&node.pool) {
                 findings.push(format!("{name} is of pool {}, which is not there", node.pool));
+            }
+            let is_upgraded =
+                cluster.pools.get(&node.pool).is_some_and(|pool| pool.upgrade.is_some());
+            if machine.meta.state == ProvisioningState::Deleting {
+                continue;
+            }
+            if (node.is_surge || node.step != UpgradeStep::Idle) && !is_upgraded {
+                findings.push(format!("{name} is in an upgrade that its pool is not in"));
+            }
+            if !node.is_surge {
+                *counts.entry(&node.pool).or_default() += 1;
             }
         }
         for pool in cluster.pools.values() {

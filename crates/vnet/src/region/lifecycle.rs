@@ -233,10 +233,11 @@ impl Change {
     /// A cluster and its pools are what `generation` asked for.
     pub(super) fn cluster_real(&mut self, id: &ArmId, generation: Generation) -> Accepted {
         let Some(cluster) = self.region.clusters.get(id) else { return UNCHANGED };
-        if cluster.meta.state == ProvisioningState::Deleting {
+        if cluster.meta.state == ProvisioningState::Deleting || self.region.is_upgrading(id) {
             return UNCHANGED;
         }
         let mut next = cluster.as_ref().clone();
+        self.end_migration(&mut next);
         let gone: Vec<ArmId> = self
             .region
             .nodes_of(id)
@@ -309,6 +310,9 @@ impl Change {
             Some(_) => target.parent(),
             None => Some(target.clone()),
         };
+        if let Some(cluster) = &cluster {
+            self.abandon_upgrades(cluster);
+        }
         if let Some(cluster) = cluster.and_then(|id| self.region.clusters.get_mut(&id)) {
             let cluster = Arc::make_mut(cluster);
             if pool.is_none() {

@@ -9,7 +9,7 @@ use crate::{
     kind,
     model::{
         AgentPool, Allocation, Cluster, Holder, IpConfiguration, Machine, Meta, Nic, NodePhase,
-        NodeRole, POD_BATCH, ProvisioningState, Role, Tags,
+        NodeRole, POD_BATCH, ProvisioningState, Role, Tags, UpgradeStep,
     },
     name::{ArmId, Name},
     sizing::{POD_RANGE_LENGTH, PoolSize},
@@ -22,12 +22,13 @@ const BALANCERS: [&str; 2] = ["kubernetes", "kubernetes-internal"];
 const NODE_POOLS: [&str; 2] = ["kubernetes", "aksOutboundBackendPool"];
 
 impl Change {
-    /// Makes `n` more nodes of a pool.
+    /// Makes `n` more nodes of a pool; surge nodes stay only for as long as an upgrade.
     pub(super) fn add_nodes(
         &mut self,
         cluster: &mut Cluster,
         pool: &Name,
         n: usize,
+        is_surge: bool,
     ) -> Result<(), Fault> {
         let mut ranges = self.free_pod_ranges(cluster);
         for _ in 0..n {
@@ -38,21 +39,18 @@ impl Change {
             let pod_range = match ranges.as_mut().map(Iterator::next) {
                 None => None,
                 Some(Some(range)) => Some(range),
-                Some(None) => {
-                    return Err(Fault::bad(
-                        "InsufficientPodCidr",
-                        "No range of the pod CIDR is left for another node.",
-                    )
-                    .at("networkProfile.podCIDR"));
-                }
+                Some(None) => return Err(no_pod_range()),
             };
-            self.add_node(cluster, &pool, instance, pod_range)?;
+            self.add_node(cluster, &pool, (instance, is_surge), pod_range)?;
         }
         Ok(())
     }
 
     /// The node ranges of the pod CIDR that no node has, lowest first; `None` where nodes have no ranges.
-    fn free_pod_ranges(&self, cluster: &Cluster) -> Option<impl Iterator<Item = Prefix4> + use<>> {
+    pub(super) fn free_pod_ranges(
+        &self,
+        cluster: &Cluster,
+    ) -> Option<impl Iterator<Item = Prefix4> + use<>> {
         use crate::model::NetworkMode::{Azure, Kubenet, None as Bring, Overlay};
         let pod_cidr = match cluster.mode {
             Kubenet | Overlay => cluster.pod_cidr?,
@@ -71,7 +69,7 @@ impl Change {
         &mut self,
         cluster: &Cluster,
         pool: &AgentPool,
-        instance: u32,
+        (instance, is_surge): (u32, bool),
         pod_range: Option<Prefix4>,
     ) -> Result<(), Fault> {
         let scale_set = scale_set_name(cluster, &pool.name);
@@ -119,6 +117,9 @@ impl Change {
                 instance,
                 pod_range,
                 phase: NodePhase::Creating,
+                image: Some(pool.image(cluster.mode)),
+                step: UpgradeStep::Idle,
+                is_surge,
             }),
         };
         self.region.nics.insert(nic_id, Arc::new(nic));
@@ -207,6 +208,12 @@ impl Change {
         }
         Ok(cluster)
     }
+}
+
+/// The refusal of a node that would need a range of a pod CIDR without a free one.
+pub(super) fn no_pod_range() -> Fault {
+    Fault::bad("InsufficientPodCidr", "No range of the pod CIDR is left for another node.")
+        .at("networkProfile.podCIDR")
 }
 
 /// The id of a pool's scale set, in the node resource group.

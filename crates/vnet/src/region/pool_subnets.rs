@@ -214,12 +214,10 @@ impl Change {
     /// Takes back what [`Self::connect`] gave, where no pool that is left in `cluster` needs it.
     pub(super) fn disconnect(&mut self, cluster: &Cluster, pool: &AgentPool) {
         let is_left = |used: &dyn Fn(&AgentPool) -> bool| cluster.pools.values().any(used);
-        if cluster.route_table.is_some() && !is_left(&|other| other.subnet == pool.subnet) {
-            self.change_subnet(&pool.subnet, |subnet| {
-                if subnet.route_table == cluster.route_table {
-                    subnet.route_table = None;
-                }
-            });
+        if let Some(table) = &cluster.route_table
+            && !is_left(&|other| other.subnet == pool.subnet)
+        {
+            self.free_of_route_table(&pool.subnet, table);
         }
         if let Some(pod_subnet) = &pool.pod_subnet
             && !is_left(&|other| other.pod_subnet == pool.pod_subnet)
@@ -231,6 +229,15 @@ impl Change {
                 }
             });
         }
+    }
+
+    /// Takes a cluster's route table from a subnet that has it.
+    pub(super) fn free_of_route_table(&mut self, subnet: &ArmId, table: &ArmId) {
+        self.change_subnet(subnet, |subnet| {
+            if subnet.route_table.as_ref() == Some(table) {
+                subnet.route_table = None;
+            }
+        });
     }
 
     /// Changes a subnet as AKS does it: no operation of the subnet's own. One that is gone stays so.

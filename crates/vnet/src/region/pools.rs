@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::{Change, UNCHANGED, etag, refusal};
+use super::{Change, UNCHANGED, etag, refusal, upgrades};
 use crate::{
     command::{Accepted, PutPool},
     fault::Fault,
@@ -18,6 +18,9 @@ use crate::{
 /// Pods that a pool must have room for (AKS documentation, "Quotas, virtual machine size restrictions, and
 /// region availability").
 const FEWEST_PODS: u32 = 30;
+
+/// Minutes that pods may have to leave a node (AKS documentation, "Set node drain timeout value").
+const DRAIN_TIMEOUTS: std::ops::RangeInclusive<u32> = 1..=1_440;
 
 /// The property that names a pool's node subnet.
 pub(super) const NODE_SUBNET: &str = "agentPoolProfile.vnetSubnetID";
@@ -37,7 +40,8 @@ impl Change {
         self.put_pool_into(&mut cluster, put)?;
         let state = cluster.meta.state;
         self.touch(&mut cluster.meta, state);
-        self.region.clusters.insert(cluster_id, Arc::new(cluster));
+        self.region.clusters.insert(cluster_id.clone(), Arc::new(cluster));
+        self.advance_upgrades(&cluster_id);
         Ok(self.put(id, is_new))
     }
 
@@ -50,7 +54,8 @@ impl Change {
         let name = put.name.clone();
         let before = cluster.pools.get(&name).cloned();
         let pool = if let Some(old) = &before {
-            self.changed_pool(old, put)?
+            self.keep_images(cluster);
+            self.changed_pool(&cluster.version, old, put)?
         } else {
             let first = first_pool(cluster).map(|first| (first.subnet.clone(), first.subnet_given));
             let pool = self.new_pool(cluster, put, PoolMode::User, first)?;
@@ -71,20 +76,25 @@ impl Change {
         if before.is_none() {
             self.connect(cluster, &pool);
         }
-        self.resize(cluster, &name)
+        self.resize(cluster, &name)?;
+        let is_old = before.is_some_and(|before| before.version != pool.version);
+        if is_old || self.has_old_nodes(cluster, &name) {
+            self.begin_upgrade(cluster, &[name])?;
+        }
+        Ok(())
     }
 
     /// Makes or removes nodes until there are as many as asked for.
     pub(super) fn resize(&mut self, cluster: &mut Cluster, name: &Name) -> Result<(), Fault> {
         let is_staying = |machine: &&Arc<Machine>| {
             machine.meta.state != ProvisioningState::Deleting
-                && machine.node().is_some_and(|node| node.pool == *name)
+                && machine.node().is_some_and(|node| node.pool == *name && !node.is_surge)
         };
         let nodes = self.region.nodes_of(&cluster.meta.id);
         let n = nodes.into_iter().filter(is_staying).count();
         let wanted = usize::try_from(cluster.pools[name].count).unwrap_or(usize::MAX);
         if wanted > n {
-            self.add_nodes(cluster, name, wanted - n)?;
+            self.add_nodes(cluster, name, wanted - n, false)?;
         } else {
             self.remove_nodes(&cluster.meta.id, name, n - wanted);
         }
@@ -124,6 +134,10 @@ impl Change {
             labels: put.labels.unwrap_or_default(),
             taints: put.taints.unwrap_or_default(),
             max_surge: put.max_surge.unwrap_or_else(|| "10%".to_owned()),
+            max_unavailable: put.max_unavailable.unwrap_or_else(|| "0".to_owned()),
+            drain_timeout_minutes: put.drain_timeout_minutes.unwrap_or(30),
+            image: 0,
+            upgrade: None,
             autoscale,
             ordinal: cluster.pools.values().map(|pool| pool.ordinal + 1).max().unwrap_or(0),
             next_instance: 0,
@@ -133,12 +147,7 @@ impl Change {
             kept: put.kept,
             name: put.name,
         };
-        if pool.version != cluster.version {
-            return Err(refusal::not_supported(
-                "agentPoolProfile.orchestratorVersion",
-                "A node pool of another version than its cluster's",
-            ));
-        }
+        upgrades::check_skew(&cluster.version, &pool.version)?;
         check_limits(&pool)?;
         if pool.count > 0 && pool.max_pods.saturating_mul(pool.count) < FEWEST_PODS {
             return Err(Fault::bad(
@@ -155,7 +164,12 @@ impl Change {
     }
 
     /// What `put` makes of a pool that is there.
-    fn changed_pool(&self, old: &AgentPool, put: PutPool) -> Result<AgentPool, Fault> {
+    fn changed_pool(
+        &self,
+        control_plane: &str,
+        old: &AgentPool,
+        put: PutPool,
+    ) -> Result<AgentPool, Fault> {
         if old.state == ProvisioningState::Deleting {
             return Err(Fault::conflict(
                 "OperationNotAllowed",
@@ -174,18 +188,20 @@ impl Change {
         if let Some((_, path)) = fixed.into_iter().find(|(differs, _)| *differs) {
             return Err(refusal::property_change(path));
         }
-        if put.version.is_some_and(|version| version != old.version) {
-            return Err(refusal::not_supported(
-                "agentPoolProfile.orchestratorVersion",
-                "An upgrade to another version of Kubernetes",
-            ));
-        }
         let mut pool = old.clone();
+        if let Some(version) = put.version {
+            let target = "agentPoolProfile.orchestratorVersion";
+            upgrades::check_version(&old.version, &version, target)?;
+            upgrades::check_skew(control_plane, &version)?;
+            pool.version = version;
+        }
         pool.mode = put.mode.unwrap_or(old.mode);
         pool.count = put.count.unwrap_or(old.count);
         pool.labels = put.labels.unwrap_or_else(|| old.labels.clone());
         pool.taints = put.taints.unwrap_or_else(|| old.taints.clone());
         pool.max_surge = put.max_surge.unwrap_or_else(|| old.max_surge.clone());
+        pool.max_unavailable = put.max_unavailable.unwrap_or_else(|| old.max_unavailable.clone());
+        pool.drain_timeout_minutes = put.drain_timeout_minutes.unwrap_or(old.drain_timeout_minutes);
         pool.autoscale = put.autoscale;
         pool.kept = put.kept;
         if pool == *old {
@@ -225,11 +241,27 @@ impl Change {
 
     /// Refuses pools that do not fit into their subnets or into the pod CIDR.
     pub(super) fn check_sizes(&self, cluster: &Cluster) -> Result<(), Fault> {
+        self.check_sizes_with(cluster, &BTreeMap::new())
+    }
+
+    /// The same while an upgrade adds surge nodes: then it is nodes that count, not the autoscaler's maximum.
+    pub(super) fn check_sizes_with(
+        &self,
+        cluster: &Cluster,
+        surge: &BTreeMap<Name, u32>,
+    ) -> Result<(), Fault> {
         let mut nodes_need: BTreeMap<&ArmId, u64> = BTreeMap::new();
         let mut pods_need: BTreeMap<&ArmId, u64> = BTreeMap::new();
         let mut pod_cidr = 0;
+        let mut n_nodes = 0;
         for pool in staying(cluster) {
-            let need = sizing::planned_need(PoolSize::of(cluster.mode, pool));
+            let mut size = PoolSize::of(cluster.mode, pool);
+            let is_upgraded = pool.upgrade.map(|_| upgrades::surge_of(pool));
+            if let Some(surge) = surge.get(&pool.name).copied().or(is_upgraded) {
+                size.nodes = pool.count + surge;
+            }
+            n_nodes += size.nodes;
+            let need = sizing::planned_need(size);
             *nodes_need.entry(&pool.subnet).or_default() += need.node_subnet;
             pod_cidr += need.pod_cidr;
             if let Some(pod_subnet) = &pool.pod_subnet {
@@ -245,6 +277,9 @@ impl Change {
                 None => Err(refusal::reference(id, &cluster.meta.id)),
             })
         };
+        if cluster.mode == NetworkMode::Kubenet && n_nodes > MAX_KUBENET_NODES {
+            return Err(too_many_nodes(n_nodes, MAX_KUBENET_NODES));
+        }
         fits(nodes_need, NODE_SUBNET)?;
         fits(pods_need, POD_SUBNET)?;
         match cluster.pod_cidr {
@@ -281,13 +316,17 @@ pub(super) fn check_pools(cluster: &Cluster) -> Result<(), Fault> {
     let most = if cluster.mode == NetworkMode::Kubenet { MAX_KUBENET_NODES } else { MAX_NODES };
     let nodes: u32 = staying(cluster).map(|pool| PoolSize::of(cluster.mode, pool).nodes).sum();
     if nodes > most {
-        return Err(Fault::bad(
-            "AgentPoolMaxCountExceeded",
-            format!("The cluster would have {nodes} nodes; it can have {most}."),
-        )
-        .at("agentPoolProfile.count"));
+        return Err(too_many_nodes(nodes, most));
     }
     Ok(())
+}
+
+fn too_many_nodes(nodes: u32, most: u32) -> Fault {
+    Fault::bad(
+        "AgentPoolMaxCountExceeded",
+        format!("The cluster would have {nodes} nodes; it can have {most}."),
+    )
+    .at("agentPoolProfile.count")
 }
 
 /// Pods per node where nobody says: recorded answers of the service. For a pod subnet its documentation has
@@ -361,6 +400,46 @@ fn check_limits(pool: &AgentPool) -> Result<(), Fault> {
         return Err(refusal::invalid(
             "agentPoolProfile.upgradeSettings.maxSurge",
             &format!("`{}` is neither a number nor a percentage up to 100%.", pool.max_surge),
+        ));
+    }
+    check_upgrade_settings(pool)
+}
+
+/// Settings of upgrades (AKS documentation, "Customize node surge upgrade", "Set node drain timeout value").
+fn check_upgrade_settings(pool: &AgentPool) -> Result<(), Fault> {
+    let Some(unavailable) = sizing::surge_nodes(&pool.max_unavailable, pool.count.max(1)) else {
+        return Err(refusal::invalid(
+            "agentPoolProfile.upgradeSettings.maxUnavailable",
+            &format!("`{}` is neither a number nor a percentage up to 100%.", pool.max_unavailable),
+        ));
+    };
+    if unavailable > 0 && pool.mode == PoolMode::System {
+        return Err(refusal::invalid(
+            "agentPoolProfile.upgradeSettings.maxUnavailable",
+            "A system node pool cannot have nodes away during an upgrade.",
+        ));
+    }
+    if unavailable > 0 && !["0", "0%"].contains(&pool.max_surge.as_str()) {
+        return Err(refusal::invalid(
+            "agentPoolProfile.upgradeSettings.maxUnavailable",
+            "maxSurge and maxUnavailable cannot both be other than 0.",
+        ));
+    }
+    if unavailable == 0 && ["0", "0%"].contains(&pool.max_surge.as_str()) {
+        return Err(refusal::invalid(
+            "agentPoolProfile.upgradeSettings.maxSurge",
+            "maxSurge and maxUnavailable cannot both be 0.",
+        ));
+    }
+    if !DRAIN_TIMEOUTS.contains(&pool.drain_timeout_minutes) {
+        return Err(refusal::invalid(
+            "agentPoolProfile.upgradeSettings.drainTimeoutInMinutes",
+            &format!(
+                "{} is not between {} and {}.",
+                pool.drain_timeout_minutes,
+                DRAIN_TIMEOUTS.start(),
+                DRAIN_TIMEOUTS.end()
+            ),
         ));
     }
     Ok(())

@@ -107,12 +107,6 @@ pub(super) fn property_change(path: &str) -> Fault {
         .at(path)
 }
 
-/// What Azure can do and this version of the lab cannot.
-pub(super) fn not_supported(target: &str, what: &str) -> Fault {
-    Fault::bad("NotSupported", format!("{what} is not supported by this version of aksnet yet."))
-        .at(target)
-}
-
 /// The first users of a resource, and how many more there are.
 pub(super) fn some_of(users: Vec<String>) -> String {
     let more = users.len().saturating_sub(N_NAMED);

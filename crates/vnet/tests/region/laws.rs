@@ -16,8 +16,8 @@ use vnet::{
 
 use crate::support::{
     Lab, cluster, common, delegation, group, id, internal_balancer, ip, members, pool, prefix,
-    put_application_group, put_nat, put_nic, put_nic_with, put_peering, put_prefix, put_public_ip,
-    put_rule, put_security_group, put_vnet, rule, subnet, sync_peering,
+    put_application_group, put_cluster, put_nat, put_nic, put_nic_with, put_peering, put_prefix,
+    put_public_ip, put_rule, put_security_group, put_vnet, rule, subnet, sync_peering,
 };
 
 /// A step: most are commands as they are; some depend on what is there when they come.
@@ -30,6 +30,8 @@ enum Step {
     Cluster(&'static str, u64),
     /// The i-th machine, if there is one, reports.
     Node(usize, NodePhase),
+    /// The nodes of a cluster go one step on in an upgrade.
+    Upgrade(&'static str),
     /// The i-th machine asks for this many batches, and gives back its highest addresses where that is fewer.
     Pods(usize, u32),
 }
@@ -292,8 +294,15 @@ fn any_command() -> impl Strategy<Value = Command> {
             id: id(&format!("pool {name}/{}", pool.name)),
             pool,
         }),
+        2 => (clusters(), name(["one", "two"])).prop_map(|(name, pool)| Command::UpgradeNodeImage {
+            id: id(&format!("pool {name}/{pool}")),
+        }),
+        1 => clusters().prop_map(|name| put_cluster(name, PutCluster {
+            mode: Some(NetworkMode::Overlay),
+            ..PutCluster::default()
+        })),
         4 => any_target().prop_map(|text| Command::Delete { id: id(text) }),
-        2 => clusters().prop_map(|name| Command::ClusterGone { cluster: id(&format!("cluster {name}")) }),
+        3 => clusters().prop_map(|name| Command::ClusterGone { cluster: id(&format!("cluster {name}")) }),
         2 => any_target().prop_map(|text| Command::Failed {
             target: id(text),
             fault: Fault::new(500, "InternalServerError", "it did not work"),
@@ -308,6 +317,7 @@ fn any_step() -> impl Strategy<Value = Step> {
         4 => (0_u64..3).prop_map(Step::Fabric),
         4 => (name(["c", "d"]), 0_u64..3).prop_map(|(name, behind)| Step::Cluster(name, behind)),
         1 => (0_usize..8, select(vec![NodePhase::NotReady, NodePhase::Ready])).prop_map(|(i, phase)| Step::Node(i, phase)),
+        3 => name(["c", "d"]).prop_map(Step::Upgrade),
         2 => (0_usize..8, 0_u32..4).prop_map(|(i, batches)| Step::Pods(i, batches)),
     ]
 }
@@ -337,6 +347,10 @@ impl Lab {
             }
             Step::Node(i, phase) => {
                 machine(self, i).map(|machine| Command::NodeReached { machine, phase })
+            }
+            Step::Upgrade(name) => {
+                self.upgrade_step(name, NodePhase::Ready);
+                None
             }
             Step::Pods(i, batches) => machine(self, i).map(|machine| Command::SetPodAddresses {
                 released: self.region.pod_addresses_of(&machine),
@@ -461,6 +475,6 @@ fn steps_reach_every_command() {
             }
         }
     }
-    assert_eq!(accepted.len(), 21, "{accepted:?}");
+    assert_eq!(accepted.len(), 23, "{accepted:?}");
     assert!(codes.len() >= 30, "{codes:?}");
 }

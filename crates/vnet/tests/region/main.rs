@@ -12,3 +12,4 @@ mod publics;
 mod refusals;
 mod security;
 mod support;
+mod upgrades;

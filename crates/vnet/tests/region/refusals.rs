@@ -347,11 +347,6 @@ fn what_is_fixed_stays() {
         "networkProfile.networkPlugin",
     );
     check_change(
-        &|put| put.mode = Some(NetworkMode::Overlay),
-        "NotSupported",
-        "networkProfile.networkPluginMode",
-    );
-    check_change(
         &|put| put.service_cidr = Some(prefix("10.9.0.0/16")),
         fixed,
         "networkProfile.serviceCidr",
@@ -370,7 +365,7 @@ fn what_is_fixed_stays() {
     check_change(&|put| put.node_group = Some("x".to_owned()), fixed, "nodeResourceGroup");
     check_change(
         &|put| put.version = Some("1.99.0".to_owned()),
-        "NotSupported",
+        "OperationNotAllowed",
         "kubernetesVersion",
     );
     let outbound = "networkProfile.outboundType";

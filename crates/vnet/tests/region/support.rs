@@ -11,7 +11,7 @@ use vnet::{
     fault::Fault,
     model::{
         Access, Addresses, Allocation, Delegation, Direction, NetworkMode, NodePhase, Peers,
-        PortRange, Ports, RuleProtocol, SecurityRule, Timestamp,
+        PortRange, Ports, ProvisioningState, RuleProtocol, SecurityRule, Timestamp, UpgradeStep,
     },
     name::ArmId,
     region::Region,
@@ -207,6 +207,27 @@ impl Lab {
         }
         let generation = self.region.generation;
         self.must(Command::ClusterReal { cluster, generation });
+    }
+
+    /// One step of an upgrade as the clusters loop reports it: every node that is drained is empty, every node that is
+    /// stopped is gone, every other one is up.
+    pub(crate) fn upgrade_step(&mut self, cluster: &str, phase: NodePhase) {
+        let cluster = id(&format!("cluster {cluster}"));
+        let region = self.region.clone();
+        for node in region.nodes_of(&cluster) {
+            if node.meta.state == ProvisioningState::Deleting {
+                continue;
+            }
+            let machine = node.meta.id.clone();
+            match node.node().unwrap().step {
+                UpgradeStep::Draining { .. } => self.must(Command::NodeDrained { machine }),
+                UpgradeStep::Stopping => self.must(Command::NodeStopped { machine }),
+                UpgradeStep::Idle | UpgradeStep::Starting => {
+                    self.must(Command::NodeReached { machine, phase })
+                }
+            };
+        }
+        self.fabric();
     }
 
     /// Who holds addresses of a subnet, as a count.

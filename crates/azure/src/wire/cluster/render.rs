@@ -163,10 +163,31 @@ fn defaults() -> Value {
     })
 }
 
-/// What a cluster could be upgraded to: nothing.
-pub(crate) fn render_upgrades(cluster: &Cluster) -> Value {
-    let profile =
-        |version: &str| json!({ "kubernetesVersion": version, "osType": "Linux", "upgrades": [] });
+/// The versions that one of Kubernetes can be upgraded to, oldest first: newer ones, up to the next minor version.
+fn upgrades<'a>(from: &str, available: impl IntoIterator<Item = &'a String>) -> Vec<Value> {
+    let parse = |version: &str| -> Option<[u32; 3]> {
+        let parts: Vec<u32> = version.split('.').map(str::parse).collect::<Result<_, _>>().ok()?;
+        parts.try_into().ok()
+    };
+    let Some(is) = parse(from) else { return Vec::new() };
+    let mut newer: Vec<([u32; 3], &String)> = available
+        .into_iter()
+        .filter_map(|version| Some((parse(version)?, version)))
+        .filter(|(to, _)| *to > is && to[0] == is[0] && to[1] <= is[1] + 1)
+        .collect();
+    newer.sort();
+    newer.into_iter().map(|(_, version)| json!({ "kubernetesVersion": version })).collect()
+}
+
+/// What a cluster could be upgraded to.
+pub(crate) fn render_upgrades(view: &View<'_>, cluster: &Cluster) -> Value {
+    let profile = |version: &str| {
+        json!({
+            "kubernetesVersion": version,
+            "osType": "Linux",
+            "upgrades": upgrades(version, &view.door.available_versions),
+        })
+    };
     let pools = cluster.pools_in_order().into_iter().map(|pool| {
         let mut body = profile(&pool.version);
         body["name"] = json!(pool.name.as_str());
@@ -183,9 +204,12 @@ pub(crate) fn render_upgrades(cluster: &Cluster) -> Value {
     })
 }
 
-/// The same for a pool.
-pub(crate) fn render_pool_upgrades(cluster: &Cluster, pool: &AgentPool) -> Value {
+/// The same for a pool, whose nodes can be as new as the control plane.
+pub(crate) fn render_pool_upgrades(view: &View<'_>, cluster: &Cluster, pool: &AgentPool) -> Value {
     let id = cluster.meta.id.child("agentPools", pool.name.as_str());
+    let mut to = upgrades(&pool.version, &view.door.available_versions);
+    let plane = upgrades(&cluster.version, &view.door.available_versions);
+    to.retain(|version| !plane.contains(version));
     json!({
         "id": format!("{}/upgradeProfiles/default", shown_id(&id)),
         "name": "default",
@@ -193,7 +217,7 @@ pub(crate) fn render_pool_upgrades(cluster: &Cluster, pool: &AgentPool) -> Value
         "properties": {
             "kubernetesVersion": pool.version,
             "osType": "Linux",
-            "upgrades": [],
+            "upgrades": to,
             "latestNodeImageVersion": pool::NODE_IMAGE,
         },
     })
@@ -206,10 +230,12 @@ pub(crate) fn render_versions(versions: &[String]) -> Value {
     let default = versions.first().map(|version| minor(version));
     let mut by_minor: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
     for version in versions {
+        let to = upgrades(version, versions);
+        let to: Vec<&Value> = to.iter().map(|upgrade| &upgrade["kubernetesVersion"]).collect();
         by_minor
             .entry(minor(version))
             .or_default()
-            .insert(version.clone(), json!({ "upgrades": [] }));
+            .insert(version.clone(), json!({ "upgrades": to }));
     }
     let values: Vec<Value> = by_minor
         .into_iter()
