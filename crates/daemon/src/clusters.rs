@@ -24,7 +24,7 @@ use std::{
     io,
     net::SocketAddrV4,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
     time::Duration,
 };
@@ -45,6 +45,7 @@ use vnet::{
 };
 
 mod keeper;
+mod network_only;
 mod nodes;
 mod places;
 mod pods;
@@ -55,6 +56,7 @@ mod report;
 mod simulated;
 mod upstream;
 
+pub use network_only::{PodView, PodsDone, PodsError, RunPods};
 use places::Places;
 
 /// How long after the last change the region is looked at again.
@@ -65,6 +67,8 @@ const RESYNC: Duration = Duration::from_secs(2);
 pub enum Nodes {
     /// Real Kubernetes.
     Kubernetes,
+    /// Network namespaces with an agent each, and pods without Kubernetes.
+    NetworkOnly,
     /// In the region only: no process, no packet.
     Simulated,
 }
@@ -151,6 +155,15 @@ pub enum ClustersError {
         /// The first file that is missing.
         missing: PathBuf,
     },
+    /// A node's agent cannot be started or go on.
+    #[error("agent of node `{node}`")]
+    Agent {
+        /// The node.
+        node: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// An image cannot be made, read or pushed.
     #[error("images")]
     Image(#[from] ImageError),
@@ -177,6 +190,8 @@ struct Shared {
     kubeconfigs: Mutex<BTreeMap<ArmId, String>>,
     /// Whether the registry has, or will never have, the images that clusters need.
     images: watch::Sender<bool>,
+    /// Once its loop runs.
+    network_only: OnceLock<Arc<network_only::NetworkOnly>>,
 }
 
 impl Shared {
@@ -203,6 +218,7 @@ impl Clusters {
             nodes: settings.nodes,
             kubeconfigs: Mutex::default(),
             images: watch::Sender::new(false),
+            network_only: OnceLock::new(),
         }))
     }
 
@@ -228,6 +244,7 @@ impl Clusters {
     pub async fn run(&self, store: Store) {
         match self.0.nodes {
             Nodes::Simulated => simulated::run(&store).await,
+            Nodes::NetworkOnly => network_only::run(&self.0, &store).await,
             Nodes::Kubernetes => self.run_kubernetes(store).await,
         }
     }
@@ -309,6 +326,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 /// Stops everything of a lab's clusters, whether a daemon runs or not. What they keep stays.
 pub fn down(lab: &str, run_dir: &Path) -> Result<(), ClustersError> {
+    network_only::down(run_dir)?;
     let run_dir = places::run_dir(run_dir);
     tracing::debug!(lab, "stopping sandboxes");
     let stopping = Sandbox::list(&run_dir).into_iter().map(|name| {

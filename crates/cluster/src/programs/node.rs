@@ -55,31 +55,41 @@ pub enum Plugin {
     Own,
 }
 
+impl Plugin {
+    /// Who wires the pods of a pool's nodes.
+    #[must_use]
+    pub fn of(cluster: &Cluster, pool: &AgentPool) -> Self {
+        match cluster.mode {
+            NetworkMode::Kubenet => Self::Aksnet(PodNetwork::Kubenet),
+            NetworkMode::Overlay => Self::Aksnet(PodNetwork::Overlay),
+            NetworkMode::Azure if pool.pod_subnet.is_some() => Self::Aksnet(PodNetwork::PodSubnet),
+            NetworkMode::Azure => Self::Aksnet(PodNetwork::NodeSubnet),
+            NetworkMode::None => Self::Own,
+        }
+    }
+}
+
+/// Destinations that pods reach with their own address (the ip-masq-agent's `nonMasqueradeCIDRs`). `vnet` is
+/// the address space of the cluster's virtual network.
+#[must_use]
+pub fn no_masquerade(cluster: &Cluster, vnet: &[Prefix4], mode: PodNetwork) -> Vec<Prefix4> {
+    match mode {
+        PodNetwork::Kubenet | PodNetwork::Overlay => cluster.pod_cidr.into_iter().collect(),
+        PodNetwork::NodeSubnet => vnet.to_vec(),
+        // Pods of a pod subnet keep their address everywhere.
+        PodNetwork::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
+    }
+}
+
 impl Node<'_> {
     /// Who wires this node's pods.
     #[must_use]
     pub fn plugin(&self) -> Plugin {
-        match self.cluster.mode {
-            NetworkMode::Kubenet => Plugin::Aksnet(PodNetwork::Kubenet),
-            NetworkMode::Overlay => Plugin::Aksnet(PodNetwork::Overlay),
-            NetworkMode::Azure if self.pool.pod_subnet.is_some() => {
-                Plugin::Aksnet(PodNetwork::PodSubnet)
-            }
-            NetworkMode::Azure => Plugin::Aksnet(PodNetwork::NodeSubnet),
-            NetworkMode::None => Plugin::Own,
-        }
+        Plugin::of(self.cluster, self.pool)
     }
 
-    /// Destinations that pods reach with their own address (the ip-masq-agent's `nonMasqueradeCIDRs`).
     fn no_masquerade(&self, mode: PodNetwork) -> Vec<Prefix4> {
-        match mode {
-            PodNetwork::Kubenet | PodNetwork::Overlay => {
-                self.cluster.pod_cidr.into_iter().collect()
-            }
-            PodNetwork::NodeSubnet => self.vnet.to_vec(),
-            // Pods of a pod subnet keep their address everywhere.
-            PodNetwork::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
-        }
+        no_masquerade(self.cluster, self.vnet, mode)
     }
 
     /// `azure://` and the machine's id, the resource group in lower case as AKS writes it.
