@@ -78,6 +78,8 @@ pub enum RetryAfter {
 pub enum Nodes {
     /// Real Kubernetes.
     Kubernetes,
+    /// Network namespaces with an agent each, no Kubernetes. Clusters show the tag `aksnet-nodes: network-only`.
+    NetworkOnly,
     /// Addresses and states only. Clusters show the tag `aksnet-nodes: simulated`.
     Simulated,
 }

@@ -218,6 +218,7 @@ impl Nodes {
     pub(crate) fn tag(self) -> Option<&'static str> {
         match self {
             Self::Kubernetes => None,
+            Self::NetworkOnly => Some("network-only"),
             Self::Simulated => Some("simulated"),
         }
     }

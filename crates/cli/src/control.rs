@@ -1,6 +1,7 @@
 //! What the other commands ask of a running lab: one JSON line each way over a Unix socket that only root may open.
 
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     os::unix::net::UnixStream,
     time::Duration,
@@ -22,6 +23,37 @@ pub(crate) enum Ask {
         /// `NAME`, or `NAMESPACE/NAME` of a pod.
         name: String,
     },
+    /// About pods of network-only clusters.
+    Pods(AskPods),
+}
+
+/// A question about pods of network-only clusters.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AskPods {
+    /// Make pods.
+    Run {
+        /// The cluster's name.
+        cluster: String,
+        /// Their names.
+        names: Vec<String>,
+        /// The node; spread unless given.
+        node: Option<String>,
+        /// Their labels.
+        labels: BTreeMap<String, String>,
+    },
+    /// Show all, or those of a cluster.
+    List {
+        /// Its name.
+        cluster: Option<String>,
+    },
+    /// Remove these, or all (of a cluster) when none is named.
+    Delete {
+        /// The cluster's name.
+        cluster: Option<String>,
+        /// Their names.
+        names: Vec<String>,
+    },
 }
 
 /// An answer.
@@ -36,6 +68,13 @@ pub(crate) enum Answer {
         kind: String,
         /// A path that `setns` takes.
         netns: String,
+    },
+    /// To [`Ask::Pods`].
+    Pods {
+        /// Those that were made, listed or removed.
+        pods: Vec<PodStatus>,
+        /// A sentence for each that was not.
+        failures: Vec<String>,
     },
     /// It cannot be answered.
     Failed {
@@ -106,13 +145,48 @@ pub(crate) struct SubnetStatus {
     pub(crate) delegated_to: Option<String>,
 }
 
+/// A pod of a network-only cluster.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PodStatus {
+    pub(crate) name: String,
+    pub(crate) cluster: String,
+    pub(crate) resource_group: String,
+    pub(crate) node: String,
+    pub(crate) address: Option<String>,
+    pub(crate) phase: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) netns: String,
+}
+
+impl From<daemon::clusters::PodView> for PodStatus {
+    fn from(pod: daemon::clusters::PodView) -> Self {
+        Self {
+            name: pod.name,
+            cluster: pod.cluster,
+            resource_group: pod.resource_group,
+            node: pod.node,
+            address: pod.address,
+            phase: pod.phase,
+            labels: pod.labels,
+            netns: pod.netns.display().to_string(),
+        }
+    }
+}
+
+/// How long a question may take whose answer is there already.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long thousands of pods may take.
+const PODS_PATIENCE: Duration = Duration::from_mins(10);
+
 /// Asks the running lab.
 pub(crate) fn ask(lab: &Lab, question: &Ask) -> anyhow::Result<Answer> {
     let path = lab.control_socket();
     let stream = UnixStream::connect(&path).with_context(|| {
         format!("lab `{}` does not run here; `aksnet up` starts it", lab.name())
     })?;
-    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    let patience = if matches!(question, Ask::Pods(_)) { PODS_PATIENCE } else { PATIENCE };
+    stream.set_read_timeout(Some(patience))?;
     let mut line = serde_json::to_string(question)?;
     line.push('\n');
     (&stream).write_all(line.as_bytes())?;

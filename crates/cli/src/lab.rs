@@ -52,6 +52,8 @@ pub(crate) struct Config {
 pub(crate) enum Nodes {
     /// Real Kubernetes in network namespaces
     Kubernetes,
+    /// Network namespaces, real packets, pods by `aksnet pod`; no Kubernetes
+    NetworkOnly,
     /// Addresses and states only: no process runs, no packet moves
     Simulated,
 }

@@ -10,6 +10,7 @@ mod exec;
 mod in_process_arm;
 mod lab;
 mod output;
+mod pod;
 mod run;
 mod serve;
 mod status;
@@ -69,12 +70,17 @@ enum Command {
     /// Machines in a subnet
     #[command(subcommand)]
     Vm(vm::Vm),
+    /// Pods of network-only clusters (`up --nodes network-only`)
+    #[command(subcommand)]
+    Pod(pod::Pod),
     /// Run a command in the network of a VM, a node or a pod
     #[command(
         after_help = "Examples:\n  aksnet exec jump -- ping -c 1 172.20.0.4\n  aksnet exec testns/testdeploy-7c5ddbdf54-x2x4k -- tcpdump -n -c 5"
     )]
     Exec {
-        #[arg(help = "The VM's or node's name, or [CLUSTER:]NAMESPACE/NAME of a pod")]
+        #[arg(
+            help = "The VM's or node's name, or [CLUSTER:]NAMESPACE/NAME of a pod ([CLUSTER:]NAME in network-only clusters)"
+        )]
         target: String,
         /// The command and its arguments, after `--`
         #[arg(last = true, required = true)]
@@ -99,6 +105,13 @@ enum Command {
     SandboxInit {
         /// What it should be
         spec: PathBuf,
+    },
+    /// What answers in the pods of network-only clusters
+    #[command(hide = true)]
+    Echo {
+        /// Where it is told of them
+        #[arg(long)]
+        socket: PathBuf,
     },
     /// The agent on a node
     #[command(hide = true)]
@@ -213,6 +226,12 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             run::say_how_to_go_on(&lab);
         }
         Command::Vm(command) => vm::run(&lab, &running()?, &command)?,
+        Command::Pod(command) => {
+            running()?;
+            if !pod::run(&lab, command)? {
+                return Ok(Exit::No);
+            }
+        }
         Command::Exec { target, command } => {
             return Ok(Exit::Command(exec::run(&lab, &target, &command)?));
         }
@@ -228,6 +247,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Serve => serve::run(&lab, &running()?)?,
         Command::SandboxInit { spec } => {
             linux::sandbox::init(&spec).context("being a first process")?;
+        }
+        Command::Echo { socket } => {
+            linux::echo::run(&socket).context("answering in pods")?;
         }
         Command::Agent { config } => daemon::node::run(&config).context("being a node's agent")?,
     }

@@ -18,7 +18,9 @@ use vnet::{host::names, model::Role, region::Region};
 
 use crate::{
     azure_env,
-    control::{Answer, Ask, ClusterStatus, NodeStatus, Status, SubnetStatus, VmStatus},
+    control::{
+        Answer, Ask, AskPods, ClusterStatus, NodeStatus, PodStatus, Status, SubnetStatus, VmStatus,
+    },
     lab::{Config, Lab, Nodes},
     run,
 };
@@ -58,6 +60,7 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
         lab: lab.name().to_owned(),
         nodes: match config.nodes {
             Nodes::Kubernetes => daemon::clusters::Nodes::Kubernetes,
+            Nodes::NetworkOnly => daemon::clusters::Nodes::NetworkOnly,
             Nodes::Simulated => daemon::clusters::Nodes::Simulated,
         },
         state_dir: lab.state_dir(),
@@ -81,6 +84,7 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
         retry_after: azure::RetryAfter::Seconds(1),
         nodes: match config.nodes {
             Nodes::Kubernetes => azure::Nodes::Kubernetes,
+            Nodes::NetworkOnly => azure::Nodes::NetworkOnly,
             Nodes::Simulated => azure::Nodes::Simulated,
         },
     };
@@ -95,6 +99,7 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
         config: config.clone(),
         store: store.clone(),
         clusters: clusters.clone(),
+        runtime: tokio::runtime::Handle::current(),
     };
     std::thread::spawn(move || answering.run(&control));
 
@@ -132,20 +137,29 @@ fn listen_for_commands(lab: &Lab) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers [`Ask`]s, one connection at a time: they are few and quick.
+/// Answers [`Ask`]s: each on a thread of its own, since those about pods take as long as the pods do.
+#[derive(Clone)]
 struct Answering {
     lab: Lab,
     config: Config,
     store: Store,
     clusters: daemon::clusters::Clusters,
+    runtime: tokio::runtime::Handle,
 }
 
 impl Answering {
     fn run(&self, listener: &UnixListener) {
         for stream in listener.incoming() {
-            let done = stream.and_then(|stream| self.answer(&stream));
-            if let Err(error) = done {
-                tracing::debug!(%error, "a command went away before its answer");
+            let answering = self.clone();
+            let answer = move || {
+                let done = stream.and_then(|stream| answering.answer(&stream));
+                if let Err(error) = done {
+                    tracing::debug!(%error, "a command went away before its answer");
+                }
+            };
+            if let Err(error) = std::thread::Builder::new().name("control".to_owned()).spawn(answer)
+            {
+                tracing::warn!(%error, "a command could not be answered");
             }
         }
     }
@@ -158,6 +172,7 @@ impl Answering {
         let answer = match serde_json::from_str(&line) {
             Ok(Ask::Status) => Answer::Status(self.status()),
             Ok(Ask::Find { name }) => self.find(&name),
+            Ok(Ask::Pods(ask)) => self.pods(ask),
             Err(error) => Answer::Failed { message: format!("not a question: {error}") },
         };
         let mut text = serde_json::to_string(&answer)?;
@@ -173,12 +188,35 @@ impl Answering {
             endpoint: azure_env::endpoint(&self.config),
             nodes: match self.config.nodes {
                 Nodes::Kubernetes => "kubernetes".to_owned(),
+                Nodes::NetworkOnly => "network-only".to_owned(),
                 Nodes::Simulated => "simulated".to_owned(),
             },
             generation: region.generation,
             clusters: clusters(&region),
             vms: vms(&region),
             subnets: subnets(&region),
+        }
+    }
+
+    fn pods(&self, ask: AskPods) -> Answer {
+        let done = match ask {
+            AskPods::Run { cluster, names, node, labels } => {
+                let asked = daemon::clusters::RunPods { cluster, names, node, labels };
+                self.runtime.block_on(self.clusters.run_pods(&self.store, &asked))
+            }
+            AskPods::List { cluster } => self
+                .clusters
+                .list_pods(cluster.as_deref())
+                .map(|pods| daemon::clusters::PodsDone { pods, failures: Vec::new() }),
+            AskPods::Delete { cluster, names } => {
+                self.runtime.block_on(self.clusters.delete_pods(&names, cluster.as_deref()))
+            }
+        };
+        match done {
+            Ok(daemon::clusters::PodsDone { pods, failures }) => {
+                Answer::Pods { pods: pods.into_iter().map(PodStatus::from).collect(), failures }
+            }
+            Err(error) => Answer::Failed { message: daemon::reconcile::Chain(&error).to_string() },
         }
     }
 
@@ -205,7 +243,7 @@ impl Answering {
             Some(netns) => found("pod", netns.display().to_string()),
             None => Answer::Failed {
                 message: format!(
-                    "there is no VM, node or pod `{name}`; `aksnet status` lists VMs and nodes, a pod is [CLUSTER:]NAMESPACE/NAME"
+                    "there is no VM, node or pod `{name}`; `aksnet status` lists VMs and nodes, a pod is [CLUSTER:]NAMESPACE/NAME, or [CLUSTER:]NAME of `aksnet pod list`"
                 ),
             },
         }

@@ -7,7 +7,7 @@ mod control_plane;
 mod node;
 
 pub use control_plane::{ControlPlane, control_plane};
-pub use node::{Node, Plugin, agent_config, node};
+pub use node::{Node, Plugin, agent_config, no_masquerade, node};
 
 /// Where Kubernetes' programs are, on every computer.
 pub const PROGRAMS: &str = "/opt/kubernetes/bin";

@@ -24,7 +24,7 @@ use std::{
     io,
     net::SocketAddrV4,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
     time::Duration,
 };
@@ -45,6 +45,7 @@ use vnet::{
 };
 
 mod keeper;
+mod network_only;
 mod nodes;
 mod places;
 mod pods;
@@ -56,6 +57,7 @@ mod simulated;
 mod upgrades;
 mod upstream;
 
+pub use network_only::{PodView, PodsDone, PodsError, RunPods};
 use places::Places;
 
 /// How long after the last change the region is looked at again.
@@ -66,6 +68,8 @@ const RESYNC: Duration = Duration::from_secs(2);
 pub enum Nodes {
     /// Real Kubernetes.
     Kubernetes,
+    /// Network namespaces with an agent each, and pods without Kubernetes.
+    NetworkOnly,
     /// In the region only: no process, no packet.
     Simulated,
 }
@@ -152,6 +156,15 @@ pub enum ClustersError {
         /// The first file that is missing.
         missing: PathBuf,
     },
+    /// A node's agent cannot be started or go on.
+    #[error("agent of node `{node}`")]
+    Agent {
+        /// The node.
+        node: String,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// An image cannot be made, read or pushed.
     #[error("images")]
     Image(#[from] ImageError),
@@ -178,6 +191,8 @@ struct Shared {
     kubeconfigs: Mutex<BTreeMap<ArmId, String>>,
     /// Whether the registry has, or will never have, the images that clusters need.
     images: watch::Sender<bool>,
+    /// Once its loop runs.
+    network_only: OnceLock<Arc<network_only::NetworkOnly>>,
 }
 
 impl Shared {
@@ -204,6 +219,7 @@ impl Clusters {
             nodes: settings.nodes,
             kubeconfigs: Mutex::default(),
             images: watch::Sender::new(false),
+            network_only: OnceLock::new(),
         }))
     }
 
@@ -229,6 +245,7 @@ impl Clusters {
     pub async fn run(&self, store: Store) {
         match self.0.nodes {
             Nodes::Simulated => simulated::run(&store).await,
+            Nodes::NetworkOnly => network_only::run(&self.0, &store).await,
             Nodes::Kubernetes => self.run_kubernetes(store).await,
         }
     }
@@ -310,6 +327,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 
 /// Stops everything of a lab's clusters, whether a daemon runs or not. What they keep stays.
 pub fn down(lab: &str, run_dir: &Path) -> Result<(), ClustersError> {
+    network_only::down(run_dir)?;
     let run_dir = places::run_dir(run_dir);
     tracing::debug!(lab, "stopping sandboxes");
     let stopping = Sandbox::list(&run_dir).into_iter().map(|name| {

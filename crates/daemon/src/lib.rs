@@ -6,5 +6,6 @@
 pub mod clusters;
 pub mod controller;
 pub mod fabric;
+mod hands;
 pub mod node;
 pub mod reconcile;

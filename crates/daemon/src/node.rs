@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub mod agent;
 pub mod config;
+pub mod hosted;
 pub mod kubernetes;
 pub mod ledger;
 mod server;
@@ -123,6 +124,8 @@ pub fn run(path: &Path) -> Result<(), NodeError> {
 
 async fn learn(config: &Config, agent: &Arc<Agent>, setup: &mut Setup) {
     match (&config.source, config.network) {
+        // No file says so: a host gives addresses itself.
+        (SourceConfig::Host, _) => std::future::pending().await,
         (SourceConfig::File { path }, _) => {
             follow(&mut FileSource { path: path.clone() }, agent, setup).await;
         }

@@ -25,6 +25,10 @@ use nix::{
 
 use crate::LinuxError;
 
+mod folder;
+
+pub use self::folder::Folder;
+
 /// Where namespaces are mounted.
 pub const DIRECTORY: &str = "/run/netns";
 
@@ -50,20 +54,24 @@ impl Netns {
     /// Makes a namespace of this name, which no namespace has yet.
     pub fn create(name: &str) -> Result<Self, LinuxError> {
         prepare_directory()?;
-        let path = path(name);
-        let file = |verb, source| LinuxError::File { verb, path: path.clone(), source };
-        match fs::OpenOptions::new().write(true).create_new(true).open(&path) {
+        Self::mount_at(&path(name))?;
+        Self::open(name)
+    }
+
+    /// Makes a namespace and mounts it on `path`, which no namespace is mounted on yet.
+    fn mount_at(path: &Path) -> Result<(), LinuxError> {
+        let file = |verb, source| LinuxError::File { verb, path: path.to_owned(), source };
+        match fs::OpenOptions::new().write(true).create_new(true).open(path) {
             Ok(_) => {}
             // Left behind when a creation was killed between this and the mount.
-            Err(err) if err.kind() == io::ErrorKind::AlreadyExists && !is_namespace(&path) => {}
+            Err(err) if err.kind() == io::ErrorKind::AlreadyExists && !is_namespace(path) => {}
             Err(err) => return Err(file("making", err)),
         }
         on_a_thread(|| {
             nix::sched::unshare(CloneFlags::CLONE_NEWNET)?;
-            mount(Some("/proc/thread-self/ns/net"), &path, MsFlags::MS_BIND)
+            mount(Some("/proc/thread-self/ns/net"), path, MsFlags::MS_BIND)
         })?
-        .map_err(|source| file("mounting a namespace on", source.into()))?;
-        Self::open(name)
+        .map_err(|source| file("mounting a namespace on", source.into()))
     }
 
     /// Opens the namespace of this name.
@@ -99,16 +107,21 @@ impl Netns {
 
     /// Removes the name. The namespace goes when the last process and file in it do. Success when there is none.
     pub fn delete(name: &str) -> Result<(), LinuxError> {
-        let path = path(name);
+        Self::unmount_from(&path(name))
+    }
+
+    fn unmount_from(path: &Path) -> Result<(), LinuxError> {
         // Twice mounted names exist after crashes of other programs; each mount is one more turn.
-        while is_namespace(&path) {
-            nix::mount::umount2(&path, MntFlags::MNT_DETACH).map_err(|source| {
-                LinuxError::File { verb: "unmounting", path: path.clone(), source: source.into() }
+        while is_namespace(path) {
+            nix::mount::umount2(path, MntFlags::MNT_DETACH).map_err(|source| LinuxError::File {
+                verb: "unmounting",
+                path: path.to_owned(),
+                source: source.into(),
             })?;
         }
-        match fs::remove_file(&path) {
+        match fs::remove_file(path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(LinuxError::File { verb: "removing", path, source })
+                Err(LinuxError::File { verb: "removing", path: path.to_owned(), source })
             }
             _ => Ok(()),
         }
@@ -143,12 +156,18 @@ impl Netns {
         &self.name
     }
 
+    /// Takes the calling thread into the namespace, for good: only a thread that was made to do so may.
+    pub fn enter(&self) -> Result<(), LinuxError> {
+        nix::sched::setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|source| LinuxError::Call {
+            what: format!("entering `{}`", self.name),
+            source,
+        })
+    }
+
     /// Runs `work` in the namespace, on a thread of its own.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, LinuxError> {
         on_a_thread(|| {
-            nix::sched::setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|source| {
-                LinuxError::Call { what: format!("entering `{}`", self.name), source }
-            })?;
+            self.enter()?;
             Ok(work())
         })?
     }

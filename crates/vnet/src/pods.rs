@@ -11,6 +11,7 @@ use std::{fmt, str::FromStr};
 pub mod demand;
 pub mod masquerade;
 pub mod pool;
+pub mod spread;
 pub mod wiring;
 
 /// Where a node's pods have their addresses from, and so how they are connected.

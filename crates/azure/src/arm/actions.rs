@@ -110,6 +110,10 @@ fn credential(call: &Call<'_>, id: &ArmId, name: &str) -> Answer {
     let cluster = cluster.ok_or_else(|| resources::not_found(&region, Kind::Cluster, id))?;
     let Some(kubeconfig) = call.door().credentials.kubeconfig(&cluster.meta.id) else {
         let why = match call.door().nodes {
+            Nodes::NetworkOnly => {
+                "is not there: the nodes of this lab are network-only, no API server runs. \
+                 `aksnet pod run` makes pods"
+            }
             Nodes::Simulated => {
                 "is not there: the nodes of this lab are simulated, no API server runs"
             }

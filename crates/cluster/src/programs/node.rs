@@ -55,6 +55,32 @@ pub enum Plugin {
     Own,
 }
 
+impl Plugin {
+    /// Who wires the pods of a pool's nodes that get their addresses so.
+    #[must_use]
+    pub fn of(mode: NetworkMode, pool: &AgentPool) -> Self {
+        match mode {
+            NetworkMode::Kubenet => Self::Aksnet(PodNetwork::Kubenet),
+            NetworkMode::Overlay => Self::Aksnet(PodNetwork::Overlay),
+            NetworkMode::Azure if pool.pod_subnet.is_some() => Self::Aksnet(PodNetwork::PodSubnet),
+            NetworkMode::Azure => Self::Aksnet(PodNetwork::NodeSubnet),
+            NetworkMode::None => Self::Own,
+        }
+    }
+}
+
+/// Destinations that pods reach with their own address (the ip-masq-agent's `nonMasqueradeCIDRs`). `vnet` is
+/// the address space of the cluster's virtual network.
+#[must_use]
+pub fn no_masquerade(cluster: &Cluster, vnet: &[Prefix4], mode: PodNetwork) -> Vec<Prefix4> {
+    match mode {
+        PodNetwork::Kubenet | PodNetwork::Overlay => cluster.pod_cidr.into_iter().collect(),
+        PodNetwork::NodeSubnet => vnet.to_vec(),
+        // Pods of a pod subnet keep their address everywhere.
+        PodNetwork::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
+    }
+}
+
 impl Node<'_> {
     /// How its pods get addresses: an old node of a cluster that is being migrated has the old way.
     #[must_use]
@@ -66,27 +92,11 @@ impl Node<'_> {
     /// Who wires this node's pods.
     #[must_use]
     pub fn plugin(&self) -> Plugin {
-        match self.mode() {
-            NetworkMode::Kubenet => Plugin::Aksnet(PodNetwork::Kubenet),
-            NetworkMode::Overlay => Plugin::Aksnet(PodNetwork::Overlay),
-            NetworkMode::Azure if self.pool.pod_subnet.is_some() => {
-                Plugin::Aksnet(PodNetwork::PodSubnet)
-            }
-            NetworkMode::Azure => Plugin::Aksnet(PodNetwork::NodeSubnet),
-            NetworkMode::None => Plugin::Own,
-        }
+        Plugin::of(self.mode(), self.pool)
     }
 
-    /// Destinations that pods reach with their own address (the ip-masq-agent's `nonMasqueradeCIDRs`).
     fn no_masquerade(&self, mode: PodNetwork) -> Vec<Prefix4> {
-        match mode {
-            PodNetwork::Kubenet | PodNetwork::Overlay => {
-                self.cluster.pod_cidr.into_iter().collect()
-            }
-            PodNetwork::NodeSubnet => self.vnet.to_vec(),
-            // Pods of a pod subnet keep their address everywhere.
-            PodNetwork::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
-        }
+        no_masquerade(self.cluster, self.vnet, mode)
     }
 
     /// `azure://` and the machine's id, the resource group in lower case as AKS writes it.

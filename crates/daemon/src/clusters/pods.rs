@@ -41,6 +41,9 @@ impl Clusters {
     /// Without a cluster, the first one that has such a pod.
     #[must_use]
     pub fn pod_netns(&self, store: &store::Store, text: &str) -> Option<PathBuf> {
+        if self.0.nodes == super::Nodes::NetworkOnly {
+            return self.own_pod_netns(text);
+        }
         let pod = PodName::parse(text)?;
         let places = &self.0.places;
         let region = store.snapshot();

@@ -370,8 +370,13 @@ impl Agent {
         }
     }
 
+    /// How many links are yet to go.
+    pub(super) fn n_leaving(&self) -> usize {
+        self.state().leaving.len()
+    }
+
     /// One round: links that are marked go, and their addresses are free after that.
-    fn reap(&self, wirer: &mut Wirer) {
+    pub(super) fn reap(&self, wirer: &mut Wirer) {
         let unmarked: Vec<_> = {
             let state = self.state();
             let unmarked = state.leaving.values().filter(|leaving| !leaving.is_marked);
@@ -408,7 +413,8 @@ impl Agent {
         self.used.notify_one();
     }
 
-    fn release_queued(&self, wirer: &mut Wirer) {
+    /// Does the releases that plugins have queued while nobody listened.
+    pub(super) fn release_queued(&self, wirer: &mut Wirer) {
         match queue::list(&self.releases) {
             Ok(releases) => releases.iter().for_each(|one| self.release(wirer, one)),
             Err(error) => tracing::warn!(%error, "the queue of releases cannot be read"),

@@ -47,6 +47,8 @@ pub enum SourceConfig {
         /// The file.
         path: PathBuf,
     },
+    /// From whoever has the agent in his own process (see [`super::hosted`]).
+    Host,
 }
 
 /// Why a configuration is no good.

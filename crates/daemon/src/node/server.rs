@@ -84,7 +84,12 @@ fn answer(agent: &Agent, mut stream: UnixStream, wirer: &mut Wirer) -> io::Resul
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
     let line = talk::read_line(&mut stream)?;
-    let reply = match parse(&line) {
+    talk::write_line(&mut stream, &reply(agent, &line, wirer))
+}
+
+/// What the agent says to one line.
+pub(super) fn reply(agent: &Agent, line: &[u8], wirer: &mut Wirer) -> Reply {
+    let reply = match parse(line) {
         Ok(line) => {
             tracing::debug!(request = ?line.request, "asked");
             agent.answer(wirer, line.request)
@@ -94,7 +99,7 @@ fn answer(agent: &Agent, mut stream: UnixStream, wirer: &mut Wirer) -> io::Resul
     if let Reply::Failed { code, message, details } = &reply {
         tracing::warn!(code, message, details, "refused");
     }
-    talk::write_line(&mut stream, &reply)
+    reply
 }
 
 fn parse(line: &[u8]) -> Result<Line, Failure> {

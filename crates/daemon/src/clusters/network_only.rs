@@ -1,0 +1,788 @@
+//! Clusters whose nodes are network namespaces with an agent, and nothing else: no Kubernetes, no process.
+//!
+//! # Expected flow
+//! One loop for all clusters. A node whose namespace the fabric has made gets its agent, which works on threads
+//! of the daemon's (`member`); when all nodes of a cluster have theirs, the cluster is real. Pods are made
+//! and removed by [`Clusters::run_pods`] and [`Clusters::delete_pods`], as a container runtime would: a
+//! namespace, then the CNI plugin, executed on the node (`runtime`). One process answers in all of them (`echo`).
+//!
+//! # Guarantees
+//! - A pod is written down before anything of it is made and struck out after everything of it is gone. Killed
+//!   at any instant and started again, the daemon finishes what it began; pods that run are not disturbed, and
+//!   answer all the time.
+//! - A node leaves the region only when no pod of it is left.
+//!
+//! # Assumptions
+//! The fabric makes namespaces and keeps them while the region has the machine.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use linux::{echo::Voice, netns::Folder};
+use store::Store;
+use tokio::{sync::Notify, task::JoinSet, time::sleep};
+use uuid::Uuid;
+use vnet::{
+    model::{Cluster, Machine, ProvisioningState},
+    name::Name,
+    pods::spread::{Full, Room, spread},
+    region::Region,
+};
+
+use super::{
+    Clusters, ClustersError, RESYNC, Shared, blocking, is_leaving, places::Places, report,
+    wanted_phase,
+};
+use crate::{
+    hands::Hands,
+    reconcile::{Chain, now},
+};
+
+mod echo;
+mod member;
+mod records;
+mod runtime;
+
+use echo::Echo;
+use member::{Member, NodePlaces};
+use records::{Key, Pod, PodPhase};
+use runtime::{Container, Network, RuntimeError};
+
+/// Threads for agents. Two processors are kept busy by fewer; some of them wait for the kernel's one lock.
+const AGENT_HANDS: usize = 4;
+/// Threads that each wait for one plugin.
+const RUNTIME_HANDS: usize = 8;
+/// How long an address is waited for: a batch of a pod subnet takes a moment.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How soon a plugin that said "try again" is.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Debian's reference plugins, for configurations that name them.
+const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+/// The most characters of a pod's name: a DNS label.
+const LONGEST_NAME: usize = 63;
+
+/// Why pods cannot be run or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum PodsError {
+    /// The lab has other nodes.
+    #[error("pods are made by `kubectl` here: only a lab of `--nodes network-only` has its own")]
+    OtherNodes,
+    /// The loop has not begun yet.
+    #[error("the lab is still starting; try again")]
+    Starting,
+    /// Nothing is called so.
+    #[error("there is no {what} `{name}`")]
+    NotFound {
+        /// Cluster, node, pod.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Several are.
+    #[error("there are several {what} called `{name}`: {choices}")]
+    Ambiguous {
+        /// Clusters, pods.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// What would be clear.
+        choices: String,
+    },
+    /// A name is no name.
+    #[error(
+        "`{name}` cannot be a pod's name: 1 to 63 of a-z, 0-9 and `-`, a letter or digit at both ends"
+    )]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("cluster `{cluster}` has a pod `{name}` already")]
+    Taken {
+        /// The cluster's name.
+        cluster: String,
+        /// The pod's name.
+        name: String,
+    },
+    /// No place.
+    #[error("cluster `{cluster}` (maxPods of its nodes)")]
+    Full {
+        /// The cluster's name.
+        cluster: String,
+        /// How much place there is.
+        #[source]
+        source: Full,
+    },
+}
+
+/// Pods that are asked for.
+#[derive(Clone, Debug)]
+pub struct RunPods {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Their names, none twice.
+    pub names: Vec<String>,
+    /// The node's host name; spread over all nodes unless given.
+    pub node: Option<String>,
+    /// Their labels.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What became of pods: those for which it was done, and a sentence for each for which it was not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodsDone {
+    /// In the order asked.
+    pub pods: Vec<PodView>,
+    /// Why not.
+    pub failures: Vec<String>,
+}
+
+/// A pod as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodView {
+    /// Its name.
+    pub name: String,
+    /// Its cluster's name.
+    pub cluster: String,
+    /// The cluster's resource group.
+    pub resource_group: String,
+    /// Its node.
+    pub node: String,
+    /// Its address.
+    pub address: Option<String>,
+    /// `Creating`, `Running`, `Terminating`.
+    pub phase: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The path of its network namespace.
+    pub netns: PathBuf,
+}
+
+/// Everything that the loop and the commands share.
+pub(super) struct NetworkOnly {
+    places: Places,
+    agents: Hands,
+    plugins: Hands,
+    echo: Echo,
+    folder: Folder,
+    bell: Arc<Notify>,
+    /// Nodes that have what they need, by host name.
+    members: Mutex<BTreeMap<String, Seat>>,
+    pods: Mutex<BTreeMap<Key, Pod>>,
+}
+
+/// A node that has what it needs.
+struct Seat {
+    /// The number of its network namespace. Another one is a node that was made anew.
+    netns: u64,
+    /// Its agent; `None` when it needs none.
+    member: Option<Member>,
+}
+
+/// Where nodes keep their things, below a lab's running state.
+fn nodes_dir(run: &Path) -> PathBuf {
+    run.join("nodes")
+}
+
+/// Where pods' namespaces are.
+fn pods_dir(run: &Path) -> PathBuf {
+    run.join("pods")
+}
+
+/// Removes all pods of a lab at once, and ends what answers in them, whether a daemon runs or not.
+pub(super) fn down(run: &Path) -> Result<(), ClustersError> {
+    echo::end(run);
+    let folder = pods_dir(run);
+    Folder::remove(&folder)
+        .map_err(|source| ClustersError::Namespace { name: folder.display().to_string(), source })
+}
+
+/// Keeps all clusters until the store is gone.
+pub(super) async fn run(shared: &Arc<Shared>, store: &Store) {
+    let own = loop {
+        match NetworkOnly::start(shared.places.clone()) {
+            Ok(own) => break Arc::new(own),
+            Err(error) => {
+                tracing::warn!(error = %Chain(&error), "pods cannot be kept; it will be tried again");
+                sleep(RESYNC).await;
+            }
+        }
+    };
+    own.recover().await;
+    // Set once: this is the only place.
+    let _ = shared.network_only.set(own.clone());
+    let mut wake = store.watch();
+    loop {
+        wake.mark_unchanged();
+        if let Err(error) = own.pass(store).await {
+            tracing::warn!(error = %Chain(&error), "reconciliation failed; it will be tried again");
+        }
+        tokio::select! {
+            woken = wake.changed() => if woken.is_err() { return },
+            () = own.bell.notified() => {}
+            () = sleep(RESYNC) => {}
+        }
+    }
+}
+
+impl NetworkOnly {
+    fn start(places: Places) -> Result<Self, ClustersError> {
+        let threads = |name, n| {
+            Hands::new(name, n).map_err(|source| ClustersError::File {
+                action: "start threads for",
+                path: places.run.clone(),
+                source,
+            })
+        };
+        let (agents, plugins) =
+            (threads("agents", AGENT_HANDS)?, threads("runtime", RUNTIME_HANDS)?);
+        let path = pods_dir(&places.run);
+        let namespace =
+            |source| ClustersError::Namespace { name: path.display().to_string(), source };
+        linux::echo::raise_open_files().map_err(namespace)?;
+        let folder = Folder::ensure(&path).map_err(namespace)?;
+        let echo = Echo::new(&places);
+        Ok(Self {
+            places,
+            agents,
+            plugins,
+            echo,
+            folder,
+            bell: Arc::default(),
+            members: Mutex::default(),
+            pods: Mutex::default(),
+        })
+    }
+
+    /// Takes up the pods of a daemon that has ended. What it was in the middle of is undone: whoever asked for
+    /// it has got no answer.
+    async fn recover(&self) {
+        let nodes = fs::read_dir(nodes_dir(&self.places.run)).into_iter().flatten().flatten();
+        let found = nodes.flat_map(|node| records::read_all(&node.path().join("pods")));
+        let mut known = BTreeSet::new();
+        {
+            let mut pods = self.pods();
+            for mut pod in found {
+                known.insert(pod.container.clone());
+                if pod.phase == PodPhase::Creating || !self.folder.has(&pod.container) {
+                    pod.phase = PodPhase::Terminating;
+                }
+                pods.insert(pod.key(), pod);
+            }
+        }
+        // A namespace is made after its record and goes before it, so one without is a stranger's or a bug's.
+        for name in self.folder.list().unwrap_or_default() {
+            if !known.contains(&name)
+                && let Err(error) = self.folder.delete(&name)
+            {
+                tracing::warn!(name, error = %Chain(&error), "a namespace of no pod stays");
+            }
+        }
+    }
+
+    async fn pass(self: &Arc<Self>, store: &Store) -> Result<(), ClustersError> {
+        let region = store.snapshot();
+        self.keep_echo().await?;
+        self.start_members(store, &region).await;
+        let mut staying = BTreeSet::new();
+        for (id, cluster) in &region.clusters {
+            if cluster.meta.state != ProvisioningState::Deleting {
+                let nodes = region.nodes_of(id);
+                let nodes = nodes.into_iter().filter(|machine| !is_leaving(machine));
+                staying.extend(nodes.map(|machine| machine.hostname.clone()));
+            }
+        }
+        self.remove_pods_of_others(&staying).await;
+        self.remove_nodes_but(&staying)?;
+        let busy: BTreeSet<String> = self.pods().values().map(|pod| pod.node.clone()).collect();
+        for (id, cluster) in &region.clusters {
+            let nodes = region.nodes_of(id);
+            if cluster.meta.state == ProvisioningState::Deleting {
+                if !nodes.iter().any(|machine| busy.contains(&machine.hostname)) {
+                    report::gone(store, id)?;
+                }
+                continue;
+            }
+            let mut is_real = true;
+            for machine in nodes {
+                if is_leaving(machine) {
+                    is_real &= !busy.contains(&machine.hostname);
+                } else if self.is_ready(&machine.hostname) {
+                    report::node(store, machine, wanted_phase(cluster.mode))?;
+                } else {
+                    is_real = false;
+                }
+            }
+            if is_real {
+                report::real(store, &region, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts what answers in pods, or starts it again after it was killed.
+    async fn keep_echo(self: &Arc<Self>) -> Result<(), ClustersError> {
+        let voices: Vec<Voice> = {
+            let pods = self.pods();
+            let running = pods.values().filter(|pod| pod.phase == PodPhase::Running);
+            running.filter_map(|pod| self.voice(pod)).collect()
+        };
+        let own = self.clone();
+        blocking(move || {
+            // Without pods there is nothing to answer; the first one starts it.
+            if voices.is_empty() || own.echo.is_alive() {
+                return Ok(());
+            }
+            tracing::info!(n_pods = voices.len(), "starting what answers in pods");
+            own.echo.be_exactly(voices)
+        })
+        .await
+    }
+
+    fn voice(&self, pod: &Pod) -> Option<Voice> {
+        Some(Voice {
+            id: pod.container.clone(),
+            name: pod.name.clone(),
+            address: pod.address?,
+            netns: self.folder.path_of(&pod.container),
+        })
+    }
+
+    /// Gives every node its agent that has a namespace and none.
+    async fn start_members(self: &Arc<Self>, store: &Store, region: &Region) {
+        let mut starting = JoinSet::new();
+        for (id, cluster) in &region.clusters {
+            if cluster.meta.state == ProvisioningState::Deleting {
+                continue;
+            }
+            for machine in region.nodes_of(id).into_iter().filter(|machine| !is_leaving(machine)) {
+                let places = self.node_places(&machine.hostname);
+                let Some(netns) = places.namespace_number() else { continue };
+                let is_there = |seat: &Seat| seat.netns == netns;
+                if self.members().get(&machine.hostname).is_some_and(is_there) {
+                    continue;
+                }
+                self.members().remove(&machine.hostname);
+                let (own, store) = (self.clone(), store.clone());
+                let (cluster, machine) = (cluster.clone(), machine.clone());
+                starting.spawn(async move {
+                    let member =
+                        Member::start(&places, &own.agents, &store, &cluster, &machine, &own.bell)
+                            .await?;
+                    own.members().insert(machine.hostname.clone(), Seat { netns, member });
+                    Ok::<(), ClustersError>(())
+                });
+            }
+        }
+        while let Some(started) = starting.join_next().await {
+            match started {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %Chain(&error), "a node has no agent; it will be tried again");
+                }
+                Err(error) => std::panic::resume_unwind(error.into_panic()),
+            }
+        }
+    }
+
+    fn is_ready(&self, hostname: &str) -> bool {
+        let members = self.members();
+        members.get(hostname).is_some_and(|it| it.member.as_ref().is_none_or(Member::is_ready))
+    }
+
+    /// Removes pods whose node is going or gone, and those whose removal was begun by another daemon.
+    async fn remove_pods_of_others(self: &Arc<Self>, staying: &BTreeSet<String>) {
+        let going: Vec<Pod> = {
+            let pods = self.pods();
+            let goes = |pod: &&Pod| {
+                pod.phase != PodPhase::Creating
+                    && (pod.phase == PodPhase::Terminating || !staying.contains(&pod.node))
+            };
+            pods.values().filter(goes).cloned().collect()
+        };
+        for failure in self.delete_all(going).await.failures {
+            tracing::warn!(failure, "a pod is not gone; it will be tried again");
+        }
+    }
+
+    /// Ends the agents of nodes that go, and forgets what they kept, once their pods are gone.
+    fn remove_nodes_but(&self, staying: &BTreeSet<String>) -> Result<(), ClustersError> {
+        let busy: BTreeSet<String> = self.pods().values().map(|pod| pod.node.clone()).collect();
+        let stays = |name: &String| staying.contains(name) || busy.contains(name);
+        self.members().retain(|name, _| stays(name));
+        let folders = fs::read_dir(nodes_dir(&self.places.run)).into_iter().flatten().flatten();
+        for folder in folders {
+            let Ok(name) = folder.file_name().into_string() else { continue };
+            if !stays(&name) {
+                tracing::info!(node = name, "removing");
+                match fs::remove_dir_all(folder.path()) {
+                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                        return Err(ClustersError::File {
+                            action: "remove",
+                            path: folder.path(),
+                            source,
+                        });
+                    }
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn node_places(&self, hostname: &str) -> NodePlaces {
+        NodePlaces::new(&self.places.lab, &self.places.run, hostname)
+    }
+
+    fn container(&self, pod: &Pod) -> Container {
+        let plugin = self.places.cni_plugin();
+        let own = plugin.parent().map(Path::to_owned);
+        Container {
+            id: pod.container.clone(),
+            netns: self.folder.path_of(&pod.container),
+            pod: pod.name.clone(),
+            search: own.into_iter().chain([PathBuf::from(REFERENCE_PLUGINS)]).collect(),
+        }
+    }
+
+    /// Chooses nodes for pods and takes their names, all of them or none.
+    fn place(&self, region: &Region, asked: &RunPods) -> Result<Vec<Pod>, PodsError> {
+        let cluster = find_cluster(region, &asked.cluster)?;
+        let id = &cluster.meta.id;
+        let nodes: Vec<&Arc<Machine>> = region
+            .nodes_of(id)
+            .into_iter()
+            .filter(|machine| !is_leaving(machine) && self.is_ready(&machine.hostname))
+            .filter(|machine| asked.node.as_ref().is_none_or(|node| *node == machine.hostname))
+            .collect();
+        if let (Some(node), true) = (&asked.node, nodes.is_empty()) {
+            return Err(PodsError::NotFound { what: "ready node", name: node.clone() });
+        }
+        if let Some(name) = asked.names.iter().find(|name| !is_name(name)) {
+            return Err(PodsError::Name { name: name.clone() });
+        }
+        let mut pods = self.pods();
+        let is_taken = |name: &&String| pods.contains_key(&(id.clone(), (*name).clone()));
+        if let Some(name) = asked.names.iter().find(is_taken) {
+            let cluster = id.name().to_owned();
+            return Err(PodsError::Taken { cluster, name: name.clone() });
+        }
+        let mut used: BTreeMap<&str, u32> = BTreeMap::new();
+        for pod in pods.values() {
+            *used.entry(pod.node.as_str()).or_default() += 1;
+        }
+        let room = |machine: &&Arc<Machine>| Room {
+            used: used.get(machine.hostname.as_str()).copied().unwrap_or_default(),
+            capacity: machine
+                .node()
+                .and_then(|node| cluster.pools.get(&node.pool))
+                .map_or(0, |pool| pool.max_pods),
+        };
+        let rooms: Vec<Room> = nodes.iter().map(room).collect();
+        let placed = spread(&rooms, asked.names.len())
+            .map_err(|source| PodsError::Full { cluster: id.name().to_owned(), source })?;
+        let chosen = placed.into_iter().filter_map(|index| nodes.get(index));
+        let new: Vec<Pod> = asked
+            .names
+            .iter()
+            .zip(chosen)
+            .map(|(name, machine)| Pod {
+                version: 1,
+                name: name.clone(),
+                cluster: id.clone(),
+                node: machine.hostname.clone(),
+                labels: asked.labels.clone(),
+                container: Uuid::new_v4().simple().to_string(),
+                created: now(),
+                phase: PodPhase::Creating,
+                address: None,
+                result: None,
+            })
+            .collect();
+        pods.extend(new.iter().map(|pod| (pod.key(), pod.clone())));
+        Ok(new)
+    }
+
+    /// Makes a pod that has been placed. When it cannot be, nothing of it is left.
+    async fn create(self: Arc<Self>, pod: Pod) -> Result<Pod, String> {
+        let made = self.make(&pod).await;
+        match made {
+            Ok(pod) => {
+                self.pods().insert(pod.key(), pod.clone());
+                Ok(pod)
+            }
+            Err(why) => {
+                let going = Pod { phase: PodPhase::Terminating, ..pod };
+                self.pods().insert(going.key(), going.clone());
+                let name = going.name.clone();
+                if let Err(left) = self.clone().delete(going).await {
+                    tracing::warn!(pod = name, left, "what was made of a pod is not gone yet");
+                }
+                Err(format!("pod `{name}`: {why}"))
+            }
+        }
+    }
+
+    async fn make(self: &Arc<Self>, pod: &Pod) -> Result<Pod, String> {
+        let begin = Instant::now();
+        let places = self.node_places(&pod.node);
+        let (own, new, at) = (self.clone(), pod.clone(), places.clone());
+        self.plugins
+            .run(move || {
+                records::write(&at.pods(), &new).map_err(|error| Chain(&error).to_string())?;
+                own.folder.create(&new.container).map_err(|error| Chain(&error).to_string())
+            })
+            .await?;
+        let result = loop {
+            let (container, at) = (self.container(pod), places.clone());
+            let added = self.plugins.run(move || add(&at, &container)).await;
+            match added {
+                Err(error) if error.is_passing() && begin.elapsed() < PATIENCE => {
+                    sleep(AGAIN).await
+                }
+                other => break other.map_err(|error| error.to_string())?,
+            }
+        };
+        let address = runtime::address_of(&result);
+        let pod = Pod { phase: PodPhase::Running, address, result: Some(result), ..pod.clone() };
+        let (own, new) = (self.clone(), pod.clone());
+        self.plugins
+            .run(move || {
+                if let Some(voice) = own.voice(&new) {
+                    own.echo.add(voice).map_err(|error| Chain(&error).to_string())?;
+                }
+                records::write(&places.pods(), &new).map_err(|error| Chain(&error).to_string())
+            })
+            .await?;
+        Ok(pod)
+    }
+
+    /// Removes a pod. What is gone already is fine.
+    async fn delete(self: Arc<Self>, pod: Pod) -> Result<(), String> {
+        let places = self.node_places(&pod.node);
+        let container = self.container(&pod);
+        let (own, key) = (self.clone(), pod.key());
+        self.plugins
+            .run(move || {
+                let text = |error: ClustersError| Chain(&error).to_string();
+                records::write(&places.pods(), &pod).map_err(text)?;
+                if own.echo.is_alive() {
+                    own.echo.remove(&pod.container).map_err(text)?;
+                }
+                // A node without a network, such as one that is gone, has nothing to disconnect.
+                if let (true, Some(network)) = (
+                    places.netns.exists(),
+                    Network::read(&places.networks()).map_err(|error| error.to_string())?,
+                ) {
+                    let delete = || network.delete(&container, pod.result.as_ref());
+                    runtime::on_node(&places.netns, delete).map_err(|error| error.to_string())?;
+                }
+                own.folder.delete(&pod.container).map_err(|error| Chain(&error).to_string())?;
+                records::remove(&places.pods(), &pod.container).map_err(text)
+            })
+            .await?;
+        self.pods().remove(&key);
+        Ok(())
+    }
+
+    async fn delete_all(self: &Arc<Self>, pods: Vec<Pod>) -> PodsDone {
+        let work = pods.into_iter().map(|pod| {
+            let going = Pod { phase: PodPhase::Terminating, ..pod };
+            self.pods().insert(going.key(), going.clone());
+            let own = self.clone();
+            async move {
+                let view = own.view(&going);
+                let name = going.name.clone();
+                own.delete(going).await.map(|()| view).map_err(|why| format!("pod `{name}`: {why}"))
+            }
+        });
+        together(work).await
+    }
+
+    fn view(&self, pod: &Pod) -> PodView {
+        PodView {
+            name: pod.name.clone(),
+            cluster: pod.cluster.name().to_owned(),
+            resource_group: pod.cluster.resource_group().to_owned(),
+            node: pod.node.clone(),
+            address: pod.address.map(|address| address.to_string()),
+            phase: format!("{:?}", pod.phase),
+            labels: pod.labels.clone(),
+            netns: self.folder.path_of(&pod.container),
+        }
+    }
+
+    /// The pods that `text` names: `[CLUSTER:][default/]NAME`.
+    fn named(&self, text: &str) -> Vec<Pod> {
+        let (cluster, name) = match text.split_once(':') {
+            Some((cluster, name)) => (Some(Name::new(cluster)), name),
+            None => (None, text),
+        };
+        let name = name.strip_prefix("default/").unwrap_or(name);
+        let pods = self.pods();
+        let is_it = |pod: &&Pod| {
+            let of = |cluster: &Name| *cluster == Name::new(pod.cluster.name());
+            pod.name == name && cluster.as_ref().is_none_or(of)
+        };
+        pods.values().filter(is_it).cloned().collect()
+    }
+
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<Key, Pod>> {
+        // Only whole values are put in.
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn members(&self) -> MutexGuard<'_, BTreeMap<String, Seat>> {
+        self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Reads the node's network and connects a container to it.
+fn add(places: &NodePlaces, container: &Container) -> Result<serde_json::Value, RuntimeError> {
+    let folder = places.networks();
+    let network = Network::read(&folder)?.ok_or_else(|| RuntimeError::Configuration {
+        path: folder,
+        why: "the folder has no .conflist (a cluster with network plugin `none` brings its own)"
+            .to_owned(),
+    })?;
+    runtime::on_node(&places.netns, || network.add(container))
+}
+
+/// Does all of it at once; what came of it is in the order given.
+async fn together(
+    work: impl Iterator<Item = impl Future<Output = Result<PodView, String>> + Send + 'static>,
+) -> PodsDone {
+    let mut tasks = JoinSet::new();
+    for (number, one) in work.enumerate() {
+        tasks.spawn(async move { (number, one.await) });
+    }
+    let mut outcomes = tasks.join_all().await;
+    outcomes.sort_by_key(|(number, _)| *number);
+    let mut done = PodsDone::default();
+    for (_, outcome) in outcomes {
+        match outcome {
+            Ok(pod) => done.pods.push(pod),
+            Err(why) => done.failures.push(why),
+        }
+    }
+    done
+}
+
+fn find_cluster<'a>(region: &'a Region, name: &str) -> Result<&'a Arc<Cluster>, PodsError> {
+    let wanted = Name::new(name);
+    let all = region.clusters.values().filter(|it| Name::new(it.meta.id.name()) == wanted);
+    let alive = all.filter(|it| it.meta.state != ProvisioningState::Deleting);
+    match alive.collect::<Vec<_>>().as_slice() {
+        [cluster] => Ok(cluster),
+        [] => Err(PodsError::NotFound { what: "cluster", name: name.to_owned() }),
+        several => {
+            let groups: Vec<&str> = several.iter().map(|it| it.meta.id.resource_group()).collect();
+            let choices = format!("in the groups {}", groups.join(", "));
+            Err(PodsError::Ambiguous { what: "clusters", name: name.to_owned(), choices })
+        }
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=LONGEST_NAME).contains(&text.len())
+        && text.chars().all(|c| is_plain(c) || c == '-')
+        && text.starts_with(is_plain)
+        && text.ends_with(is_plain)
+}
+
+impl Clusters {
+    fn network_only(&self) -> Result<&Arc<NetworkOnly>, PodsError> {
+        if self.0.nodes != super::Nodes::NetworkOnly {
+            return Err(PodsError::OtherNodes);
+        }
+        self.0.network_only.get().ok_or(PodsError::Starting)
+    }
+
+    /// Makes pods in a network-only cluster. Each that could not be made left nothing behind.
+    ///
+    /// # Errors
+    /// When none is begun: a name is wrong or taken, or there is no place for all of them.
+    pub async fn run_pods(&self, store: &Store, asked: &RunPods) -> Result<PodsDone, PodsError> {
+        let own = self.network_only()?;
+        let placed = own.place(&store.snapshot(), asked)?;
+        let work = placed.into_iter().map(|pod| {
+            let own = own.clone();
+            async move { own.clone().create(pod).await.map(|pod| own.view(&pod)) }
+        });
+        Ok(together(work).await)
+    }
+
+    /// All pods of network-only clusters, by cluster and name.
+    pub fn list_pods(&self, cluster: Option<&str>) -> Result<Vec<PodView>, PodsError> {
+        let own = self.network_only()?;
+        let wanted = cluster.map(Name::new);
+        let is_of =
+            |pod: &&Pod| wanted.as_ref().is_none_or(|it| *it == Name::new(pod.cluster.name()));
+        Ok(own.pods().values().filter(is_of).map(|pod| own.view(pod)).collect())
+    }
+
+    /// Removes the pods that are named, or all (of a cluster).
+    ///
+    /// # Errors
+    /// When none is begun, because a name names no pod, or several.
+    pub async fn delete_pods(
+        &self,
+        names: &[String],
+        cluster: Option<&str>,
+    ) -> Result<PodsDone, PodsError> {
+        let own = self.network_only()?;
+        let of =
+            |pod: &Pod| cluster.is_none_or(|it| Name::new(it) == Name::new(pod.cluster.name()));
+        let mut going = Vec::new();
+        for name in names {
+            let mut found: Vec<Pod> = own.named(name).into_iter().filter(|pod| of(pod)).collect();
+            match (found.pop(), found.is_empty()) {
+                (Some(pod), true) => going.push(pod),
+                (None, _) => return Err(PodsError::NotFound { what: "pod", name: name.clone() }),
+                (Some(last), false) => return Err(ambiguous(name, found.iter().chain([&last]))),
+            }
+        }
+        if names.is_empty() {
+            going.extend(own.pods().values().filter(|pod| of(pod)).cloned());
+        }
+        // Those that are being made are their maker's, and those that go are somebody else's already.
+        going.retain(|pod| pod.phase == PodPhase::Running);
+        Ok(own.delete_all(going).await)
+    }
+
+    /// The path of the network namespace of the pod `[CLUSTER:][default/]NAME`.
+    pub(super) fn own_pod_netns(&self, text: &str) -> Option<PathBuf> {
+        let own = self.0.network_only.get()?;
+        match own.named(text).as_slice() {
+            [pod] => Some(own.folder.path_of(&pod.container)),
+            _ => None,
+        }
+    }
+}
+
+fn ambiguous<'a>(name: &str, pods: impl Iterator<Item = &'a Pod>) -> PodsError {
+    let choices: Vec<String> =
+        pods.map(|pod| format!("{}:{}", pod.cluster.name(), pod.name)).collect();
+    PodsError::Ambiguous { what: "pods", name: name.to_owned(), choices: choices.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_name;
+
+    #[test]
+    fn names_are_labels() {
+        for good in ["a", "web-1", "0", "a--b", &"x".repeat(63)] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", "-a", "a-", "A", "a.b", "a/b", "a:b", "ä", &"x".repeat(64)] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+}
