@@ -9,8 +9,10 @@
 
 pub mod error;
 pub mod net;
+pub mod netfilter;
 pub mod netns;
 pub mod nft;
+pub mod packets;
 pub mod pod;
 pub mod sandbox;
 
