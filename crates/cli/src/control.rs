@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::lab::Lab;
+use crate::{lab::Lab, places::Place};
 
 /// A question.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,6 +21,11 @@ pub(crate) enum Ask {
     Find {
         /// `NAME`, or `NAMESPACE/NAME` of a pod.
         name: String,
+    },
+    /// Where packets of these things pass.
+    Places {
+        /// As people call them; see [`crate::places`].
+        names: Vec<String>,
     },
 }
 
@@ -37,6 +42,8 @@ pub(crate) enum Answer {
         /// A path that `setns` takes.
         netns: String,
     },
+    /// To [`Ask::Places`], in the order of the question.
+    Places(Vec<Place>),
     /// It cannot be answered.
     Failed {
         /// Why, and what would work.

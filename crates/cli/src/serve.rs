@@ -20,6 +20,7 @@ use crate::{
     azure_env,
     control::{Answer, Ask, ClusterStatus, NodeStatus, Status, SubnetStatus, VmStatus},
     lab::{Config, Lab, Nodes},
+    places::Finder,
     run,
 };
 
@@ -158,6 +159,7 @@ impl Answering {
         let answer = match serde_json::from_str(&line) {
             Ok(Ask::Status) => Answer::Status(self.status()),
             Ok(Ask::Find { name }) => self.find(&name),
+            Ok(Ask::Places { names }) => self.places(&names),
             Err(error) => Answer::Failed { message: format!("not a question: {error}") },
         };
         let mut text = serde_json::to_string(&answer)?;
@@ -179,6 +181,16 @@ impl Answering {
             clusters: clusters(&region),
             vms: vms(&region),
             subnets: subnets(&region),
+        }
+    }
+
+    fn places(&self, names: &[String]) -> Answer {
+        let region = self.store.snapshot();
+        let pod = |name: &str| self.clusters.pod_netns(&self.store, name);
+        let finder = Finder { lab: self.lab.name(), region: &region, pod: &pod };
+        match names.iter().map(|name| finder.find(name)).collect() {
+            Ok(places) => Answer::Places(places),
+            Err(message) => Answer::Failed { message },
         }
     }
 

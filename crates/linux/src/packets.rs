@@ -24,7 +24,7 @@ use crate::{
     netns::Netns,
 };
 
-/// How much may wait in the kernel for us, in bytes. What is more is lost, and counted.
+/// How much may wait in the kernel for us, in bytes. What is more is lost.
 const BUFFER: usize = 8 << 20;
 /// The longest frame that is taken whole: a veth carries segments of 64 KiB.
 const LONGEST: usize = 1 << 17;
@@ -64,6 +64,7 @@ pub struct Tap {
     namespace: String,
     socket: OwnedFd,
     links: BTreeMap<u32, String>,
+    chosen: Vec<u32>,
     beginning: usize,
 }
 
@@ -97,10 +98,18 @@ impl Tap {
             namespace: namespace.name().to_owned(),
             socket: socket.map_err(failed)?,
             links: numbers.into_iter().map(|(name, number)| (number, name)).collect(),
+            chosen,
             beginning: if beginning == 0 { LONGEST } else { beginning },
         };
-        tap.drop_earlier(&chosen)?;
+        tap.drop_earlier()?;
         Ok(tap)
+    }
+
+    /// The links that it is on, by number. Links that are made later are heard, too, when it is on all.
+    #[must_use]
+    pub fn links(&self) -> Vec<u32> {
+        let heard = |link: &&u32| self.chosen.is_empty() || self.chosen.contains(link);
+        self.links.keys().filter(heard).copied().collect()
     }
 
     /// The name of a link; its number when it is newer than the tap.
@@ -157,8 +166,8 @@ impl Tap {
     }
 
     /// Between the socket's birth and its filter's, frames of other links may have come.
-    fn drop_earlier(&self, chosen: &[u32]) -> Result<(), LinuxError> {
-        if chosen.is_empty() {
+    fn drop_earlier(&self) -> Result<(), LinuxError> {
+        if self.chosen.is_empty() {
             return Ok(());
         }
         while self.read()?.is_some() {}
