@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::lab::Lab;
+use crate::{lab::Lab, places::Place};
 
 /// A question.
 #[derive(Debug, Serialize, Deserialize)]
@@ -25,6 +25,11 @@ pub(crate) enum Ask {
     },
     /// About pods of network-only clusters.
     Pods(AskPods),
+    /// Where packets of these things pass.
+    Places {
+        /// As people call them; see [`crate::places`].
+        names: Vec<String>,
+    },
 }
 
 /// A question about pods of network-only clusters.
@@ -76,6 +81,8 @@ pub(crate) enum Answer {
         /// A sentence for each that was not.
         failures: Vec<String>,
     },
+    /// To [`Ask::Places`], in the order of the question.
+    Places(Vec<Place>),
     /// It cannot be answered.
     Failed {
         /// Why, and what would work.

@@ -5,17 +5,20 @@
 
 mod arm_client;
 mod azure_env;
+mod capture;
 mod control;
 mod exec;
 mod in_process_arm;
 mod lab;
 mod output;
+mod places;
 mod pod;
 mod run;
 mod serve;
 mod status;
 mod tour;
 mod vm;
+mod watch;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -86,6 +89,8 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Show or keep the packets at points of their path
+    Capture(capture::Capture),
     /// Kubernetes' programs
     #[command(subcommand)]
     Kubernetes(Kubernetes),
@@ -235,6 +240,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Exec { target, command } => {
             return Ok(Exit::Command(exec::run(&lab, &target, &command)?));
         }
+        Command::Capture(wanted) => capture::run(&lab, &wanted)?,
         Command::Kubernetes(Kubernetes::Install { version, from }) => {
             run::install_kubernetes(version.trim_start_matches('v'), from.as_deref())?;
         }

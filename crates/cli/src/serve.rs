@@ -22,6 +22,7 @@ use crate::{
         Answer, Ask, AskPods, ClusterStatus, NodeStatus, PodStatus, Status, SubnetStatus, VmStatus,
     },
     lab::{Config, Lab, Nodes},
+    places::Finder,
     run,
 };
 
@@ -173,6 +174,7 @@ impl Answering {
             Ok(Ask::Status) => Answer::Status(self.status()),
             Ok(Ask::Find { name }) => self.find(&name),
             Ok(Ask::Pods(ask)) => self.pods(ask),
+            Ok(Ask::Places { names }) => self.places(&names),
             Err(error) => Answer::Failed { message: format!("not a question: {error}") },
         };
         let mut text = serde_json::to_string(&answer)?;
@@ -217,6 +219,16 @@ impl Answering {
                 Answer::Pods { pods: pods.into_iter().map(PodStatus::from).collect(), failures }
             }
             Err(error) => Answer::Failed { message: daemon::reconcile::Chain(&error).to_string() },
+        }
+    }
+
+    fn places(&self, names: &[String]) -> Answer {
+        let region = self.store.snapshot();
+        let pod = |name: &str| self.clusters.pod_netns(&self.store, name);
+        let finder = Finder { lab: self.lab.name(), region: &region, pod: &pod };
+        match names.iter().map(|name| finder.find(name)).collect() {
+            Ok(places) => Answer::Places(places),
+            Err(message) => Answer::Failed { message },
         }
     }
 

@@ -10,8 +10,10 @@
 pub mod echo;
 pub mod error;
 pub mod net;
+pub mod netfilter;
 pub mod netns;
 pub mod nft;
+pub mod packets;
 pub mod pod;
 pub mod sandbox;
 

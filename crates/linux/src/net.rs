@@ -12,5 +12,5 @@ pub mod wire;
 pub use self::{
     apply::{apply, apply_steps},
     netlink::{Netlink, Request},
-    observe::{link_indexes, observe},
+    observe::{address_of, link_indexes, observe},
 };

@@ -240,3 +240,17 @@ fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<((String, Ipv4
     let link = names.get(&message.header.ifindex)?.clone();
     (ours && message.header.state == NeighbourState::Permanent).then_some(((link, address?), mac?))
 }
+
+/// The first IPv4 address of a namespace that is not a loopback link's: a pod's own.
+pub fn address_of(namespace: &Netns) -> Result<Option<Ipv4Addr>, LinuxError> {
+    use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrIn};
+    let listed = namespace.run(|| {
+        Ok(getifaddrs()?
+            .filter(|it| !it.flags.contains(InterfaceFlags::IFF_LOOPBACK))
+            .find_map(|it| it.address?.as_sockaddr_in().map(SockaddrIn::ip)))
+    })?;
+    listed.map_err(|source| LinuxError::Call {
+        what: format!("listing addresses of `{}`", namespace.name()),
+        source,
+    })
+}

@@ -1,0 +1,411 @@
+//! What people call things, turned into where their packets pass: a network namespace, links in it, and the
+//! addresses that are meant. Not here: reading packets there.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+    path::PathBuf,
+};
+
+use linux::netns::{self, Netns};
+use serde::{Deserialize, Serialize};
+use vnet::{
+    host::names,
+    model::{Frontend, Holder, LoadBalancer, Machine, Nic, Role, Vnet},
+    name::ArmId,
+    region::Region,
+};
+
+/// A point of the path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Place {
+    /// `vm/web`: kind and name.
+    pub(crate) name: String,
+    /// A path to its network namespace.
+    pub(crate) netns: String,
+    /// Links there that are known, with what is behind each.
+    pub(crate) links: BTreeMap<String, String>,
+    /// Whether all links are meant, or only those that are known.
+    pub(crate) every_link: bool,
+    /// Only packets from or to these are meant; empty: all.
+    pub(crate) hosts: Vec<IpAddr>,
+    /// Its own address, where it has one.
+    pub(crate) address: Option<Ipv4Addr>,
+    /// The machine that it is, or runs on, by id.
+    pub(crate) machine: Option<ArmId>,
+}
+
+/// Finds places in a region.
+pub(crate) struct Finder<'a> {
+    pub(crate) lab: &'a str,
+    pub(crate) region: &'a Region,
+    /// The namespace of a pod, by `[CLUSTER:]NAMESPACE/NAME`.
+    pub(crate) pod: &'a dyn Fn(&str) -> Option<PathBuf>,
+}
+
+/// How the kinds are written, in the order in which a bare name is looked for.
+const KINDS: [&str; 7] = ["vm", "node", "vnet", "lb", "nic", "gateway", "pod"];
+/// Names that an error lists at most.
+const MAX_LISTED: usize = 12;
+
+impl Finder<'_> {
+    /// The place that `text` names: `KIND/NAME`, `internet`, an address, or a name that only one thing has.
+    pub(crate) fn find(&self, text: &str) -> Result<Place, String> {
+        if text == "internet" {
+            return Ok(self.internet());
+        }
+        if let Ok(address) = text.parse() {
+            return self.at_address(address);
+        }
+        let (kind, name) = text.split_once('/').unwrap_or(("", text));
+        if KINDS.contains(&kind) {
+            return self.of_kind(kind, name);
+        }
+        let mut found: Vec<Place> = Vec::new();
+        for kind in KINDS {
+            // Where a machine has a name, its NIC's is only another word for it.
+            let is_new = |place: &Place| !(kind == "nic" && has_machine(&found, place));
+            let places = self.all_of(kind, text)?;
+            let places: Vec<Place> = places.into_iter().filter(is_new).collect();
+            found.extend(places);
+        }
+        match found.len() {
+            0 => Err(self.unknown(text)),
+            1 => Ok(found.remove(0)),
+            _ => {
+                let names: Vec<&str> = found.iter().map(|place| place.name.as_str()).collect();
+                Err(format!("`{text}` is several things: {}; say which", names.join(", ")))
+            }
+        }
+    }
+
+    fn of_kind(&self, kind: &str, name: &str) -> Result<Place, String> {
+        let mut found = self.all_of(kind, name)?;
+        match found.len() {
+            0 => Err(self.unknown_of_kind(kind, name)),
+            1 => Ok(found.remove(0)),
+            _ => {
+                let names: Vec<&str> = found.iter().map(|place| place.name.as_str()).collect();
+                Err(format!(
+                    "there are several: {}; say {kind}/GROUP:{}",
+                    names.join(", "),
+                    plain(name)
+                ))
+            }
+        }
+    }
+
+    /// Everything of this kind that has this name: `[GROUP:]NAME`, and for pods `[CLUSTER:]NAMESPACE/NAME`.
+    fn all_of(&self, kind: &str, name: &str) -> Result<Vec<Place>, String> {
+        let is_meant = |id: &ArmId| is_meant(id, name);
+        Ok(match kind {
+            "vm" | "node" => {
+                let wanted = self.region.machines.values().filter(|machine| {
+                    let fits = match &machine.role {
+                        Role::Vm => kind == "vm" && is_meant(&machine.meta.id),
+                        Role::Node(_) => kind == "node",
+                    };
+                    fits && (machine.hostname == plain(name) || is_meant(&machine.meta.id))
+                });
+                wanted.map(|machine| self.machine(machine)).collect()
+            }
+            "vnet" => {
+                let wanted = self.region.vnets.values().filter(|vnet| is_meant(&vnet.meta.id));
+                wanted.map(|vnet| self.vnet(vnet)).collect()
+            }
+            "lb" => {
+                let all = self.region.balancers.values();
+                let wanted = all.filter(|balancer| is_meant(&balancer.meta.id));
+                wanted.map(|balancer| self.balancer(balancer)).collect::<Result<_, _>>()?
+            }
+            "nic" => {
+                let wanted = self.region.nics.values().filter(|nic| is_meant(&nic.meta.id));
+                wanted.filter_map(|nic| self.nic(nic)).collect()
+            }
+            "gateway" => self.gateways(name)?,
+            "pod" => self.pod(name).into_iter().collect(),
+            _ => Vec::new(),
+        })
+    }
+
+    fn internet(&self) -> Place {
+        self.place("internet".to_owned(), &names::internet_ns(self.lab))
+    }
+
+    fn place(&self, name: String, namespace: &str) -> Place {
+        Place {
+            name,
+            netns: netns::path(namespace).display().to_string(),
+            links: BTreeMap::new(),
+            every_link: true,
+            hosts: Vec::new(),
+            address: None,
+            machine: None,
+        }
+    }
+
+    /// A VM's or node's own link.
+    pub(crate) fn machine(&self, machine: &Machine) -> Place {
+        let mut place = self.place(machine_name(machine), &names::machine_ns(self.lab, machine));
+        let nic = self.region.nics.get(&machine.nic);
+        place.links.insert(names::ETH0.to_owned(), String::new());
+        place.every_link = false;
+        place.address = nic.and_then(|nic| nic.address());
+        place.machine = Some(machine.meta.id.clone());
+        place
+    }
+
+    /// All links of a virtual network, with who is behind each.
+    pub(crate) fn vnet(&self, vnet: &Vnet) -> Place {
+        let name = format!("vnet/{}", vnet.meta.id.name());
+        let mut place = self.place(name, &names::vnet_ns(self.lab, &vnet.meta.id));
+        place.links = self.ports(&vnet.meta.id);
+        place
+    }
+
+    /// Who is behind each link of a virtual network.
+    fn ports(&self, vnet: &ArmId) -> BTreeMap<String, String> {
+        let nics = self.region.nics.values().filter(|nic| nic.vnet().as_ref() == Some(vnet));
+        let mut ports: BTreeMap<String, String> =
+            nics.filter_map(|nic| Some((names::port(&nic.meta.id), self.behind(nic)?))).collect();
+        ports.insert(names::UPLINK.to_owned(), "internet".to_owned());
+        for cluster in self.region.clusters.values().filter(|cluster| cluster.vnet == *vnet) {
+            let name = format!("control plane of {}", cluster.meta.id.name());
+            ports.insert(names::control_port(&cluster.meta.id), name);
+        }
+        ports
+    }
+
+    fn behind(&self, nic: &Nic) -> Option<String> {
+        let machine = self.region.machines.get(nic.machine.as_ref()?)?;
+        Some(machine_name(machine))
+    }
+
+    /// A NIC's port, seen from the virtual network: behind it the machine, before it every gate.
+    fn nic(&self, nic: &Nic) -> Option<Place> {
+        let machine = self.region.machines.get(nic.machine.as_ref()?)?;
+        let namespace = names::vnet_ns(self.lab, &nic.vnet()?);
+        let mut place = self.place(format!("nic/{}", nic.meta.id.name()), &namespace);
+        place.links.insert(names::port(&nic.meta.id), machine_name(machine));
+        place.every_link = false;
+        place.address = nic.address();
+        place.machine = Some(machine.meta.id.clone());
+        Some(place)
+    }
+
+    /// The ports of all NICs in a subnet: what its gateway routes.
+    fn gateways(&self, name: &str) -> Result<Vec<Place>, String> {
+        let Some((vnet_name, subnet_name)) = name.split_once('/') else {
+            return Ok(Vec::new());
+        };
+        let mut found = Vec::new();
+        for vnet in self.region.vnets.values().filter(|it| is_meant(&it.meta.id, vnet_name)) {
+            let subnets = vnet.subnets.values();
+            for subnet in subnets.filter(|it| it.name.as_str().eq_ignore_ascii_case(subnet_name)) {
+                let name = format!("gateway/{}/{}", vnet.meta.id.name(), subnet.name.as_str());
+                let id = vnet.meta.id.child("subnets", subnet.name.as_str());
+                let mut place = self.place(name, &names::vnet_ns(self.lab, &vnet.meta.id));
+                for nic in self.region.nics.values() {
+                    if nic.configs.iter().any(|config| config.subnet == id)
+                        && let Some(machine) = self.behind(nic)
+                    {
+                        place.links.insert(names::port(&nic.meta.id), machine);
+                    }
+                }
+                if place.links.is_empty() {
+                    return Err(format!(
+                        "subnet {} has no machine, so nothing passes its gateway",
+                        place.name.trim_start_matches("gateway/")
+                    ));
+                }
+                place.every_link = false;
+                place.address = subnet.prefix.nth(1);
+                found.push(place);
+            }
+        }
+        Ok(found)
+    }
+
+    /// What a load balancer gets and gives, where it acts: packets of its front ends and, once translated, of its members.
+    fn balancer(&self, balancer: &LoadBalancer) -> Result<Place, String> {
+        let id = &balancer.meta.id;
+        let mut vnet = None;
+        let mut hosts = Vec::new();
+        for frontend in balancer.frontends.values() {
+            match frontend {
+                Frontend::Internal { subnet, address, .. } => {
+                    vnet = vnet.or_else(|| subnet.parent());
+                    hosts.push(IpAddr::from(*address));
+                }
+                Frontend::Public { public_ip } => {
+                    let public = self.region.public_ips.get(public_ip);
+                    hosts.extend(public.map(|public| IpAddr::from(public.address)));
+                }
+            }
+        }
+        let mut members = balancer.pools.values().flat_map(|pool| &pool.members);
+        let of_member = || members.find_map(|member| self.region.nics.get(member)?.vnet());
+        let vnet = vnet.or_else(of_member).and_then(|id| self.region.vnets.get(&id));
+        let Some(vnet) = vnet else {
+            return Err(format!(
+                "load balancer `{}` has no member yet, so it acts nowhere",
+                id.name()
+            ));
+        };
+        let namespace = names::vnet_ns(self.lab, &vnet.meta.id);
+        let mut place = self.place(format!("lb/{}", id.name()), &namespace);
+        place.address = hosts.iter().find_map(|host| match host {
+            IpAddr::V4(host) => Some(*host),
+            IpAddr::V6(_) => None,
+        });
+        place.links = self.ports(&vnet.meta.id);
+        place.hosts = hosts;
+        Ok(place)
+    }
+
+    fn pod(&self, name: &str) -> Option<Place> {
+        let path = (self.pod)(name)?;
+        let mut place = self.place(format!("pod/{name}"), "");
+        let address = Netns::at(&path, name).ok().and_then(|it| linux::net::address_of(&it).ok());
+        place.netns = path.display().to_string();
+        place.address = address.flatten();
+        let node = place.address.and_then(|address| self.machine_of(address));
+        place.machine = node.map(|node| node.meta.id.clone());
+        Some(place)
+    }
+
+    /// Where the packets of an address pass: at who has it.
+    fn at_address(&self, address: Ipv4Addr) -> Result<Place, String> {
+        let mut place = if let Some(machine) = self.machine_of(address) {
+            let mut place = self.machine(machine);
+            // A pod's packets pass links of the node that are not its eth0.
+            if place.address != Some(address) {
+                place.every_link = true;
+            }
+            place
+        } else if let Some(balancer) = self.region.balancers.values().find(|balancer| {
+            let place = self.balancer(balancer);
+            place.is_ok_and(|place| place.hosts.contains(&IpAddr::from(address)))
+        }) {
+            self.balancer(balancer)?
+        } else if let Some(vnet) = self
+            .region
+            .vnets
+            .values()
+            .find(|vnet| vnet.prefixes.iter().any(|prefix| prefix.contains(address)))
+        {
+            self.vnet(vnet)
+        } else {
+            self.internet()
+        };
+        place.name = format!("{address} ({})", place.name);
+        place.hosts = vec![address.into()];
+        place.address = Some(address);
+        Ok(place)
+    }
+
+    /// The machine that has an address, or that the pod with this address is on.
+    fn machine_of(&self, address: Ipv4Addr) -> Option<&Machine> {
+        let of_nic = |nic: &Nic| nic.configs.iter().any(|config| config.address == address);
+        let nic = self.region.nics.values().find(|nic| of_nic(nic) && nic.machine.is_some());
+        let by_nic = nic.and_then(|nic| nic.machine.clone());
+        let by_range = || {
+            self.region.machines.values().find_map(|machine| {
+                let range = machine.node()?.pod_range?;
+                range.contains(address).then(|| machine.meta.id.clone())
+            })
+        };
+        let by_batch = || {
+            let mut subnets = self.region.vnets.values().flat_map(|vnet| vnet.subnets.values());
+            subnets.find_map(|subnet| match subnet.held.get(&address)? {
+                Holder::PodBatch { node } => Some(node.clone()),
+                Holder::IpConfiguration { .. } | Holder::Frontend { .. } => None,
+            })
+        };
+        let id = by_nic.or_else(by_batch).or_else(by_range)?;
+        self.region.machines.get(&id).map(|machine| &**machine)
+    }
+
+    fn unknown(&self, text: &str) -> String {
+        format!(
+            "nothing here is called `{text}`; there {}",
+            listing(
+                KINDS.iter().flat_map(|kind| self.names_of(kind)).chain(["internet".to_owned()])
+            )
+        )
+    }
+
+    fn unknown_of_kind(&self, kind: &str, name: &str) -> String {
+        let how = match kind {
+            "pod" => {
+                "; a pod is pod/[CLUSTER:]NAMESPACE/NAME, and `kubectl get pods -A` lists them"
+                    .to_owned()
+            }
+            "gateway" => format!(
+                "; a subnet's gateway is gateway/VNET/SUBNET; there {}",
+                listing(self.names_of(kind))
+            ),
+            _ => format!("; there {}", listing(self.names_of(kind))),
+        };
+        format!("there is no {kind} `{name}`{how}")
+    }
+
+    fn names_of(&self, kind: &str) -> Vec<String> {
+        let region = self.region;
+        let named = |id: &ArmId| format!("{kind}/{}", id.name());
+        match kind {
+            "vm" | "node" => {
+                let is_vm = |machine: &Machine| matches!(machine.role, Role::Vm);
+                let machines = region.machines.values().filter(|it| is_vm(it) == (kind == "vm"));
+                machines.map(|machine| machine_name(machine)).collect()
+            }
+            "vnet" => region.vnets.keys().map(named).collect(),
+            "lb" => region.balancers.keys().map(named).collect(),
+            "nic" => region.nics.keys().map(named).collect(),
+            "gateway" => region
+                .vnets
+                .values()
+                .flat_map(|vnet| {
+                    let subnets = vnet.subnets.values();
+                    subnets.map(|it| format!("{}/{}", named(&vnet.meta.id), it.name.as_str()))
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn machine_name(machine: &Machine) -> String {
+    match &machine.role {
+        Role::Vm => format!("vm/{}", machine.meta.id.name()),
+        Role::Node(_) => format!("node/{}", machine.hostname),
+    }
+}
+
+/// Whether `[GROUP:]NAME` means this resource.
+fn is_meant(id: &ArmId, text: &str) -> bool {
+    let (group, name) =
+        text.split_once(':').map_or((None, text), |(group, name)| (Some(group), name));
+    id.name().eq_ignore_ascii_case(name)
+        && group.is_none_or(|group| id.resource_group().eq_ignore_ascii_case(group))
+}
+
+/// The name without its group.
+fn plain(text: &str) -> &str {
+    text.split_once(':').map_or(text, |(_, name)| name)
+}
+
+fn has_machine(found: &[Place], place: &Place) -> bool {
+    found.iter().any(|other| other.machine.is_some() && other.machine == place.machine)
+}
+
+fn listing(names: impl IntoIterator<Item = String>) -> String {
+    let mut names: Vec<String> = names.into_iter().collect();
+    names.sort();
+    match names.len() {
+        0 => "is none".to_owned(),
+        n if n <= MAX_LISTED => format!("are {}", names.join(", ")),
+        n => format!("are {} and {} more", names[..MAX_LISTED].join(", "), n - MAX_LISTED),
+    }
+}

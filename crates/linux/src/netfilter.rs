@@ -1,0 +1,13 @@
+//! What nftables and connection tracking know and `nft` does not tell well: counters of rules, the way of
+//! single packets through the rules, flows. Read over nfnetlink. Not here: loading rules (see [`crate::nft`]).
+
+mod flows;
+mod rules;
+mod trace;
+mod wire;
+
+pub use self::{
+    flows::{Flow, Side, flow_count, flows},
+    rules::{RuleCount, Table, Verdict, table},
+    trace::{Event, Fate, Tracer},
+};

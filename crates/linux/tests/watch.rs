@@ -1,0 +1,202 @@
+//! Reading packets, counters and traces off the kernel, in namespaces of the test's own.
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+    process::Command,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use linux::{
+    LinuxError,
+    net::{apply_steps, observe},
+    netfilter::{self, Fate, Tracer, Verdict},
+    netns::Netns,
+    nft,
+    packets::{Direction, Tap},
+};
+use vnet::{
+    addr::Mac,
+    host::{
+        plan::plan,
+        state::{Address, End, Fabric, Link, NamespaceState},
+    },
+};
+
+const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const B: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+
+/// Two namespaces with a link between them; gone with the test.
+struct World {
+    a: Netns,
+    b: Netns,
+}
+
+impl World {
+    fn new(name: &str) -> Self {
+        let make = |end| Netns::create(&format!("w{}{name}-{end}", std::process::id())).unwrap();
+        let world = Self { a: make("a"), b: make("b") };
+        let state = |own: u8, address, peer: &Netns| {
+            let mut state = NamespaceState::default();
+            let end = End { namespace: peer.name().to_owned(), link: "eth0".to_owned() };
+            let link = Link { mac: Mac([2, 0, 0, 0, 0, own]), mtu: 1500, peer: end };
+            state.links.insert("eth0".to_owned(), link);
+            state.addresses.insert(Address { link: "eth0".to_owned(), address, length: 24 });
+            state
+        };
+        let namespaces = BTreeMap::from([
+            (world.a.name().to_owned(), state(1, A, &world.b)),
+            (world.b.name().to_owned(), state(2, B, &world.a)),
+        ]);
+        let desired = Fabric { namespaces };
+        let look = |(name, state): (&String, &NamespaceState)| {
+            (name.clone(), observe(&Netns::open(name).unwrap(), state).unwrap())
+        };
+        let observed = desired.namespaces.iter().map(look).collect();
+        apply_steps(&plan(&desired, &observed)).unwrap();
+        world
+    }
+
+    /// Sends a UDP datagram from A to a port of B, with this DSCP.
+    fn send(&self, dscp: i32, port: u16) {
+        let socket = self.a.udp_bind(SocketAddrV4::new(A, 0)).unwrap();
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::Ipv4Tos, &(dscp << 2))
+            .unwrap();
+        socket.send_to(b"probe", SocketAddrV4::new(B, port)).unwrap();
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for namespace in [&self.a, &self.b] {
+            drop(Netns::delete(namespace.name()));
+        }
+    }
+}
+
+const RULES: &str = r#"
+table ip aksnet {
+	chain gate {
+		udp dport 7 counter accept comment "let seven through"
+		counter drop comment "nothing else"
+	}
+
+	chain input {
+		type filter hook input priority filter; policy accept;
+		meta l4proto udp jump gate
+	}
+}
+"#;
+
+#[test]
+fn counters_are_read_with_comments_verdicts_and_the_load_they_belong_to() {
+    let world = World::new("c");
+    assert_eq!(netfilter::table(&world.b, "aksnet").unwrap(), None);
+    nft::load(&world.b, RULES).unwrap();
+    world.send(0, 7);
+    world.send(0, 8);
+    world.send(0, 9);
+    let table = netfilter::table(&world.b, "aksnet").unwrap().unwrap();
+    let told: Vec<_> = table
+        .rules
+        .iter()
+        .map(|rule| {
+            (rule.chain.as_str(), rule.comment.as_deref(), rule.verdict.clone(), rule.packets)
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            ("gate", Some("let seven through"), Some(Verdict::Accept), 1),
+            ("gate", Some("nothing else"), Some(Verdict::Drop), 2),
+        ]
+    );
+    assert_eq!(table.rules[1].bytes, 2 * 33);
+    nft::load(&world.b, RULES).unwrap();
+    let again = netfilter::table(&world.b, "aksnet").unwrap().unwrap();
+    assert_ne!(again.load, table.load, "a table that was loaded again counts from nothing");
+    assert_eq!(again.rules[1].packets, 0);
+}
+
+#[test]
+fn a_trace_tells_every_rule_and_only_of_what_is_marked() {
+    let world = World::new("t");
+    nft::load(&world.b, RULES).unwrap();
+    let table = netfilter::table(&world.b, "aksnet").unwrap().unwrap();
+    let tracer = Tracer::open(&world.b, "aksnet-trace-test", 45, 17).unwrap();
+    world.send(0, 9);
+    assert_eq!(tracer.events().unwrap(), []);
+    world.send(45, 9);
+    let events = tracer.events().unwrap();
+    let at = |chain: &str| events.iter().filter(|event| event.chain == chain).collect::<Vec<_>>();
+    assert_eq!(events[0].table, "aksnet-trace-test");
+    let headers = events[0].headers.as_ref().unwrap();
+    assert_eq!(headers[12..20], [A.octets(), B.octets()].concat());
+    let rule = &table.rules[1];
+    assert_eq!(
+        at("gate").last().unwrap().fate,
+        Fate::Rule { handle: rule.handle, verdict: Verdict::Drop }
+    );
+    let jump = Fate::Rule { handle: rule.handle + 1, verdict: Verdict::Jump("gate".to_owned()) };
+    assert_eq!(at("input").last().unwrap().fate, jump, "{events:?}");
+
+    let tables = || nft_tables(&world.b);
+    assert!(tables().contains("aksnet-trace-test"));
+    drop(tracer);
+    assert!(!tables().contains("aksnet-trace-test"), "the table goes with its socket");
+    assert!(tables().contains("table ip aksnet\n"), "{}", tables());
+}
+
+fn nft_tables(namespace: &Netns) -> String {
+    let output = namespace.run(|| Command::new("nft").args(["list", "tables"]).output()).unwrap();
+    String::from_utf8(output.unwrap().stdout).unwrap()
+}
+
+#[test]
+fn a_tap_gets_what_its_links_carry_and_when() {
+    let world = World::new("p");
+    let began = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let here = Tap::open(&world.a, &["eth0".to_owned()], 0).unwrap();
+    let there = Tap::open(&world.b, &[], 60).unwrap();
+    let nothing = Tap::open(&world.b, &["lo".to_owned()], 0).unwrap();
+    let missing = Tap::open(&world.b, &["eth7".to_owned()], 0).unwrap_err();
+    assert!(matches!(missing, LinuxError::NoLink { link, .. } if link == "eth7"));
+
+    let socket = world.a.udp_bind(SocketAddrV4::new(A, 0)).unwrap();
+    socket.send_to(&[7; 200], SocketAddrV4::new(B, 7)).unwrap();
+    let udp = |tap: &Tap| {
+        let mut frames = Vec::new();
+        while let Some(frame) = tap.read().unwrap() {
+            if frame.data[12..14] == [8, 0] && frame.data[23] == 17 {
+                frames.push(frame);
+            }
+        }
+        assert_eq!(frames.len(), 1);
+        frames.remove(0)
+    };
+    let (sent, received) = (udp(&here), udp(&there));
+    assert_eq!((sent.direction, received.direction), (Direction::Out, Direction::In));
+    assert_eq!((sent.length, sent.data.len()), (14 + 20 + 8 + 200, 14 + 20 + 8 + 200));
+    assert_eq!((received.length, received.data.len()), (242, 60), "only the beginning");
+    assert_eq!(there.link_name(received.link), "eth0");
+    assert!(began <= sent.at && sent.at <= received.at, "{sent:?} {received:?}");
+    assert!(received.at - began < Duration::from_mins(1));
+    assert_eq!(nothing.read().unwrap(), None);
+}
+
+#[test]
+fn flows_are_counted_and_listed() {
+    let world = World::new("f");
+    nft::load(
+        &world.b,
+        "table ip aksnet {\n\tchain input {\n\t\ttype filter hook input priority filter; policy accept;\n\t\tct state new counter comment \"new\"\n\t}\n}\n",
+    )
+    .unwrap();
+    assert_eq!(netfilter::flow_count(&world.b).unwrap(), 0);
+    world.send(0, 7);
+    let flows = netfilter::flows(&world.b).unwrap();
+    let flow = flows.iter().find(|flow| flow.original.destination_port == Some(7)).unwrap();
+    assert_eq!(flow.original.source, std::net::IpAddr::from(A));
+    assert_eq!(netfilter::flow_count(&world.b).unwrap(), u64::try_from(flows.len()).unwrap());
+}
