@@ -6,6 +6,7 @@ mod clusters;
 mod golden;
 mod lab;
 mod packets;
+mod platform;
 mod routes;
 mod running;
 mod world;
