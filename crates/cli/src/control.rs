@@ -73,6 +73,9 @@ pub(crate) enum Answer {
         kind: String,
         /// A path that `setns` takes.
         netns: String,
+        /// How it finds names.
+        #[serde(default)]
+        resolv_conf: Option<String>,
     },
     /// To [`Ask::Pods`].
     Pods {

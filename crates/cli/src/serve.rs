@@ -14,7 +14,11 @@ use std::{
 use anyhow::Context;
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
-use vnet::{host::names, model::Role, region::Region};
+use vnet::{
+    host::{names, platform::Resolver},
+    model::Role,
+    region::Region,
+};
 
 use crate::{
     azure_env,
@@ -105,10 +109,14 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
     std::thread::spawn(move || answering.run(&control));
 
     let arm = Arc::new(crate::in_process_arm::InProcessArm::new(router.clone()));
-    let fabric_lab = lab.name().to_owned();
+    let fabric = daemon::fabric::Settings {
+        lab: lab.name().to_owned(),
+        identity: Some(azure::imds_router(Arc::new(daemon::reconcile::now))),
+        resolv_conf: None,
+    };
     let loops = async {
         tokio::join!(
-            daemon::fabric::run(store.clone(), fabric_lab),
+            daemon::fabric::run(store.clone(), fabric),
             clusters.run(store.clone()),
             daemon::controller::run(store.clone(), arm, Arc::new(credentials)),
         );
@@ -234,13 +242,18 @@ impl Answering {
 
     fn find(&self, name: &str) -> Answer {
         let region = self.store.snapshot();
-        let found = |kind: &str, netns: String| Answer::Found { kind: kind.to_owned(), netns };
+        let found = |kind: &str, netns: String, resolv_conf: Option<String>| Answer::Found {
+            kind: kind.to_owned(),
+            netns,
+            resolv_conf,
+        };
         let machines = region.machines.values().filter(|machine| machine.hostname == name);
         match machines.collect::<Vec<_>>().as_slice() {
             [machine] => {
                 let kind = if matches!(machine.role, Role::Vm) { "vm" } else { "node" };
                 let namespace = names::machine_ns(self.lab.name(), machine);
-                return found(kind, linux::netns::path(&namespace).display().to_string());
+                let resolver = Resolver::of(&region, machine).map(|it| it.to_string());
+                return found(kind, linux::netns::path(&namespace).display().to_string(), resolver);
             }
             [] => {}
             several => {
@@ -252,7 +265,8 @@ impl Answering {
             }
         }
         match self.clusters.pod_netns(&self.store, name) {
-            Some(netns) => found("pod", netns.display().to_string()),
+            // A pod's own file is inside its container; its node's cluster decides what is in it.
+            Some(netns) => found("pod", netns.display().to_string(), None),
             None => Answer::Failed {
                 message: format!(
                     "there is no VM, node or pod `{name}`; `aksnet status` lists VMs and nodes, a pod is [CLUSTER:]NAMESPACE/NAME, or [CLUSTER:]NAME of `aksnet pod list`"

@@ -9,6 +9,7 @@ use cluster::{
 };
 use uuid::Uuid;
 use vnet::{
+    host::platform::Resolver,
     model::{
         AgentPool, Cluster, Machine, Meta, NetworkMode, NodePhase, NodeRole, OutboundType,
         PoolMode, ProvisioningState, Role, Timestamp,
@@ -114,6 +115,7 @@ fn render_node(mode: NetworkMode, pod_subnet: Option<&str>) -> Computer {
         meta: meta(id(scale_set)),
         hostname: hostname.to_owned(),
         nic: cluster.vnet.clone(),
+        dns_servers: Vec::new(),
         role: Role::Node(NodeRole {
             cluster: cluster.meta.id.clone(),
             pool: pool.name.clone(),
@@ -131,6 +133,10 @@ fn render_node(mode: NetworkMode, pod_subnet: Option<&str>) -> Computer {
         machine: &machine,
         address,
         vnet: &["10.224.0.0/12".parse().expect("a prefix")],
+        resolver: &Resolver {
+            servers: vec![Ipv4Addr::new(168, 63, 129, 16)],
+            search: "abc.bx.internal.cloudapp.net".to_owned(),
+        },
         authority: &certificates.authority.certificate,
         certificates: &own,
         registry: "198.19.0.10:5000".parse().expect("an address"),

@@ -15,12 +15,19 @@
 //! # Caveats
 //! Health is not durable. After a start every member is asked once before anything is changed.
 
+mod dns;
+mod instance;
 mod internet;
+mod kept;
+mod metadata;
+mod platform;
 mod probes;
 pub mod reconciler;
+mod upstream;
 
 use std::time::Duration;
 
+use axum::Router;
 use linux::LinuxError;
 use store::Store;
 use tokio::{sync::watch, time::Instant};
@@ -30,7 +37,7 @@ use vnet::{
     model::Generation,
 };
 
-use self::{internet::Internet, probes::Probes};
+use self::{internet::Internet, platform::Platform, probes::Probes, upstream::Upstream};
 use crate::reconcile::{Chain, now};
 
 pub use self::reconciler::{Reconciler, Scope, down};
@@ -53,13 +60,27 @@ enum FabricError {
     },
 }
 
+/// What the fabric takes from the rest of the lab.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// The lab's name.
+    pub lab: String,
+    /// Answers `/metadata/identity/oauth2/token` of the instance metadata service. Without it nobody has an identity.
+    pub identity: Option<Router>,
+    /// The `resolv.conf` whose servers are asked for names that are not the lab's. Without it those are nobody's.
+    pub resolv_conf: Option<String>,
+}
+
 /// Makes the machine match the region, for ever. Cancel by dropping.
-pub async fn run(store: Store, lab: String) {
+pub async fn run(store: Store, settings: Settings) {
+    let Settings { lab, identity, resolv_conf } = settings;
+    let upstream = resolv_conf.as_deref().and_then(Upstream::of);
     let (verdicts, mut health) = watch::channel(Health::default());
     let mut generation = store.watch();
     let mut fabric = Loop {
         reconciler: Some(Reconciler::new(&lab)),
         internet: Internet::new(&lab),
+        platform: Platform::new(&lab, store.clone(), identity, upstream),
         probes: Probes::new(verdicts),
         looked: None,
         settled: None,
@@ -96,6 +117,7 @@ struct Loop {
     /// `None` while a pass has it, and after one that was cancelled.
     reconciler: Option<Reconciler>,
     internet: Internet,
+    platform: Platform,
     probes: Probes,
     /// When every namespace was looked at last, successfully.
     looked: Option<Instant>,
@@ -140,6 +162,7 @@ impl Loop {
             );
         }
         self.internet.serve(&done.created).map_err(FabricError::Linux)?;
+        self.platform.serve(&region, &done.created).map_err(FabricError::Linux)?;
         self.probes.ask(questions(&self.lab, &region));
         self.report(region.generation)
     }

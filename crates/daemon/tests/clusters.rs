@@ -63,9 +63,10 @@ impl World {
 
     /// Runs the loops as a daemon does, until `work` is done; then they end as if it were killed.
     async fn with_loops<T>(&self, clusters: &Clusters, work: impl Future<Output = T>) -> T {
+        let fabric = daemon::fabric::Settings { lab: self.lab.clone(), ..Default::default() };
         tokio::select! {
             done = work => done,
-            () = daemon::fabric::run(self.store.clone(), self.lab.clone()) => panic!("the fabric ended"),
+            () = daemon::fabric::run(self.store.clone(), fabric) => panic!("the fabric ended"),
             () = clusters.run(self.store.clone()) => panic!("the clusters ended"),
         }
     }

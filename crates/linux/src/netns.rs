@@ -172,6 +172,19 @@ impl Netns {
         })?
     }
 
+    /// The same, where `/etc/resolv.conf` has this text: for the thread, and for programs that it starts. Nobody
+    /// else sees it, and it is gone with them. Where the machine has no such file, there is none either.
+    pub fn run_with_resolver<T: Send>(
+        &self,
+        text: &str,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, LinuxError> {
+        self.run(|| {
+            put_resolver(text)?;
+            Ok(work())
+        })?
+    }
+
     /// A TCP connection from inside the namespace. `source` chooses the address that it comes from.
     pub fn tcp_connect(
         &self,
@@ -248,6 +261,31 @@ fn is_namespace(path: &Path) -> bool {
 
 fn mount(source: Option<&str>, target: &Path, flags: MsFlags) -> Result<(), Errno> {
     nix::mount::mount(source, target, Some("none"), flags, None::<&str>)
+}
+
+/// Lays a file of this text over `/etc/resolv.conf`, in a mount namespace that is the calling thread's own.
+fn put_resolver(text: &str) -> Result<(), LinuxError> {
+    // Often a link, and then to a file of some service; what it leads to is what programs read.
+    let Ok(target) = fs::canonicalize("/etc/resolv.conf") else { return Ok(()) };
+    let failed = |what: &str| {
+        let what = what.to_owned();
+        move |source| LinuxError::Call { what, source }
+    };
+    nix::sched::unshare(CloneFlags::CLONE_NEWNS).map_err(failed("leaving the mount namespace"))?;
+    let ours = MsFlags::MS_SLAVE | MsFlags::MS_REC;
+    mount(None, Path::new("/"), ours).map_err(failed("keeping mounts to oneself"))?;
+    let id = nix::unistd::gettid();
+    let source = Path::new("/run").join(format!(".aksnet-resolv.conf-{id}"));
+    let file = |verb, source_path: &Path| {
+        let path = source_path.to_owned();
+        move |source| LinuxError::File { verb, path, source }
+    };
+    fs::write(&source, text).map_err(file("writing", &source))?;
+    let from = source.to_str();
+    let laid = nix::mount::mount(from, &target, None::<&str>, MsFlags::MS_BIND, None::<&str>);
+    // The mount keeps the file alive.
+    fs::remove_file(&source).map_err(file("removing", &source))?;
+    laid.map_err(|err| file("mounting over", &target)(err.into()))
 }
 
 /// Makes `/run/netns` a mount whose changes reach other mount namespaces, as `ip netns add` does, so

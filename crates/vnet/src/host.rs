@@ -13,6 +13,7 @@ pub mod health;
 pub mod names;
 mod peering;
 pub mod plan;
+pub mod platform;
 mod routing;
 mod ruleset;
 mod services;

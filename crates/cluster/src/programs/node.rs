@@ -9,6 +9,7 @@ use std::{
 use serde_json::{Value, json};
 use vnet::{
     addr::Prefix4,
+    host::platform::Resolver,
     model::{AgentPool, Cluster, Machine, NetworkMode, PoolMode},
     pods::PodNetwork,
 };
@@ -22,8 +23,6 @@ use crate::{
 
 const PKI: &str = "/etc/kubernetes/pki";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
-/// Azure's platform resolver.
-const RESOLVER: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
 /// What a node is made from.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +37,8 @@ pub struct Node<'a> {
     pub address: Ipv4Addr,
     /// The address space of its virtual network.
     pub vnet: &'a [Prefix4],
+    /// How it finds names, and the cluster's DNS those that are not the cluster's.
+    pub resolver: &'a Resolver,
     /// The authority's certificate.
     pub authority: &'a str,
     /// Its certificates.
@@ -231,7 +232,7 @@ fn files(input: &Node<'_>) -> Vec<TextFile> {
         config("/etc/kubernetes/kube-proxy.conf", "kube-proxy", &certificates.kube_proxy),
         hosts(Some((&input.machine.hostname, input.address)), (&cluster.fqdn, cluster.api_address)),
         TextFile::public("/etc/hostname", format!("{}\n", input.machine.hostname)),
-        TextFile::public("/etc/resolv.conf", format!("nameserver {RESOLVER}\n")),
+        TextFile::public("/etc/resolv.conf", input.resolver.to_string()),
     ];
     files.extend(TextFile::pair(&format!("{PKI}/kubelet-server"), &certificates.kubelet_server));
     if let Plugin::Aksnet(mode) = input.plugin() {

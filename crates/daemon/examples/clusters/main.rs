@@ -74,8 +74,9 @@ async fn up(lab: &str, count: u32) -> Result<(), Box<dyn Error>> {
         eprintln!("KUBECONFIG={}", path.display());
         std::future::pending::<()>().await;
     };
+    let fabric = daemon::fabric::Settings { lab: lab.to_owned(), ..Default::default() };
     tokio::select! {
-        () = daemon::fabric::run(store.clone(), lab.to_owned()) => {}
+        () = daemon::fabric::run(store.clone(), fabric) => {}
         () = clusters.run(store.clone()) => {}
         () = watching => {}
         _ = tokio::signal::ctrl_c() => {}

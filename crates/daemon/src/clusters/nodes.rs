@@ -19,7 +19,7 @@ use kube::Client;
 use linux::sandbox::{Sandbox, SandboxSpec};
 use tokio::task::JoinSet;
 use vnet::{
-    host::names,
+    host::{names, platform::Resolver},
     model::{Cluster, Machine, UpgradeStep},
     name::ArmId,
     region::Region,
@@ -87,6 +87,7 @@ fn start_one(
     let Some(address) = region.nics.get(&machine.nic).and_then(|nic| nic.address()) else {
         return Ok(());
     };
+    let Some(resolver) = Resolver::of(region, machine) else { return Ok(()) };
     let netns = names::machine_ns(&places.lab, machine);
     let name = places.sandbox_name(&netns);
     let own = records::node_certificates(
@@ -102,6 +103,7 @@ fn start_one(
         machine,
         address,
         vnet: &prefixes.unwrap_or_default(),
+        resolver: &resolver,
         authority: &certificates.authority.certificate,
         certificates: &own,
         registry: SocketAddrV4::new(names::REGISTRY_ADDRESS, REGISTRY_PORT),

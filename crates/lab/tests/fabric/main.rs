@@ -9,6 +9,7 @@ mod golden;
 mod lab;
 mod packets;
 mod peering;
+mod platform;
 mod routes;
 mod running;
 mod world;

@@ -14,32 +14,71 @@ use vnet::{
     command::{Command, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutSubnet},
     host::names,
     kind,
-    model::{BalancingRule, Probe, ProbeProtocol, Timestamp, Transport},
+    model::{BalancingRule, Kept, Probe, ProbeProtocol, Timestamp, Transport},
     name::{ArmId, Name},
 };
 
 use crate::lab::{ask, run, serve};
 
-struct Azure {
-    store: Store,
-    group: ArmId,
+/// A region that commands go into.
+pub(crate) struct Azure {
+    pub(crate) store: Store,
+    pub(crate) group: ArmId,
 }
 
 impl Azure {
-    fn id(&self, kind: &str, name: &str) -> ArmId {
+    pub(crate) fn id(&self, kind: &str, name: &str) -> ArmId {
         self.group.sibling(kind, name)
     }
 
-    fn common(&self, kind: &str, name: &str) -> Common {
+    pub(crate) fn common(&self, kind: &str, name: &str) -> Common {
         Common { id: self.id(kind, name), location: None, tags: None, kept: [].into() }
     }
 
-    fn command(&self, command: Command) {
+    pub(crate) fn command(&self, command: Command) {
         self.store.change(command, Timestamp(0)).expect("the region accepts");
     }
 
-    fn vm(&self, name: &str) {
-        let subnet = self.id(kind::VNET, "v").child("subnets", "a");
+    /// The group, and virtual network `v` with subnet `a`.
+    pub(crate) fn network(&self) {
+        self.command(Command::PutGroup {
+            id: self.group.clone(),
+            location: "eastus".to_owned(),
+            tags: [].into(),
+        });
+        self.command(self.put_vnet("v", Kept::new()));
+    }
+
+    /// A virtual network of 10.1.0.0/16 with subnet `a` of 10.1.1.0/24.
+    pub(crate) fn put_vnet(&self, name: &str, kept: Kept) -> Command {
+        let prefix: Prefix4 = "10.1.1.0/24".parse().unwrap();
+        let subnet = PutSubnet {
+            security_group: None,
+            nat_gateway: None,
+            default_outbound: None,
+            name: Name::new("a"),
+            prefix,
+            route_table: None,
+            delegations: Vec::new(),
+            private_endpoint_network_policies: None,
+            private_link_service_network_policies: None,
+            kept: [].into(),
+        };
+        Command::PutVnet {
+            common: Common { kept, ..self.common(kind::VNET, name) },
+            prefixes: vec!["10.1.0.0/16".parse().unwrap()],
+            subnets: Some(vec![subnet]),
+        }
+    }
+
+    /// A machine in subnet `a` of `v`.
+    pub(crate) fn vm(&self, name: &str) {
+        self.vm_in("v", name);
+    }
+
+    /// A machine in subnet `a` of a virtual network.
+    pub(crate) fn vm_in(&self, vnet: &str, name: &str) {
+        let subnet = self.id(kind::VNET, vnet).child("subnets", "a");
         let config = PutIpConfiguration {
             public_ip: None,
             application_groups: Vec::new(),
@@ -95,7 +134,7 @@ impl Azure {
         });
     }
 
-    async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         until("all operations end", || async {
             self.store.snapshot().operations.values().all(|operation| operation.ended.is_some())
         })
@@ -103,7 +142,7 @@ impl Azure {
     }
 }
 
-async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let start = Instant::now();
     while !holds().await {
         assert!(start.elapsed() < Duration::from_secs(15), "waited too long until {what}");
@@ -112,7 +151,7 @@ async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> 
 }
 
 /// Removes what the loop made, however the test ends.
-struct Removed(String);
+pub(crate) struct Removed(pub(crate) String);
 
 impl Drop for Removed {
     fn drop(&mut self) {
@@ -137,31 +176,12 @@ async fn the_machine_follows_the_region() {
     let group = ArmId::group("00000000-0000-0000-0000-000000000000", "g");
     let azure = Azure { store: store.clone(), group: group.clone() };
     let _removed = Removed(lab.clone());
-    let running = tokio::spawn(daemon::fabric::run(store, lab.clone()));
+    let running = tokio::spawn(daemon::fabric::run(
+        store,
+        daemon::fabric::Settings { lab: lab.clone(), ..Default::default() },
+    ));
 
-    azure.command(Command::PutGroup {
-        id: group.clone(),
-        location: "eastus".to_owned(),
-        tags: [].into(),
-    });
-    let prefix: Prefix4 = "10.1.1.0/24".parse().unwrap();
-    let subnet = PutSubnet {
-        security_group: None,
-        nat_gateway: None,
-        default_outbound: None,
-        name: Name::new("a"),
-        prefix,
-        route_table: None,
-        delegations: Vec::new(),
-        private_endpoint_network_policies: None,
-        private_link_service_network_policies: None,
-        kept: [].into(),
-    };
-    azure.command(Command::PutVnet {
-        common: azure.common(kind::VNET, "v"),
-        prefixes: vec!["10.1.0.0/16".parse().unwrap()],
-        subnets: Some(vec![subnet]),
-    });
+    azure.network();
     azure.vm("one");
     azure.vm("two");
     azure.settled().await;

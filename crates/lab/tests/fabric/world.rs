@@ -320,8 +320,13 @@ impl Reader {
                 machine: Some(machine_id(name)),
             }),
         );
-        let machine =
-            Machine { meta: meta(machine_id(name)), hostname: name.to_owned(), nic, role };
+        let machine = Machine {
+            meta: meta(machine_id(name)),
+            hostname: name.to_owned(),
+            nic,
+            dns_servers: Vec::new(),
+            role,
+        };
         self.region.machines.insert(machine_id(name), Arc::new(machine));
     }
 

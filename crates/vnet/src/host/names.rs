@@ -37,7 +37,7 @@ pub const GATE_PREFIX: &str = "nsg-";
 pub const REGISTRY_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 /// The address that Azure's platform speaks from: health probes come from here.
 pub const PLATFORM_ADDRESS: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
-/// The address of Azure's instance metadata service, which this lab has not: nobody answers.
+/// The address of Azure's instance metadata service.
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
 /// The namespace that stands for the internet.

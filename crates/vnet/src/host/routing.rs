@@ -19,7 +19,7 @@ use super::{
     health::Health,
     names,
     peering::Networks,
-    ruleset,
+    platform, ruleset,
     state::{End, Link, MAIN, MAIN_PRIORITY, NamespaceState, Rule, Target, Then},
     view::{Port, View},
 };
@@ -46,7 +46,7 @@ pub(super) fn vnet(
     let mut state = NamespaceState::default();
     settings(&mut state);
     uplink(&mut state, lab, view);
-    state.address("lo", names::PLATFORM_ADDRESS, 32);
+    platform::addresses(&mut state);
     for subnet in view.vnet.subnets.values() {
         if let Some(gateway) = subnet.prefix.nth(1) {
             state.address("lo", gateway, 32);
@@ -130,7 +130,6 @@ fn system_routes(state: &mut NamespaceState, view: &View<'_>) {
         };
         state.route(MAIN, route.prefix, target);
     }
-    state.route(MAIN, Prefix4::host(names::METADATA_ADDRESS), Target::Blackhole);
 }
 
 /// A NIC's port: its link, a route for each of its addresses, and its rules.
@@ -188,8 +187,7 @@ fn subnet_routes(
         return;
     }
     let table = table_of(subnet);
-    // No user-defined route applies to the platform. Its other address is the namespace's own.
-    state.route(table, Prefix4::host(names::METADATA_ADDRESS), Target::Throw);
+    // No user-defined route applies to the platform. Its other addresses are the namespace's own.
     for cluster in &view.clusters {
         let platform = Prefix4::host(control::platform_address(cluster));
         state.route(table, platform, Target::Throw);

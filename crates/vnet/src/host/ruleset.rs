@@ -66,10 +66,13 @@ const CHAINS: &str = r#"
 		goto inbound
 	}
 
-	# The gateway's address is silent, but for answers to health probes.
+	# The gateway's address is silent. The platform answers names and instance metadata, and hears answers to
+	# its health probes.
 	chain input {
 		type filter hook input priority filter; policy drop;
 		ct state established,related accept
+		iifname "nic-*" ip daddr 168.63.129.16 meta l4proto { tcp, udp } th dport 53 accept
+		iifname "nic-*" ip daddr 169.254.169.254 tcp dport 80 accept
 	}
 "#;
 

@@ -80,6 +80,9 @@ pub struct Machine {
     pub hostname: String,
     /// Its NIC.
     pub nic: ArmId,
+    /// The name servers that its virtual network gave it when it was made; none means the platform.
+    #[serde(default)]
+    pub dns_servers: Vec<Ipv4Addr>,
     /// What it is for.
     pub role: Role,
 }

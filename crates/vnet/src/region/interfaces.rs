@@ -133,7 +133,18 @@ impl Change {
         nic.machine = Some(id.clone());
         let nic_id = nic.meta.id.clone();
         self.region.nics.insert(nic_id.clone(), Arc::new(nic));
-        let machine = Machine { hostname: id.name().to_owned(), meta, nic: nic_id, role: Role::Vm };
+        // A machine keeps the name servers that it started with.
+        let dns_servers = match old {
+            Some(ref old) => old.dns_servers.clone(),
+            None => self.dns_servers_for(&nic_id),
+        };
+        let machine = Machine {
+            hostname: id.name().to_owned(),
+            meta,
+            nic: nic_id,
+            dns_servers,
+            role: Role::Vm,
+        };
         self.region.machines.insert(id.clone(), Arc::new(machine));
         Ok(self.put(&id, old.is_none()))
     }

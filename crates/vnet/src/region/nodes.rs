@@ -1,6 +1,6 @@
 //! The nodes of a cluster: machines with NICs, the addresses that they take, and what follows their number.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
 
 use super::{Change, etag, refusal, uuid_of};
 use crate::{
@@ -110,6 +110,7 @@ impl Change {
         let machine = Machine {
             meta: self.part_meta(&machine_id, location, ProvisioningState::Creating),
             hostname: format!("{scale_set}{}", base36(instance)),
+            dns_servers: nic.vnet().map(|vnet| self.dns_servers(&vnet)).unwrap_or_default(),
             nic: nic_id.clone(),
             role: Role::Node(NodeRole {
                 cluster: cluster.meta.id.clone(),
@@ -125,6 +126,18 @@ impl Change {
         self.region.nics.insert(nic_id, Arc::new(nic));
         self.region.machines.insert(machine_id, Arc::new(machine));
         Ok(())
+    }
+
+    /// The name servers that a virtual network gives to a machine made now.
+    fn dns_servers(&self, vnet: &ArmId) -> Vec<Ipv4Addr> {
+        let vnet = self.region.vnets.get(vnet);
+        vnet.map(|vnet| crate::host::platform::dns_servers(vnet)).unwrap_or_default()
+    }
+
+    /// The same for the machine of a NIC.
+    pub(super) fn dns_servers_for(&self, nic: &ArmId) -> Vec<Ipv4Addr> {
+        let vnet = self.region.nics.get(nic).and_then(|nic| nic.vnet());
+        vnet.map(|vnet| self.dns_servers(&vnet)).unwrap_or_default()
     }
 
     /// Begins the end of the `n` newest nodes of a pool. They keep what they hold until they are gone.
