@@ -21,6 +21,7 @@ fn check(text: &str, expected: &str) {
             let source = match config.source {
                 SourceConfig::Kubernetes { kubeconfig } => kubeconfig,
                 SourceConfig::File { path } => path,
+                SourceConfig::Host => "the daemon".into(),
             };
             format!(
                 "{} {} from {}, exempt {}, run {}",

@@ -36,10 +36,9 @@ pub(crate) enum Delivery {
 }
 
 impl Services {
-    /// The members that get packets with a front end's address.
+    /// The members that flows are sent to, whatever routes say of their addresses.
     pub(crate) fn members(&self) -> BTreeSet<Ipv4Addr> {
-        let kept = self.0.values().filter(|service| service.delivery == Delivery::Kept);
-        kept.flat_map(|service| service.members.iter().copied()).collect()
+        self.0.values().flat_map(|service| service.members.iter().copied()).collect()
     }
 
     /// The front ends' addresses that each member may answer from.

@@ -29,11 +29,20 @@ pub(super) const CHAINS: &str = r#"
 		ip daddr vmap @translated_whole
 		iifname "uplink" dnat to ip daddr map @own_public
 	}
+
+	# Routes are for what the sender wrote. Once a member is chosen, the flow goes there.
+	chain direct {
+		type filter hook prerouting priority -90; policy accept;
+		ct direction original ct status dnat meta mark set ip daddr map @direct
+	}
 "#;
 
 /// Writes the maps that [`CHAINS`] look into, and a chain for each service.
 pub(super) fn render(text: &mut String, services: &Services) {
     maps(text, services);
+    let direct = services.members();
+    let direct = direct.iter().map(|member| format!("{member} : {:#010x}", u32::from(*member)));
+    elements(text, "map direct", "ipv4_addr : mark", "", &direct.collect());
     for (key, service) in &services.0 {
         chain(text, *key, service);
     }
