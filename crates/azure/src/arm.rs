@@ -9,6 +9,7 @@ mod roles;
 mod search;
 mod subscriptions;
 mod target;
+mod watcher;
 
 use std::sync::PoisonError;
 

@@ -2,13 +2,16 @@
 //! what of it is kept or refused, how it becomes a [`::vnet::command::Command`], how it is rendered.
 //! Not here: routes and operations (see `arm`).
 
+pub(crate) mod application_group;
 pub(crate) mod balancer;
 pub(crate) mod cluster;
+pub(crate) mod effective;
 pub(crate) mod machine;
 pub(crate) mod nic;
 pub(crate) mod pool;
 pub(crate) mod public_ip;
 pub(crate) mod route_table;
+pub(crate) mod security_group;
 pub(crate) mod subnet;
 pub(crate) mod vnet;
 

@@ -402,7 +402,6 @@ async fn what_the_lab_has_not_is_refused() {
     lab.vnet().await;
     let some = json!({ "id": network("x/y") });
     for (property, value) in [
-        ("networkSecurityGroup", some.clone()),
         ("natGateway", some.clone()),
         ("addressPrefixes", json!(["10.0.0.0/24", "10.0.1.0/24"])),
         ("defaultOutboundAccess", json!(false)),
@@ -412,7 +411,7 @@ async fn what_the_lab_has_not_is_refused() {
         body["properties"][property] = value;
         assert_eq!(lab.refused(&subnet("s"), body).await.0, 400, "{property}");
     }
-    for kind in ["networkSecurityGroups", "natGateways", "privateEndpoints"] {
+    for kind in ["natGateways", "privateEndpoints"] {
         let path = network(&format!("{kind}/x"));
         assert_eq!(
             lab.refused(&path, json!({ "location": "eastus" })).await,

@@ -23,6 +23,7 @@ pub mod policy;
 pub mod region;
 pub mod routes;
 
+pub mod effective;
 pub mod flow;
 pub mod sizing;
 

@@ -5,7 +5,7 @@ use http::{Method, StatusCode};
 use serde_json::json;
 use vnet::{command::Command, fault::Fault, name::ArmId};
 
-use super::{deployments, operations, resources, target::Kind, wrong_method};
+use super::{deployments, operations, resources, target::Kind, watcher, wrong_method};
 use crate::{
     answer::{Answer, Reply},
     call::Call,
@@ -54,8 +54,19 @@ pub(super) fn answer(call: &Call<'_>, kind: Kind, id: &ArmId, word: &str) -> Ans
             resources::shown(call, kind, id)?;
             begin(call, id, Command::UpgradeNodeImage { id: id.clone() })
         }
+        (&Method::POST, Kind::Nic | Kind::InstanceNic, "effectivenetworksecuritygroups") => {
+            watcher::effective_groups(call, kind, id)
+        }
+        (&Method::POST, Kind::Nic | Kind::InstanceNic, "effectiveroutetable") => {
+            watcher::effective_routes(call, kind, id)
+        }
         (_, Kind::Deployment, word) => deployments::word(call, id, word),
         (&Method::POST, kind, word) => {
+            if kind == Kind::Watcher
+                && let Some(answer) = watcher::ask(call, id, word)
+            {
+                return answer;
+            }
             resources::shown(call, kind, id)?;
             Err(unsupported(NOT_SUPPORTED, refused(word)))
         }
@@ -82,8 +93,6 @@ fn begin(call: &Call<'_>, id: &ArmId, command: Command) -> Answer {
 fn refused(word: &str) -> &str {
     match word {
         "stop" | "start" | "deallocate" | "poweroff" => "stopping and starting",
-        "effectiveroutetable" => "effective route tables",
-        "effectivenetworksecuritygroups" => "network security groups",
         "rotateclustercertificates" => "rotation of a cluster's certificates",
         "runcommand" => "commands run in a cluster",
         other => other,

@@ -17,14 +17,15 @@ use serde_json::Value;
 use super::{
     actions, deployments, groups, is_read, operations,
     target::{Kind, Target, Within},
-    wrong_method,
+    watcher, wrong_method,
 };
 use crate::{
     answer::{Answer, Reply},
     call::Call,
     refuse::{NOT_SUPPORTED, unsupported},
     wire::{
-        Asked, View, balancer, cluster, machine, nic, pool, public_ip, route_table, subnet, vnet,
+        Asked, View, application_group, balancer, cluster, machine, nic, pool, public_ip,
+        route_table, security_group, subnet, vnet,
     },
 };
 
@@ -68,6 +69,17 @@ pub(super) fn render(view: &View<'_>, kind: Kind, id: &ArmId) -> Option<Value> {
             let table = region.route_tables.get(&id.parent()?)?;
             table.routes.get(&name).map(|it| route_table::render_route(table, it))
         }
+        Kind::SecurityGroup => {
+            region.security_groups.get(id).map(|it| security_group::render(view, it))
+        }
+        Kind::SecurityRule => {
+            let group = region.security_groups.get(&id.parent()?)?;
+            group.rules.get(&name).map(|it| security_group::render_rule(group, it))
+        }
+        Kind::ApplicationGroup => {
+            region.application_groups.get(id).map(|it| application_group::render(it))
+        }
+        Kind::Watcher => watcher::render(view, id),
         Kind::PublicIp => region.public_ips.get(id).map(|it| public_ip::render(it)),
         Kind::Nic | Kind::InstanceNic => region.nics.get(id).map(|it| nic::render(view, it)),
         Kind::Balancer => region.balancers.get(id).map(|it| balancer::render(view, it)),
@@ -81,7 +93,13 @@ pub(super) fn render(view: &View<'_>, kind: Kind, id: &ArmId) -> Option<Value> {
         Kind::Pool => region.pool(id).map(|(cluster, it)| pool::render(cluster, it)),
         Kind::Part(list) => {
             let parent = id.parent()?;
-            let kind = if region.nics.contains_key(&parent) { Kind::Nic } else { Kind::Balancer };
+            let kind = if region.nics.contains_key(&parent) {
+                Kind::Nic
+            } else if region.security_groups.contains_key(&parent) {
+                Kind::SecurityGroup
+            } else {
+                Kind::Balancer
+            };
             let body = render(view, kind, &parent)?;
             let parts = body["properties"][list].as_array()?;
             let is_it =
@@ -105,6 +123,7 @@ pub(super) fn not_found(region: &Region, kind: Kind, id: &ArmId) -> Fault {
     let has_parent = parent.as_ref().is_some_and(|parent| {
         region.vnets.contains_key(parent)
             || region.route_tables.contains_key(parent)
+            || region.security_groups.contains_key(parent)
             || region.balancers.contains_key(parent)
             || region.nics.contains_key(parent)
             || region.clusters.contains_key(parent)
@@ -192,6 +211,10 @@ fn parse(
         Kind::Subnet => subnet::parse(asked),
         Kind::RouteTable => route_table::parse(asked),
         Kind::Route => route_table::parse_route(asked),
+        Kind::SecurityGroup => security_group::parse(asked),
+        Kind::SecurityRule => security_group::parse_rule(asked),
+        Kind::ApplicationGroup => application_group::parse(asked),
+        Kind::Watcher => Err(unsupported(NOT_SUPPORTED, watcher::FIXED)),
         Kind::PublicIp => public_ip::parse(asked),
         Kind::Nic => {
             let (command, pools) = nic::parse(asked)?;
@@ -230,6 +253,7 @@ fn spelled(region: &Region, id: &ArmId, stored: Option<&Value>) -> ArmId {
         let stored = region.vnets.get_key_value(&parent).map(|(id, _)| id);
         let stored = stored
             .or_else(|| region.route_tables.get_key_value(&parent).map(|(id, _)| id))
+            .or_else(|| region.security_groups.get_key_value(&parent).map(|(id, _)| id))
             .or_else(|| region.balancers.get_key_value(&parent).map(|(id, _)| id))
             .or_else(|| region.clusters.get_key_value(&parent).map(|(id, _)| id));
         return stored.unwrap_or(&parent).child(kind, id.name());
@@ -308,6 +332,7 @@ fn delete(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
         Kind::Part(_) => {
             return Err(unsupported(NOT_SUPPORTED, "removing a part without its parent"));
         }
+        Kind::Watcher => return Err(unsupported(NOT_SUPPORTED, watcher::FIXED)),
         _ => Command::Delete { id: id.clone() },
     };
     let accepted = call.change(command)?;
@@ -369,7 +394,9 @@ pub(super) fn location_of(call: &Call<'_>, id: &ArmId) -> String {
 fn list(call: &Call<'_>, kind: Kind, within: &Within) -> Answer {
     let region = call.region();
     let view = View { region: &region, door: call.door() };
-    if let Within::Group(group) = within {
+    if let Within::Group(group) = within
+        && !(kind == Kind::Watcher && watcher::is_own_group(group))
+    {
         groups::find(call, group)?;
     }
     if let Within::Parent(parent) = within {
@@ -395,6 +422,9 @@ pub(super) fn top_level(view: &View<'_>, kind: Kind) -> Vec<ArmId> {
     match kind {
         Kind::Vnet => region.vnets.keys().cloned().collect(),
         Kind::RouteTable => region.route_tables.keys().cloned().collect(),
+        Kind::SecurityGroup => region.security_groups.keys().cloned().collect(),
+        Kind::ApplicationGroup => region.application_groups.keys().cloned().collect(),
+        Kind::Watcher => watcher::all(view),
         Kind::PublicIp => region.public_ips.keys().cloned().collect(),
         // Scale sets' NICs are shown with their instances only.
         Kind::Nic => {
@@ -408,6 +438,7 @@ pub(super) fn top_level(view: &View<'_>, kind: Kind) -> Vec<ArmId> {
         Kind::Cluster => region.clusters.keys().cloned().collect(),
         Kind::Subnet
         | Kind::Route
+        | Kind::SecurityRule
         | Kind::BackendPool
         | Kind::Instance
         | Kind::InstanceNic
@@ -428,6 +459,8 @@ fn children(
     let (parent_kind, list) = match kind {
         Kind::Subnet => (Kind::Vnet, "subnets"),
         Kind::Route => (Kind::RouteTable, "routes"),
+        Kind::SecurityRule => (Kind::SecurityGroup, "securityRules"),
+        Kind::Part("defaultSecurityRules") => (Kind::SecurityGroup, "defaultSecurityRules"),
         Kind::BackendPool => (Kind::Balancer, "backendAddressPools"),
         Kind::Part("ipConfigurations") => (Kind::Nic, "ipConfigurations"),
         Kind::Part(list) => (Kind::Balancer, list),

@@ -2,6 +2,8 @@
 
 use vnet::{fault::Fault, kind, name::ArmId};
 
+use super::watcher;
+
 /// A resource type that the door knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -9,6 +11,10 @@ pub(super) enum Kind {
     Subnet,
     RouteTable,
     Route,
+    SecurityGroup,
+    SecurityRule,
+    ApplicationGroup,
+    Watcher,
     PublicIp,
     Nic,
     Balancer,
@@ -49,16 +55,13 @@ const KINDS: [(&str, Kind); 43] = [
         "Microsoft.Network/virtualNetworks/virtualNetworkPeerings",
         Kind::Refused("virtual network peering"),
     ),
-    ("Microsoft.Network/networkSecurityGroups", Kind::Refused("network security groups")),
-    (
-        "Microsoft.Network/networkSecurityGroups/securityRules",
-        Kind::Refused("network security groups"),
-    ),
+    (kind::SECURITY_GROUP, Kind::SecurityGroup),
+    (kind::SECURITY_RULE, Kind::SecurityRule),
     (
         "Microsoft.Network/networkSecurityGroups/defaultSecurityRules",
-        Kind::Refused("network security groups"),
+        Kind::Part("defaultSecurityRules"),
     ),
-    ("Microsoft.Network/applicationSecurityGroups", Kind::Refused("application security groups")),
+    (kind::APPLICATION_GROUP, Kind::ApplicationGroup),
     ("Microsoft.Network/natGateways", Kind::Refused("NAT gateways")),
     ("Microsoft.Network/publicIPPrefixes", Kind::Refused("public IP prefixes")),
     ("Microsoft.Network/privateEndpoints", Kind::Refused("private endpoints")),
@@ -72,7 +75,7 @@ const KINDS: [(&str, Kind); 43] = [
     ("Microsoft.Network/virtualNetworkGateways", Kind::Refused("virtual network gateways")),
     ("Microsoft.Network/localNetworkGateways", Kind::Refused("virtual network gateways")),
     ("Microsoft.Network/connections", Kind::Refused("virtual network gateways")),
-    ("Microsoft.Network/networkWatchers", Kind::Refused("Network Watcher")),
+    (watcher::KIND, Kind::Watcher),
     ("Microsoft.Network/ddosProtectionPlans", Kind::Refused("DDoS protection plans")),
     (kind::VM, Kind::Vm),
     (kind::SCALE_SET, Kind::ScaleSet),

@@ -188,11 +188,15 @@ fn interface_configuration(name: &str, nic: &Nic) -> Value {
             } })
         })
         .collect();
-    json!({ "name": name, "properties": {
+    let mut body = json!({ "name": name, "properties": {
         "primary": true,
         "enableAcceleratedNetworking": false,
         "enableIPForwarding": nic.ip_forwarding,
         "dnsSettings": { "dnsServers": [] },
         "ipConfigurations": configurations,
-    } })
+    } });
+    if let Some(group) = &nic.security_group {
+        body["properties"]["networkSecurityGroup"] = json!({ "id": group });
+    }
+    body
 }

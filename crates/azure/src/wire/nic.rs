@@ -28,6 +28,8 @@ pub(crate) const INSTANCE_NIC: &str =
 struct Properties {
     #[serde(rename = "enableIPForwarding")]
     ip_forwarding: Option<bool>,
+    #[serde(rename = "networkSecurityGroup")]
+    security_group: Option<Reference>,
     #[serde(rename = "ipConfigurations")]
     configurations: Option<Vec<Named<Configuration>>>,
 }
@@ -41,9 +43,10 @@ struct Configuration {
     allocation: Option<String>,
     subnet: Option<Reference>,
     load_balancer_backend_address_pools: Option<Vec<Reference>>,
+    application_security_groups: Option<Vec<Reference>>,
 }
 
-const KNOWN: [&str; 21] = [
+const KNOWN: [&str; 22] = [
     "/properties/enableIPForwarding",
     "/properties/macAddress",
     "/properties/primary",
@@ -65,10 +68,10 @@ const KNOWN: [&str; 21] = [
     "/properties/ipConfigurations/*/properties/subnet",
     "/properties/ipConfigurations/*/properties/primary",
     "/properties/ipConfigurations/*/properties/loadBalancerBackendAddressPools",
+    "/properties/ipConfigurations/*/properties/applicationSecurityGroups",
 ];
 
-const REFUSED: [Refusal; 7] = [
-    refusal("/properties/networkSecurityGroup", When::Given, "network security groups"),
+const REFUSED: [Refusal; 5] = [
     refusal(
         "/properties/ipConfigurations/*/properties/privateIPAddressVersion",
         When::Is(&["IPv6"]),
@@ -79,11 +82,6 @@ const REFUSED: [Refusal; 7] = [
         "/properties/ipConfigurations/*/properties/publicIPAddress",
         When::Given,
         "public IPs on network interfaces",
-    ),
-    refusal(
-        "/properties/ipConfigurations/*/properties/applicationSecurityGroups",
-        When::Given,
-        "application security groups",
     ),
     refusal(
         "/properties/ipConfigurations/*/properties/loadBalancerInboundNatRules",
@@ -108,9 +106,13 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<(Command, Vec<ArmId>), Fault> {
     let mut findings = asked.findings(&REFUSED);
     let common = asked.common(&resource, &KNOWN);
     let mut pools = Vec::new();
-    let (ip_forwarding, configurations) = resource
-        .properties
-        .map_or((None, None), |given| (given.ip_forwarding, given.configurations));
+    let (ip_forwarding, security_group, configurations) =
+        resource.properties.map_or((None, None, None), |given| {
+            (given.ip_forwarding, given.security_group, given.configurations)
+        });
+    let security_group = findings.take_some(id_of(security_group), |text| {
+        arm_id_of(&text, kind::SECURITY_GROUP, "properties.networkSecurityGroup.id")
+    });
     let configs: Vec<PutIpConfiguration> = configurations
         .unwrap_or_default()
         .into_iter()
@@ -121,7 +123,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<(Command, Vec<ArmId>), Fault> {
     }
     findings.finish()?;
     let ip_forwarding = ip_forwarding.unwrap_or(false);
-    Ok((Command::PutNic { common, ip_forwarding, security_group: None, configs }, pools))
+    Ok((Command::PutNic { common, ip_forwarding, security_group, configs }, pools))
 }
 
 fn parse_configuration(
@@ -153,12 +155,19 @@ fn parse_configuration(
         let kind = format!("{}/backendAddressPools", kind::LOAD_BALANCER);
         pools.extend(findings.take_some(pool.id, |id| arm_id_of(&id, &kind, &target)));
     }
+    let mut application_groups = Vec::new();
+    for group in properties.application_security_groups.unwrap_or_default() {
+        let target = format!("{path}.applicationSecurityGroups.id");
+        let id = group.id.ok_or_else(|| missing(&target));
+        let id = id.and_then(|id| arm_id_of(&id, kind::APPLICATION_GROUP, &target));
+        application_groups.extend(findings.take(id));
+    }
     Some(PutIpConfiguration {
         name: name?,
         subnet: subnet?,
         address,
         public_ip: None,
-        application_groups: Vec::new(),
+        application_groups,
     })
 }
 
@@ -186,6 +195,9 @@ pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
         "nicType": "Standard",
         "vnetEncryptionSupported": false,
     });
+    if let Some(group) = &nic.security_group {
+        body["properties"]["networkSecurityGroup"] = json!({ "id": group });
+    }
     if let Some(machine) = &nic.machine {
         let mac = nic.mac.to_string().to_ascii_uppercase().replace(':', "-");
         body["properties"]["macAddress"] = json!(mac);
@@ -223,6 +235,10 @@ fn render_configuration(
             "subnet": { "id": config.subnet },
         },
     });
+    if !config.application_groups.is_empty() {
+        body["properties"]["applicationSecurityGroups"] =
+            json!(references(&config.application_groups));
+    }
     if is_primary && !pools.is_empty() {
         body["properties"]["loadBalancerBackendAddressPools"] = json!(references(pools));
     }

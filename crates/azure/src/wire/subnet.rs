@@ -24,6 +24,7 @@ struct Properties {
     address_prefix: Option<String>,
     address_prefixes: Option<Vec<String>>,
     route_table: Option<Reference>,
+    network_security_group: Option<Reference>,
     delegations: Option<Vec<Named<DelegationProperties>>>,
     private_endpoint_network_policies: Option<String>,
     private_link_service_network_policies: Option<String>,
@@ -35,7 +36,7 @@ struct DelegationProperties {
     service_name: Option<String>,
 }
 
-const KNOWN: [&str; 19] = [
+const KNOWN: [&str; 20] = [
     "/id",
     "/name",
     "/type",
@@ -45,6 +46,7 @@ const KNOWN: [&str; 19] = [
     "/properties/addressPrefix",
     "/properties/addressPrefixes",
     "/properties/routeTable",
+    "/properties/networkSecurityGroup",
     "/properties/delegations",
     "/properties/privateEndpointNetworkPolicies",
     "/properties/privateLinkServiceNetworkPolicies",
@@ -57,14 +59,13 @@ const KNOWN: [&str; 19] = [
     "/properties/serviceEndpoints/*/provisioningState",
 ];
 
-const REFUSED: [Refusal; 9] = [
+const REFUSED: [Refusal; 8] = [
     refusal(
         "/properties/addressPrefixes",
         When::Several,
         "more than one address prefix in a subnet",
     )
     .code("MultipleAddressPrefixesSubnetNotSupported"),
-    refusal("/properties/networkSecurityGroup", When::Given, "network security groups"),
     refusal("/properties/natGateway", When::Given, "NAT gateways"),
     refusal("/properties/serviceEndpointPolicies", When::Given, "service endpoint policies"),
     refusal("/properties/ipAllocations", When::Given, "IP allocations"),
@@ -105,6 +106,9 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
     let route_table = findings.take_some(id_of(properties.route_table), |text| {
         arm_id_of(&text, kind::ROUTE_TABLE, "properties.routeTable.id")
     });
+    let security_group = findings.take_some(id_of(properties.network_security_group), |text| {
+        arm_id_of(&text, kind::SECURITY_GROUP, "properties.networkSecurityGroup.id")
+    });
     let mut delegations = Vec::new();
     for delegation in properties.delegations.unwrap_or_default() {
         match given(delegation.properties.and_then(|properties| properties.service_name)) {
@@ -117,7 +121,7 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
         }
     }
     Some(PutSubnet {
-        security_group: None,
+        security_group,
         nat_gateway: None,
         default_outbound: None,
         name: Name::new(id.name()),
@@ -140,6 +144,9 @@ pub(crate) fn render(vnet: &Vnet, subnet: &Subnet) -> Value {
         "provisioningState": network_state(subnet.state),
         "addressPrefix": subnet.prefix,
     });
+    if let Some(group) = &subnet.security_group {
+        properties["networkSecurityGroup"] = json!({ "id": group });
+    }
     if let Some(table) = &subnet.route_table {
         properties["routeTable"] = json!({ "id": table });
     }

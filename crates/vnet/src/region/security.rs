@@ -181,6 +181,26 @@ impl Change {
         self.check_vnet_of_groups(nic, &groups)
     }
 
+    /// Refuses tags that are not in the list. Azure/azure-powershell issue 4557 has the text.
+    fn known_tags(&self, id: &ArmId, rule: &SecurityRule) -> Result<(), Fault> {
+        for peers in [&rule.source, &rule.destination] {
+            let Peers::Addresses { any_of, .. } = peers else { continue };
+            for one in any_of {
+                if let Addresses::Tag(tag) = one
+                    && !self.region.service_tags().knows(tag)
+                {
+                    return Err(Fault::bad(
+                        "SecurityRuleInvalidAddressPrefix",
+                        format!(
+                            "Security rule {id} has invalid Address prefix. Value provided: {tag}"
+                        ),
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// All NICs of an application security group are in one virtual network, and so are those of all groups of a
     /// rule (Azure documentation, "Application security groups", constraints).
     fn check_vnet_of_groups(&self, nic: &Nic, groups: &BTreeSet<ArmId>) -> Result<(), Fault> {
@@ -234,6 +254,7 @@ impl Change {
             }
             let rule_id = id.child("securityRules", rule.name.as_str());
             check_rule(&rule_id, rule)?;
+            self.known_tags(&rule_id, rule)?;
             self.known_application_groups(
                 application_groups(rule),
                 &rule_id,

@@ -69,6 +69,11 @@ fn rules_that_azure_refuses() {
             "parameter DestinationAddressPrefix",
         ),
         (|rule| rule.destination = list(Vec::new()), "InvalidParameter", "one prefix or a list"),
+        (
+            |rule| rule.source = tag("AzureCloud.atlantis"),
+            "SecurityRuleInvalidAddressPrefix",
+            "securityRules/new has invalid Address prefix. Value provided: AzureCloud.atlantis",
+        ),
         (|rule| rule.source = members(&[]), "InvalidParameter", "empty"),
         (
             |rule| rule.source = members(&["x", "nope"]),

@@ -1,0 +1,167 @@
+//! What is said of one NIC: the groups and routes that its packets meet, and what these decide about one flow.
+//! They are the same functions that [`crate::flow`] walks by and [`crate::host`] compiles. Not here: what is
+//! beyond the NIC.
+
+use std::net::Ipv4Addr;
+
+use crate::{
+    addr::Prefix4,
+    model::{Access, Direction, Machine, NetworkMode, Nic, ProvisioningState, Subnet, Vnet},
+    name::{ArmId, Name},
+    policy::{Decision, Flow, Gate, is_platform},
+    region::Region,
+    routes::{self, EffectiveRoute, Hop, Source},
+};
+
+/// A network security group where it is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The subnet or the NIC.
+    pub at: ArmId,
+    /// The group there.
+    pub gate: Gate,
+}
+
+/// What the gates of a NIC say of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Whether it passes all of them.
+    pub access: Access,
+    /// Who decided: the rule that denied, else that of the last gate. `None` where no rule is about the flow.
+    pub rule: Option<Decider>,
+}
+
+/// A rule that decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decider {
+    /// The group.
+    pub group: ArmId,
+    /// The rule's name.
+    pub name: Name,
+    /// Whether it is one of the six that every group has.
+    pub is_default: bool,
+}
+
+/// Where a packet goes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextStop {
+    /// The route's next hop; `None` for the platform's own addresses, which no route is about.
+    pub hop: Option<Hop>,
+    /// The table of the route, when a user made it.
+    pub route_table: Option<ArmId>,
+}
+
+/// The machine of a NIC, if it runs.
+#[must_use]
+pub fn running_machine<'a>(region: &'a Region, nic: &Nic) -> Option<&'a Machine> {
+    let machine = region.machines.get(nic.machine.as_ref()?)?;
+    match machine.meta.state {
+        ProvisioningState::Creating | ProvisioningState::Deleting => None,
+        ProvisioningState::Updating
+        | ProvisioningState::Scaling
+        | ProvisioningState::Upgrading
+        | ProvisioningState::Succeeded
+        | ProvisioningState::Failed => Some(machine),
+    }
+}
+
+/// Whether `address` is the NIC's: of one of its IP configurations, or given to its node for pods.
+#[must_use]
+pub fn has_address(region: &Region, nic: &Nic, address: Ipv4Addr) -> bool {
+    nic.configs.iter().any(|config| config.address == address)
+        || nic.machine.as_ref().is_some_and(|it| region.pod_addresses_of(it).contains(&address))
+}
+
+/// The groups that packets with this address of the NIC's meet, in the order of inbound ones: subnet, NIC.
+#[must_use]
+pub fn gates(region: &Region, nic: &Nic, address: Ipv4Addr) -> Vec<Attached> {
+    let Some((vnet, subnet)) = place(region, nic, address) else { return Vec::new() };
+    let pod_range = overlay_range(region, nic);
+    let subnet_id = vnet.meta.id.child("subnets", subnet.name.as_str());
+    let attached = [
+        (subnet_id, subnet.security_group.as_ref()),
+        (nic.meta.id.clone(), nic.security_group.as_ref()),
+    ];
+    attached
+        .into_iter()
+        .filter_map(|(at, group)| {
+            let group = region.security_groups.get(group?)?;
+            let is_there = group.meta.state != ProvisioningState::Deleting;
+            is_there.then(|| Attached { at, gate: Gate::new(region, vnet, group, pod_range) })
+        })
+        .collect()
+}
+
+/// What the gates of a NIC say of a flow from or to `own`, an address of the NIC's.
+#[must_use]
+pub fn verify(region: &Region, nic: &Nic, direction: Direction, flow: &Flow) -> Verdict {
+    let own = match direction {
+        Direction::Inbound => flow.destination,
+        Direction::Outbound => flow.source,
+    };
+    let mut gates = gates(region, nic, own);
+    if direction == Direction::Outbound {
+        gates.reverse();
+    }
+    let mut verdict = Verdict { access: Access::Allow, rule: None };
+    for Attached { gate, .. } in &gates {
+        let decision = gate.decide(direction, flow);
+        verdict.access = decision.access();
+        verdict.rule = match decision {
+            Decision::Rule(rule) => Some(Decider {
+                group: gate.group.clone(),
+                name: rule.rule.name.clone(),
+                is_default: rule.is_default,
+            }),
+            Decision::Platform => None,
+        };
+        if verdict.access == Access::Deny {
+            break;
+        }
+    }
+    verdict
+}
+
+/// The routes that the NIC's packets meet: those of its primary address' subnet.
+#[must_use]
+pub fn routes(region: &Region, nic: &Nic) -> Vec<EffectiveRoute> {
+    let place = nic.address().and_then(|address| place(region, nic, address));
+    place.map_or_else(Vec::new, |(vnet, subnet)| routes::effective(region, vnet, subnet))
+}
+
+/// Where a packet from `source`, an address of the NIC's, to `destination` goes next. Without a route, nowhere.
+#[must_use]
+pub fn next_stop(
+    region: &Region,
+    nic: &Nic,
+    source: Ipv4Addr,
+    destination: Ipv4Addr,
+) -> Option<NextStop> {
+    let (vnet, subnet) = place(region, nic, source)?;
+    if is_platform(destination) {
+        return Some(NextStop { hop: None, route_table: None });
+    }
+    let all = routes::effective(region, vnet, subnet);
+    let route = routes::select(&all, destination);
+    let is_users = route.is_some_and(|route| route.source == Source::User);
+    Some(NextStop {
+        hop: Some(route.map_or(Hop::None, |route| route.hop.clone())),
+        route_table: subnet.route_table.clone().filter(|_| is_users),
+    })
+}
+
+/// The subnet whose group and routes packets with this address meet. A pod of a pod subnet has its own subnet's;
+/// what is not the NIC's own has the NIC's.
+fn place<'a>(region: &'a Region, nic: &Nic, address: Ipv4Addr) -> Option<(&'a Vnet, &'a Subnet)> {
+    let vnet = region.vnets.get(&nic.vnet()?)?;
+    let own = if has_address(region, nic, address) { address } else { nic.address()? };
+    let subnet = vnet.subnets.values().find(|subnet| subnet.prefix.contains(own))?;
+    Some((vnet, subnet))
+}
+
+/// The pods' range of the overlay that the NIC's node is a part of.
+fn overlay_range(region: &Region, nic: &Nic) -> Option<Prefix4> {
+    let node = region.machines.get(nic.machine.as_ref()?)?.node()?;
+    let cluster = region.clusters.get(&node.cluster)?;
+    cluster.pod_cidr.filter(|_| cluster.mode == NetworkMode::Overlay)
+}
