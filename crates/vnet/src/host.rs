@@ -6,6 +6,7 @@
 
 pub(crate) mod balancing;
 mod control;
+mod cuts;
 pub(crate) mod egress;
 pub mod fabric;
 mod gates;

@@ -12,7 +12,7 @@ use vnet::{
 };
 
 use crate::{
-    lab::{Lab, ask, connect, run, serve},
+    lab::{Lab, ask, ask_as, connect, pod, run, serve},
     world::{id, nic_id},
 };
 
@@ -121,4 +121,107 @@ fn a_public_front_end_is_reached_from_the_internet_and_other_networks() {
     assert_eq!(ask(&lab.internet(), "20.0.0.1:80"), "nothing");
     assert_eq!(ask(&lab.internet(), "20.0.0.2:80"), "nothing", "nobody asked for that");
     assert_eq!(ask(&lab.machine("n1"), "9.9.9.9:80"), "internet sees 20.8.8.8 at 9.9.9.9");
+}
+
+#[test]
+fn inbound_nat_rules_lead_to_one_machine_each() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm n1 10.1.1.4
+         vm n2 10.1.1.5
+         vm client 10.1.1.9
+         balancer b
+         frontend front public 20.8.8.8
+         pool nodes n1 n2
+         inbound front tcp 2200 to 22 of n2
+         inbound front tcp 5000-5009 to 80 in nodes
+         balancer i
+         frontend inside 10.1.1.100
+         inbound inside tcp 2201 to 22 of n1",
+    );
+    for node in ["n1", "n2"] {
+        lab.serve(node, &[22, 80]);
+    }
+    let internet = lab.internet();
+    let at = |to: &str| ask_as(&internet, "198.19.0.10", to);
+    assert_eq!(at("20.8.8.8:2200"), "n2 sees 198.19.0.10 at 10.1.1.5");
+    assert_eq!(at("20.8.8.8:5000"), "n1 sees 198.19.0.10 at 10.1.1.4");
+    assert_eq!(at("20.8.8.8:5001"), "n2 sees 198.19.0.10 at 10.1.1.5");
+    assert_eq!(at("20.8.8.8:5002"), "nothing", "there is no third member");
+    assert_eq!(at("20.8.8.8:22"), "nothing");
+    let client = lab.machine("client");
+    assert_eq!(ask(&client, "10.1.1.100:2201"), "n1 sees 10.1.1.9 at 10.1.1.4");
+}
+
+#[test]
+fn front_ends_share_members_and_high_availability_ports_take_everything() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm n1 10.1.1.4
+         vm client 10.1.1.9
+         balancer b
+         frontend one 10.1.1.100
+         frontend two 10.1.1.101
+         frontend all 10.1.1.102
+         pool nodes n1
+         rule one nodes tcp 80
+         rule two nodes tcp 80
+         rule all nodes all 0",
+    );
+    let n1 = lab.machine("n1");
+    for address in ["10.1.1.100", "10.1.1.101", "10.1.1.102"] {
+        pod(&n1, address);
+    }
+    lab.serve("n1", &[80, 8443]);
+    let client = lab.machine("client");
+    for (to, expected) in [
+        ("10.1.1.100:80", "n1 sees 10.1.1.9 at 10.1.1.100"),
+        ("10.1.1.101:80", "n1 sees 10.1.1.9 at 10.1.1.101"),
+        ("10.1.1.101:8443", "nothing"),
+        ("10.1.1.102:80", "n1 sees 10.1.1.9 at 10.1.1.102"),
+        ("10.1.1.102:8443", "n1 sees 10.1.1.9 at 10.1.1.102"),
+    ] {
+        assert_eq!(ask(&client, to), expected, "{to}");
+    }
+}
+
+/// Azure's documented limit: a member whose own flow comes back to it gets no answer.
+#[test]
+fn a_member_reaches_its_own_front_end_only_at_the_others() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm n1 10.1.1.4
+         vm n2 10.1.1.5
+         balancer b
+         frontend front 10.1.1.100
+         pool nodes n1 n2
+         rule front nodes tcp 90 to 8080",
+    );
+    lab.serve("n1", &[8080]);
+    lab.serve("n2", &[8080]);
+    let n1 = lab.machine("n1");
+    let said: BTreeSet<String> = (0..12).map(|_| ask(&n1, "10.1.1.100:90")).collect();
+    let expected = ["n2 sees 10.1.1.4 at 10.1.1.5", "nothing"].map(str::to_owned);
+    assert_eq!(said, BTreeSet::from(expected));
+}
+
+#[test]
+fn a_flow_that_was_idle_for_too_long_is_reset() {
+    let lab = lab();
+    let client = lab.machine("client");
+    let (mut stream, _) = connect(&client, "172.20.0.132:80").expect("an answer");
+    let vnet = lab.vnet("v");
+    let flows = run(&vnet, "cat", &["/proc/net/nf_conntrack"]);
+    let flow = flows.lines().find(|flow| flow.contains("dst=172.20.0.132")).expect("the flow");
+    let seconds: u32 = flow.split_whitespace().nth(4).unwrap().parse().unwrap();
+    assert!((200..=240).contains(&seconds), "four minutes: {flow}");
+    // As if they had passed.
+    run(&vnet, "conntrack", &["-F"]);
+    let mut name = [0; 2];
+    let _ = stream.write_all(b"x");
+    let err = stream.read_exact(&mut name).expect_err("nobody answers");
+    assert_eq!(err.kind(), std::io::ErrorKind::ConnectionReset);
 }

@@ -1,16 +1,21 @@
 //! Network security groups: each list is a gate of its own.
 
-use std::io::{Read, Write};
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{Ipv4Addr, UdpSocket},
+};
 
 use daemon::fabric::Scope;
 use linux::netns::Netns;
 use vnet::{
     host::{Health, names},
     model::Direction,
+    policy::{Decision, Flow, Gate, Protocol},
 };
 
 use crate::{
-    lab::{Lab, ask, ask_as, connect, decided, pod, run, serve},
+    lab::{Lab, all_decided, ask, ask_as, connect, decided, pod, run, serve},
     world::id,
 };
 
@@ -289,4 +294,92 @@ fn probes_meet_inbound_lists_and_public_flows_come_with_the_clients_address() {
     assert_eq!(ask(&lab.machine("two"), "9.9.9.9:80"), "nothing");
     assert_eq!(ask(&lab.machine("two"), "168.63.129.16:80"), "nothing");
     assert_eq!(hits(&lab, "out", Direction::Outbound, "out-100"), 1, "only for the internet");
+}
+
+/// Numbers that are the same every time (Knuth's MMIX generator).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+/// A group of so many rules about flows from 10.1.1.0/28 to 10.1.2.0/28, each unlike the others.
+fn many_rules(numbers: &mut Numbers, n_rules: u64) -> String {
+    let mut text = String::new();
+    for n in 0..n_rules {
+        let mut peer = |third: u64| match numbers.below(4) {
+            0 => "*".to_owned(),
+            1 => format!("10.1.{third}.0/28"),
+            2 => format!("10.1.{third}.{}/31", 2 * numbers.below(8)),
+            _ => format!(
+                "10.1.{third}.{},10.1.{third}.{}",
+                4 + numbers.below(4),
+                4 + numbers.below(4)
+            ),
+        };
+        let (source, destination) = (peer(1), peer(2));
+        let access = ["allow", "deny"][usize::try_from(numbers.below(2)).unwrap()];
+        let protocol = ["udp", "udp", "*", "tcp"][usize::try_from(numbers.below(4)).unwrap()];
+        let port = 1000 + numbers.below(100);
+        let ports = match numbers.below(5) {
+            0 if n % 100 == 99 => "*".to_owned(),
+            1 => format!("{port}-{}", port + numbers.below(30)),
+            2 => format!("{port},{}", 1000 + numbers.below(100)),
+            _ => port.to_string(),
+        };
+        let sports = if numbers.below(10) == 0 { "30000-30999" } else { "*" };
+        text += &format!(
+            "in {} {access} {protocol} {source} {sports} > {destination} {ports}\n",
+            100 + n
+        );
+    }
+    text
+}
+
+/// Long lists are cut into maps. Each rule decides about the flows that the model says it decides about.
+#[test]
+fn long_lists_decide_as_the_model_does() {
+    for seed in 0..4 {
+        let mut numbers = Numbers(seed);
+        let rules = many_rules(&mut numbers, 400);
+        let lab = Lab::new(&format!(
+            "vnet v 10.1.0.0/16
+             nsg n
+             {rules}
+             subnet a 10.1.1.0/24
+             subnet b 10.1.2.0/24 nsg n
+             vm one 10.1.1.4,10.1.1.5,10.1.1.6,10.1.1.7
+             vm two 10.1.2.4,10.1.2.5,10.1.2.6,10.1.2.7"
+        ));
+        let group = id("networkSecurityGroups", "n");
+        let vnet = &lab.region.vnets[&crate::world::vnet_id("v")];
+        let gate = Gate::new(&lab.region, vnet, &lab.region.security_groups[&group], None);
+        let mut expected: BTreeMap<String, u32> = BTreeMap::new();
+        let one = lab.machine("one");
+        for n in 0..2000_u16 {
+            let mut address =
+                |third| Ipv4Addr::new(10, 1, third, 4 + u8::try_from(numbers.below(4)).unwrap());
+            let flow = Flow {
+                source: address(1),
+                destination: address(2),
+                protocol: Protocol::Udp,
+                source_port: 30_000 + n,
+                destination_port: u16::try_from(995 + numbers.below(110)).unwrap(),
+            };
+            let Decision::Rule(rule) = gate.decide(Direction::Inbound, &flow) else {
+                panic!("{flow:?}")
+            };
+            *expected.entry(rule.rule.name.to_string()).or_default() += 1;
+            let socket =
+                one.run(|| UdpSocket::bind((flow.source, flow.source_port))).unwrap().unwrap();
+            socket.send_to(b"x", (flow.destination, flow.destination_port)).unwrap();
+        }
+        let chain = names::gate(&group, Direction::Inbound, None);
+        assert!(expected.len() > 30, "many rules decide: {expected:?}");
+        assert_eq!(all_decided(&lab.vnet("v"), &chain), expected, "seed {seed}");
+    }
 }

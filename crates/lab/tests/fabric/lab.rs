@@ -1,6 +1,7 @@
 //! A lab of a test's own: real namespaces, removed at the end.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
     net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
     sync::atomic::{AtomicU32, Ordering},
@@ -170,15 +171,32 @@ pub(crate) fn counted(namespace: &Netns) -> u32 {
     after.split(' ').next().expect("a number").parse().expect("a number")
 }
 
-/// How often the rule of this name has decided, in a chain of the fabric's table; 0 when there is none.
+/// How often the rule of this name has decided, in the chain of a security group's list.
 pub(crate) fn decided(namespace: &Netns, chain: &str, rule: &str) -> u32 {
-    let listing = run(namespace, "nft", &["list", "chain", "ip", vnet::host::TABLE, chain]);
-    let comment = format!("comment \"{rule}\"");
-    let Some(line) = listing.lines().find(|line| line.trim_end().ends_with(&comment)) else {
-        return 0;
-    };
-    let (_, after) = line.split_once("counter packets ").expect("a counter");
-    after.split(' ').next().expect("a number").parse().expect("a number")
+    all_decided(namespace, chain).get(rule).copied().unwrap_or(0)
+}
+
+/// How often each rule has decided, in the chain of a security group's list and its parts.
+pub(crate) fn all_decided(namespace: &Netns, chain: &str) -> BTreeMap<String, u32> {
+    let listing = run(namespace, "nft", &["list", "table", "ip", vnet::host::TABLE]);
+    let part = format!("{chain}-");
+    let mut decided = BTreeMap::new();
+    let mut is_within = false;
+    for line in listing.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("chain ") {
+            let name = name.trim_end_matches([' ', '{']);
+            is_within = name == chain || name.starts_with(&part);
+        }
+        let Some((_, after)) = line.split_once("counter packets ").filter(|_| is_within) else {
+            continue;
+        };
+        let (_, rule) = line.split_once(" comment \"").expect("a name");
+        let n: u32 = after.split(' ').next().expect("a number").parse().expect("a number");
+        if n > 0 {
+            *decided.entry(rule.trim_end_matches('"').to_owned()).or_default() += n;
+        }
+    }
+    decided
 }
 
 /// Gives a node a pod: an address on its loopback. The fabric sees no difference.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{health::Health, view::View};
-use crate::model::{BalancingRule, LoadBalancer, Transport};
+use crate::model::{BalancingRule, InboundNatRule, InboundTarget, LoadBalancer, Transport};
 
 /// What a service is found by: address, protocol, port (0 with [`Transport::All`]).
 pub(crate) type Key = (Ipv4Addr, Transport, u16);
@@ -15,7 +15,7 @@ pub(crate) type Key = (Ipv4Addr, Transport, u16);
 /// All services of a virtual network.
 pub(crate) struct Services(pub(crate) BTreeMap<Key, Service>);
 
-/// One load-balancing rule.
+/// One load-balancing rule, or one port of an inbound NAT rule.
 pub(crate) struct Service {
     /// The members that new flows may go to, in order.
     pub(crate) healthy: Vec<Ipv4Addr>,
@@ -24,6 +24,10 @@ pub(crate) struct Service {
     /// Whether a client always meets the same member.
     pub(crate) by_source: bool,
     pub(crate) delivery: Delivery,
+    /// After how many idle minutes a flow is forgotten.
+    pub(crate) idle_minutes: u32,
+    /// Whether who goes on with a forgotten TCP flow is told so.
+    pub(crate) reset: bool,
 }
 
 /// What becomes of the packet's destination.
@@ -63,8 +67,54 @@ pub(crate) fn services(view: &View<'_>, health: &Health) -> Services {
                 services.entry(key).or_insert(service);
             }
         }
+        for rule in balancer.inbound_rules.values() {
+            let Some(frontend) = balancer.frontends.get(&rule.frontend) else { continue };
+            let Some(address) = view.frontend_address(frontend) else { continue };
+            for (port, member) in inbound_ports(view, balancer, rule) {
+                let key = (address, rule.protocol, port);
+                services.entry(key).or_insert_with(|| inbound_service(rule, member));
+            }
+        }
     }
     Services(services)
+}
+
+/// The front end's ports of an inbound NAT rule, and who has each. A pool's members have one each, in order.
+fn inbound_ports(
+    view: &View<'_>,
+    balancer: &LoadBalancer,
+    rule: &InboundNatRule,
+) -> Vec<(u16, Ipv4Addr)> {
+    match &rule.target {
+        InboundTarget::Configuration { frontend_port, member } => {
+            let member = member.as_ref().and_then(|(nic, config)| {
+                let mut configs = view.port_of(nic)?.nic.configs.iter();
+                configs.find(|it| it.name.eq_ignore_ascii_case(config)).map(|it| it.address)
+            });
+            member.map(|member| (*frontend_port, member)).into_iter().collect()
+        }
+        InboundTarget::Pool { pool, frontend_ports } => {
+            let members = balancer.pools.get(pool).into_iter().flat_map(|pool| &pool.members);
+            (frontend_ports.first..=frontend_ports.last)
+                .zip(members)
+                .filter_map(|(port, member)| Some((port, view.port_of(member)?.primary)))
+                .collect()
+        }
+    }
+}
+
+fn inbound_service(rule: &InboundNatRule, member: Ipv4Addr) -> Service {
+    Service {
+        healthy: vec![member],
+        members: vec![member],
+        by_source: false,
+        delivery: match rule.floating_ip {
+            true => Delivery::Kept,
+            false => Delivery::Translated(rule.backend_port),
+        },
+        idle_minutes: rule.idle_timeout_minutes,
+        reset: rule.enable_tcp_reset,
+    }
 }
 
 fn service(
@@ -95,6 +145,8 @@ fn service(
         members: members.iter().map(|(address, _)| *address).collect(),
         by_source: rule.source_ip_affinity,
         delivery,
+        idle_minutes: rule.idle_timeout_minutes,
+        reset: rule.enable_tcp_reset,
     };
     Some(((address, rule.protocol, port), service))
 }

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{
-    names,
+    cuts, names,
     ruleset::{elements, line},
     view::View,
 };
@@ -123,15 +123,18 @@ pub(super) fn render(text: &mut String, view: &View<'_>) {
 
 /// A list of rules as a chain.
 fn list(text: &mut String, name: &str, direction: Direction, rules: &[Rule]) {
+    let mut head = String::new();
     if direction == Direction::Outbound {
         // Nothing but a rule that says so is about the platform's own services.
         platform(text, name, rules);
+        let platform = format!("{}, {}", names::PLATFORM_ADDRESS, names::METADATA_ADDRESS);
+        line(&mut head, format_args!("\t\tip daddr {{ {platform} }} goto {name}-platform"));
+    }
+    if rules.len() > cuts::LONG {
+        return cuts::render(text, name, &head, rules);
     }
     line(text, format_args!("\tchain {name} {{"));
-    if direction == Direction::Outbound {
-        let platform = format!("{}, {}", names::PLATFORM_ADDRESS, names::METADATA_ADDRESS);
-        line(text, format_args!("\t\tip daddr {{ {platform} }} goto {name}-platform"));
-    }
+    text.push_str(&head);
     for rule in rules {
         write_rule(text, rule);
     }
@@ -153,7 +156,7 @@ fn write_rule(text: &mut String, rule: &Rule) {
 }
 
 /// What a rule does with what it matches, with its counter and its name.
-fn verdict(rule: &Rule) -> String {
+pub(super) fn verdict(rule: &Rule) -> String {
     let verdict = match rule.rule.access {
         Access::Allow => "return",
         Access::Deny => "drop",
@@ -197,32 +200,35 @@ fn addresses(text: &mut String, field: &str, set: &AddressSet) -> Option<()> {
     if set.is_all() {
         return Some(());
     }
-    let ranges: Vec<String> = set
-        .ranges()
-        .map(
-            |(first, last)| {
-                if first == last { first.to_string() } else { format!("{first}-{last}") }
-            },
-        )
-        .collect();
-    one_of(text, &format!("ip {field}"), &ranges)
+    one_of(text, &format!("ip {field}"), &range_texts(set))
 }
 
 fn ports(text: &mut String, field: &str, ports: &Ports) -> Option<()> {
     if ports.are_all() {
         return Some(());
     }
-    let ranges: Vec<String> = merged(&ports.any_of)
-        .iter()
-        .map(|range| match range {
-            PortRange { first, last } if first == last => first.to_string(),
-            PortRange { first, last } => format!("{first}-{last}"),
-        })
-        .collect();
-    one_of(text, &format!("th {field}"), &ranges)
+    one_of(text, &format!("th {field}"), &port_texts(ports))
 }
 
-fn one_of(text: &mut String, field: &str, values: &[String]) -> Option<()> {
+/// The ranges of a set as nft reads them.
+pub(super) fn range_texts(set: &AddressSet) -> Vec<String> {
+    let one = |(first, last)| {
+        if first == last { format!("{first}") } else { format!("{first}-{last}") }
+    };
+    set.ranges().map(one).collect()
+}
+
+/// Ports as nft reads them.
+pub(super) fn port_texts(ports: &Ports) -> Vec<String> {
+    let one = |range: &PortRange| match range {
+        PortRange { first, last } if first == last => first.to_string(),
+        PortRange { first, last } => format!("{first}-{last}"),
+    };
+    merged(&ports.any_of).iter().map(one).collect()
+}
+
+/// A match of one of these values, with a space behind it; `None` when there are none, which nothing matches.
+pub(super) fn one_of(text: &mut String, field: &str, values: &[String]) -> Option<()> {
     match values {
         [] => return None,
         [one] => write!(text, "{field} {one} "),
@@ -233,7 +239,7 @@ fn one_of(text: &mut String, field: &str, values: &[String]) -> Option<()> {
 }
 
 /// Ranges in order, apart: nft refuses those that overlap.
-fn merged(ranges: &[PortRange]) -> Vec<PortRange> {
+pub(super) fn merged(ranges: &[PortRange]) -> Vec<PortRange> {
     let mut ranges: Vec<PortRange> =
         ranges.iter().copied().filter(|range| range.first <= range.last).collect();
     ranges.sort_unstable();

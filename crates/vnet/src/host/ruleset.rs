@@ -29,7 +29,7 @@ pub(super) fn render(view: &View<'_>, networks: &Networks<'_>, services: &Servic
     sources(&mut text, view, services);
     overlays(&mut text, view);
     joined(&mut text, view, networks);
-    translation::render(&mut text, view, &egress::ways(view));
+    translation::render(&mut text, view, services, &egress::ways(view));
     services::render(&mut text, services);
     gates::render(&mut text, view);
     for chains in [CHAINS, gates::CHAINS, services::CHAINS, translation::CHAINS] {

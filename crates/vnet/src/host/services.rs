@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 use super::{
     balancing::{Delivery, Key, Service, Services},
     ruleset::{elements, line},
+    translation::idle_chain,
 };
 use crate::model::Transport;
 
@@ -112,6 +113,16 @@ fn chain(text: &mut String, key: Key, service: &Service) {
         members.map(|(n, it)| format!("{n} : {}", to_text(*it))).collect::<Vec<_>>().join(", ")
     };
     line(text, format_args!("\tchain {} {{", chain_name(key)));
+    if service.reset && key.1 != Transport::Udp {
+        // Who goes on with a flow that was idle for too long is told, instead of being a new flow.
+        line(
+            text,
+            format_args!(
+                "\t\tct state new tcp flags & (fin | syn | rst | ack) != syn counter reject with tcp reset comment \"idle for too long\""
+            ),
+        );
+    }
+    line(text, format_args!("\t\tjump {}", idle_chain(service.idle_minutes)));
     match service.delivery {
         Delivery::Kept => {
             let marks = member(&|it| format!("{:#010x}", u32::from(it)));

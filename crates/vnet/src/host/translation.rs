@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::{
+    balancing::Services,
     egress::{self, Way, Ways},
     ruleset::{digest, elements, line},
     view::View,
@@ -30,13 +31,14 @@ pub(super) const CHAINS: &str = r#"
 "#;
 
 /// Writes the sets, maps and chains that [`CHAINS`] and the filter look into.
-pub(super) fn render(text: &mut String, view: &View<'_>, ways: &Ways<'_>) {
+pub(super) fn render(text: &mut String, view: &View<'_>, services: &Services, ways: &Ways<'_>) {
     let mut leaving = BTreeSet::new();
     let mut public = BTreeSet::new();
     let mut public_ports = BTreeSet::new();
     let mut several: BTreeMap<&[Ipv4Addr], BTreeMap<Ipv4Addr, &Way>> = BTreeMap::new();
     let mut idle = BTreeSet::new();
-    let mut minutes = BTreeSet::new();
+    let served = services.0.values().filter(|service| !service.healthy.is_empty());
+    let mut minutes: BTreeSet<u32> = served.map(|service| service.idle_minutes).collect();
     for (address, (link, way)) in ways {
         leaving.insert(format!("\"{link}\" . {address}"));
         idle.insert(format!("{address} : jump {}", idle_chain(way.idle_minutes)));
@@ -122,11 +124,11 @@ fn choice(text: &mut String, outside: &[Ipv4Addr], sources: &BTreeMap<Ipv4Addr, 
     }
 }
 
-fn idle_chain(minutes: u32) -> String {
+/// The chain that says after how long a flow is forgotten that nobody uses.
+pub(super) fn idle_chain(minutes: u32) -> String {
     format!("idle-{minutes}")
 }
 
-/// After how long a flow is forgotten that nobody uses.
 fn idle_timeout(text: &mut String, minutes: u32) {
     let seconds = minutes.saturating_mul(60);
     let name = idle_chain(minutes);
