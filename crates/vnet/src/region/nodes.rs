@@ -19,7 +19,9 @@ use crate::{
 /// (kubernetes-sigs/cloud-provider-azure, `pkg/provider/azure_loadbalancer_repo.go`; the outbound pool is AKS').
 const BALANCERS: [&str; 2] = ["kubernetes", "kubernetes-internal"];
 /// See [`BALANCERS`].
-const NODE_POOLS: [&str; 2] = ["kubernetes", "aksOutboundBackendPool"];
+pub(super) const INBOUND_POOL: &str = "kubernetes";
+/// See [`BALANCERS`].
+pub(super) const OUTBOUND_POOL: &str = "aksOutboundBackendPool";
 
 impl Change {
     /// Makes `n` more nodes of a pool; surge nodes stay only for as long as an upgrade.
@@ -178,18 +180,20 @@ impl Change {
         self.drop_nic(&machine.nic);
     }
 
-    /// Makes the members of the cluster's load balancers the NICs of its nodes that stay.
+    /// Makes the members of the cluster's load balancers the NICs of its nodes. A node that is going gets no new
+    /// flows, but keeps its way out for as long as it lives: its kubelet still has pods to end.
     pub(super) fn sync_members(&mut self, cluster: &Cluster) {
         let nodes = self.region.nodes_of(&cluster.meta.id);
         let staying = nodes.iter().filter(|node| node.meta.state != ProvisioningState::Deleting);
-        let members: Vec<ArmId> = staying.map(|node| node.nic.clone()).collect();
+        let inbound: Vec<ArmId> = staying.map(|node| node.nic.clone()).collect();
+        let outbound: Vec<ArmId> = nodes.iter().map(|node| node.nic.clone()).collect();
         for name in BALANCERS {
             let id = cluster.node_group.sibling(kind::LOAD_BALANCER, name);
             let Some(balancer) = self.region.balancers.get(&id) else { continue };
             let mut next = balancer.as_ref().clone();
-            for (name, pool) in &mut next.pools {
-                if NODE_POOLS.into_iter().any(|node_pool| *name == node_pool.into()) {
-                    pool.members.clone_from(&members);
+            for (pool, members) in [(INBOUND_POOL, &inbound), (OUTBOUND_POOL, &outbound)] {
+                if let Some(pool) = next.pools.get_mut(&Name::new(pool)) {
+                    pool.members.clone_from(members);
                 }
             }
             if next != **balancer {
