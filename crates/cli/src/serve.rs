@@ -105,11 +105,19 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
 
     let arm = Arc::new(crate::in_process_arm::InProcessArm::new(router.clone()));
     let fabric_lab = lab.name().to_owned();
+    let is_network_only = config.nodes == Nodes::NetworkOnly;
+    let controller = async {
+        if is_network_only {
+            daemon::controller::routes::run(store.clone(), arm).await;
+        } else {
+            daemon::controller::run(store.clone(), arm, Arc::new(credentials)).await;
+        }
+    };
     let loops = async {
         tokio::join!(
             daemon::fabric::run(store.clone(), fabric_lab),
             clusters.run(store.clone()),
-            daemon::controller::run(store.clone(), arm, Arc::new(credentials)),
+            controller,
         );
     };
     tracing::info!(lab = lab.name(), endpoint = azure_env::endpoint(config), "the lab is up");
