@@ -41,8 +41,8 @@ const MODES: [Mode; 5] = [
     },
     Mode {
         cluster: "nodes",
-        arguments: "--network-plugin azure --max-pods 20 --vnet-subnet-id SUBNETS/cni1",
-        second_pool: Some("--max-pods 20 --vnet-subnet-id SUBNETS/cni2"),
+        arguments: "--network-plugin azure --max-pods 30 --vnet-subnet-id SUBNETS/cni1",
+        second_pool: Some("--max-pods 30 --vnet-subnet-id SUBNETS/cni2"),
         vm_sees: Seen::Pod,
         from_vm: true,
     },
