@@ -114,11 +114,19 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
         identity: Some(azure::imds_router(Arc::new(daemon::reconcile::now))),
         resolv_conf: None,
     };
+    let is_network_only = config.nodes == Nodes::NetworkOnly;
+    let controller = async {
+        if is_network_only {
+            daemon::controller::routes::run(store.clone(), arm).await;
+        } else {
+            daemon::controller::run(store.clone(), arm, Arc::new(credentials)).await;
+        }
+    };
     let loops = async {
         tokio::join!(
             daemon::fabric::run(store.clone(), fabric),
             clusters.run(store.clone()),
-            daemon::controller::run(store.clone(), arm, Arc::new(credentials)),
+            controller,
         );
     };
     tracing::info!(lab = lab.name(), endpoint = azure_env::endpoint(config), "the lab is up");

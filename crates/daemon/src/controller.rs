@@ -17,6 +17,7 @@ mod arm;
 mod balancers;
 mod grants;
 mod nodes;
+pub mod routes;
 mod services;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

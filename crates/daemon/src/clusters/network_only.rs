@@ -28,7 +28,7 @@ use store::Store;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use uuid::Uuid;
 use vnet::{
-    model::{Cluster, Machine, ProvisioningState},
+    model::{Cluster, Machine, NetworkMode, ProvisioningState},
     name::Name,
     pods::spread::{Full, Room, spread},
     region::Region,
@@ -312,7 +312,9 @@ impl NetworkOnly {
             for machine in nodes {
                 if is_leaving(machine) {
                     is_real &= !busy.contains(&machine.hostname);
-                } else if self.is_ready(&machine.hostname) {
+                } else if self.is_ready(&machine.hostname)
+                    && is_plugged_in(&region, cluster, machine)
+                {
                     report::node(store, machine, wanted_phase(cluster.mode))?;
                 } else {
                     is_real = false;
@@ -360,7 +362,9 @@ impl NetworkOnly {
             if cluster.meta.state == ProvisioningState::Deleting {
                 continue;
             }
-            for machine in region.nodes_of(id).into_iter().filter(|machine| !is_leaving(machine)) {
+            // An agent wants its node's NIC; when that is real, it is there.
+            let wired = |machine: &&Arc<Machine>| !is_leaving(machine) && has_nic(region, machine);
+            for machine in region.nodes_of(id).into_iter().filter(wired) {
                 let places = self.node_places(&machine.hostname);
                 let Some(netns) = places.namespace_number() else { continue };
                 let is_there = |seat: &Seat| seat.netns == netns;
@@ -640,6 +644,27 @@ impl NetworkOnly {
     fn members(&self) -> MutexGuard<'_, BTreeMap<String, Seat>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn is_real(state: ProvisioningState) -> bool {
+    state == ProvisioningState::Succeeded
+}
+
+fn has_nic(region: &Region, machine: &Machine) -> bool {
+    region.nics.get(&machine.nic).is_some_and(|nic| is_real(nic.meta.state))
+}
+
+/// Whether the fabric has made a node's NIC real, and what its pods need of it. A node of kubenet is not Ready
+/// before its route is there (Kubernetes' condition `NetworkUnavailable`).
+fn is_plugged_in(region: &Region, cluster: &Cluster, machine: &Machine) -> bool {
+    let has_route = || {
+        let table = region.route_tables.get(cluster.route_table.as_ref()?)?;
+        let range = machine.node()?.pod_range?;
+        let is_there = table.routes.values().any(|route| route.prefix == range);
+        Some(is_there && is_real(table.meta.state))
+    };
+    has_nic(region, machine)
+        && (cluster.mode != NetworkMode::Kubenet || has_route().unwrap_or(false))
 }
 
 /// Reads the node's network and connects a container to it.

@@ -138,8 +138,13 @@ fn missing_status(node: &Node, facts: &Facts) -> Option<Value> {
 }
 
 /// The name of a node's route: `<node>____<prefix without its punctuation>`.
-fn route_name(node: &str, prefix: &str) -> String {
+pub(super) fn route_name(node: &str, prefix: &str) -> String {
     format!("{node}____{}", prefix.replace(['.', ':', '/'], ""))
+}
+
+/// Whether a route of this name is one that a cloud provider made for a node. Others are somebody else's.
+pub(super) fn is_node_route(name: &str) -> bool {
+    name.split_once("____").is_some_and(|(node, _)| node.starts_with("aks-"))
 }
 
 /// Puts a route per node into the managed route table and takes away those of nodes that are gone.
@@ -195,8 +200,7 @@ async fn routes(
         }
     }
     for name in has.keys() {
-        let ours = name.split_once("____").is_some_and(|(node, _)| node.starts_with("aks-"));
-        if ours && !wanted.contains_key(*name) {
+        if is_node_route(name) && !wanted.contains_key(*name) {
             arm::delete(&*cluster.arm, table.child("routes", name).as_str())
                 .await
                 .map_err(azure(format!("removing route {name}")))?;

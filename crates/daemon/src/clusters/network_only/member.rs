@@ -3,7 +3,7 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    os::unix::{fs::MetadataExt, net::UnixListener as StdListener},
+    os::unix::net::UnixListener as StdListener,
     path::PathBuf,
     sync::{
         Arc,
@@ -130,7 +130,8 @@ impl NodePlaces {
 
     /// The number of its network namespace, which no other has while it lives; `None` when there is none.
     pub(super) fn namespace_number(&self) -> Option<u64> {
-        fs::metadata(&self.netns).ok().map(|file| file.ino())
+        // A file is made before the namespace is mounted on it, so the path alone says nothing.
+        linux::pod::Sandbox::open(&self.netns).ok().map(|namespace| namespace.id())
     }
 
     fn socket(&self) -> PathBuf {
