@@ -10,7 +10,11 @@ use std::{
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::{lab::Lab, places::Place};
+use crate::{
+    lab::Lab,
+    places::Place,
+    trace::model::{Question, Way},
+};
 
 /// A question.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +33,20 @@ pub(crate) enum Ask {
     Places {
         /// As people call them; see [`crate::places`].
         names: Vec<String>,
+    },
+    /// What a probe from one thing to another may pass.
+    Ground {
+        /// From whom.
+        from: String,
+        /// To whom.
+        to: String,
+    },
+    /// What the model says of a flow.
+    Ways(Question),
+    /// The lab's numbers.
+    Sample {
+        /// How many pairs of addresses of each virtual network.
+        talkers: usize,
     },
 }
 
@@ -86,6 +104,19 @@ pub(crate) enum Answer {
     },
     /// To [`Ask::Places`], in the order of the question.
     Places(Vec<Place>),
+    /// To [`Ask::Ground`].
+    Ground {
+        /// From whom.
+        from: Box<Place>,
+        /// To whom.
+        to: Box<Place>,
+        /// Every namespace that the probe may pass, once.
+        watched: Vec<Place>,
+    },
+    /// To [`Ask::Ways`].
+    Ways(Vec<Way>),
+    /// To [`Ask::Sample`].
+    Sample(Box<daemon::metrics::Sample>),
     /// It cannot be answered.
     Failed {
         /// Why, and what would work.

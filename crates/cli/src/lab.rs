@@ -44,6 +44,9 @@ pub(crate) struct Config {
     pub(crate) nodes: Nodes,
     /// The version of Kubernetes that clusters get unless they ask for another.
     pub(crate) kubernetes: String,
+    /// Where Prometheus finds the lab's numbers; nowhere unless it was asked for.
+    #[serde(default)]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
 }
 
 /// What a cluster's nodes are.
@@ -68,6 +71,7 @@ impl Config {
             listen: ([127, 0, 0, 1], 8443).into(),
             nodes: Nodes::Kubernetes,
             kubernetes: cluster::install::DEFAULT_VERSION.to_owned(),
+            metrics: None,
         }
     }
 }

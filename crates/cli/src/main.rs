@@ -16,7 +16,9 @@ mod pod;
 mod run;
 mod serve;
 mod status;
+mod top;
 mod tour;
+mod trace;
 mod vm;
 mod watch;
 
@@ -91,6 +93,12 @@ enum Command {
     },
     /// Show or keep the packets at points of their path
     Capture(capture::Capture),
+    /// Send one packet and show what it meets, beside what the model says
+    Trace(trace::Trace),
+    /// Show flows, drops by rule and addresses by subnet, live
+    Top(top::Top),
+    /// Print the lab's numbers as Prometheus reads them; `up --metrics` serves them
+    Metrics,
     /// Kubernetes' programs
     #[command(subcommand)]
     Kubernetes(Kubernetes),
@@ -137,9 +145,24 @@ struct Up {
     /// It accepts every token, so whoever reaches another address than loopback owns the lab.
     #[arg(long)]
     listen: Option<std::net::SocketAddr>,
+    /// Where `/metrics` is served for Prometheus, such as 127.0.0.1:9464, or `off`; kept for the next `up` [default: off]
+    #[arg(long, value_name = "ADDRESS", value_parser = metrics_address)]
+    metrics: Option<MetricsAddress>,
     /// The version of Kubernetes that clusters get; kept for the next `up`
     #[arg(long)]
     kubernetes: Option<String>,
+}
+
+/// Where metrics are served; `None`: nowhere.
+type MetricsAddress = Option<std::net::SocketAddr>;
+
+fn metrics_address(text: &str) -> Result<MetricsAddress, String> {
+    match text {
+        "off" => Ok(None),
+        text => text.parse().map(Some).map_err(|_| {
+            "it is an address with a port, such as 127.0.0.1:9464, or `off`".to_owned()
+        }),
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -211,6 +234,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             let mut config = lab.read_config()?.unwrap_or_else(Config::new);
             config.nodes = up.nodes.unwrap_or(config.nodes);
             config.listen = up.listen.unwrap_or(config.listen);
+            config.metrics = up.metrics.unwrap_or(config.metrics);
             if let Some(version) = up.kubernetes {
                 version.trim_start_matches('v').clone_into(&mut config.kubernetes);
             }
@@ -241,6 +265,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             return Ok(Exit::Command(exec::run(&lab, &target, &command)?));
         }
         Command::Capture(wanted) => capture::run(&lab, &wanted)?,
+        Command::Trace(wanted) => return trace::run(&lab, &wanted),
+        Command::Top(wanted) => top::run(&lab, &wanted)?,
+        Command::Metrics => top::metrics(&lab)?,
         Command::Kubernetes(Kubernetes::Install { version, from }) => {
             run::install_kubernetes(version.trim_start_matches('v'), from.as_deref())?;
         }

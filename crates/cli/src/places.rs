@@ -46,6 +46,8 @@ pub(crate) struct Finder<'a> {
 
 /// How the kinds are written, in the order in which a bare name is looked for.
 const KINDS: [&str; 7] = ["vm", "node", "vnet", "lb", "nic", "gateway", "pod"];
+/// Machines and clusters that are watched when it is not said who gets a probe.
+const MAX_WATCHED: usize = 64;
 /// Names that an error lists at most.
 const MAX_LISTED: usize = 12;
 
@@ -78,6 +80,39 @@ impl Finder<'_> {
                 Err(format!("`{text}` is several things: {}; say which", names.join(", ")))
             }
         }
+    }
+
+    /// Every namespace that a packet between two places may pass, each once: both ends with their nodes, all
+    /// virtual networks, who forwards, the internet; and where it is not said who gets it, all machines.
+    pub(crate) fn between(&self, from: &Place, to: &Place) -> Vec<Place> {
+        let machines = self.region.machines.values();
+        let may_be_any = to.machine.is_none();
+        let mut others = 0;
+        let wanted = machines.filter(|machine| {
+            let is_end = [&from.machine, &to.machine].contains(&&Some(machine.meta.id.clone()));
+            let nic = self.region.nics.get(&machine.nic);
+            let forwards =
+                matches!(machine.role, Role::Vm) && nic.is_some_and(|it| it.ip_forwarding);
+            others += usize::from(may_be_any);
+            is_end || forwards || (may_be_any && others <= MAX_WATCHED)
+        });
+        let mut places: Vec<Place> = wanted.map(|machine| self.machine(machine)).collect();
+        places.extend(self.region.vnets.values().map(|vnet| self.vnet(vnet)));
+        places.push(self.internet());
+        for cluster in self.region.clusters.keys().take(MAX_WATCHED) {
+            let name = format!("control plane of {}", cluster.name());
+            places.push(self.place(name, &names::control_plane_ns(self.lab, cluster)));
+        }
+        // A pod's namespace has no name of the lab's.
+        for end in [to, from] {
+            if !places.iter().any(|place| place.netns == end.netns) {
+                places.insert(0, end.clone());
+            }
+        }
+        for place in &mut places {
+            place.every_link = true;
+        }
+        places
     }
 
     fn of_kind(&self, kind: &str, name: &str) -> Result<Place, String> {
@@ -170,6 +205,10 @@ impl Finder<'_> {
         let mut ports: BTreeMap<String, String> =
             nics.filter_map(|nic| Some((names::port(&nic.meta.id), self.behind(nic)?))).collect();
         ports.insert(names::UPLINK.to_owned(), "internet".to_owned());
+        let peerings = self.region.vnets.get(vnet).into_iter().flat_map(|it| it.peerings.values());
+        for remote in peerings.map(|peering| &peering.remote) {
+            ports.insert(names::peer(remote), format!("peering with {}", remote.name()));
+        }
         for cluster in self.region.clusters.values().filter(|cluster| cluster.vnet == *vnet) {
             let name = format!("control plane of {}", cluster.meta.id.name());
             ports.insert(names::control_port(&cluster.meta.id), name);

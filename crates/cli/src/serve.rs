@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
+use daemon::metrics::METER;
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use vnet::{
@@ -28,6 +29,7 @@ use crate::{
     lab::{Config, Lab, Nodes},
     places::Finder,
     run,
+    trace::model,
 };
 
 /// Runs until SIGTERM or SIGINT. What the loops made stays; `aksnet down` removes it.
@@ -129,13 +131,38 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
             controller,
         );
     };
+    let metrics = serve_metrics(lab, config, &store).await?;
     tracing::info!(lab = lab.name(), endpoint = azure_env::endpoint(config), "the lab is up");
     tokio::select! {
         () = loops => anyhow::bail!("a loop ended"),
+        served = metrics => served.context("serving metrics"),
         served = azure::serve(listener, &authority, router) => served.context("serving Azure Resource Manager"),
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     }
+}
+
+/// Answers Prometheus, where that was asked for; never ends otherwise.
+async fn serve_metrics(
+    lab: &Lab,
+    config: &Config,
+    store: &Store,
+) -> anyhow::Result<impl Future<Output = std::io::Result<()>> + use<>> {
+    let listener = match config.metrics {
+        None => None,
+        Some(address) => Some(
+            tokio::net::TcpListener::bind(address)
+                .await
+                .with_context(|| format!("listening on {address} for metrics"))?,
+        ),
+    };
+    let (store, lab) = (store.clone(), lab.name().to_owned());
+    Ok(async move {
+        match listener {
+            Some(listener) => daemon::metrics::serve(listener, store, lab).await,
+            None => std::future::pending().await,
+        }
+    })
 }
 
 fn listen_for_commands(lab: &Lab) -> anyhow::Result<UnixListener> {
@@ -191,6 +218,16 @@ impl Answering {
             Ok(Ask::Find { name }) => self.find(&name),
             Ok(Ask::Pods(ask)) => self.pods(ask),
             Ok(Ask::Places { names }) => self.places(&names),
+            Ok(Ask::Ground { from, to }) => self.ground(&from, &to),
+            Ok(Ask::Ways(question)) => {
+                let (region, health) = (self.store.snapshot(), METER.health(self.lab.name()));
+                Answer::Ways(model::ways(&region, &health, &question))
+            }
+            Ok(Ask::Sample { talkers }) => {
+                let sample =
+                    daemon::metrics::sample(self.lab.name(), &self.store.snapshot(), talkers);
+                Answer::Sample(Box::new(sample))
+            }
             Err(error) => Answer::Failed { message: format!("not a question: {error}") },
         };
         let mut text = serde_json::to_string(&answer)?;
@@ -244,6 +281,19 @@ impl Answering {
         let finder = Finder { lab: self.lab.name(), region: &region, pod: &pod };
         match names.iter().map(|name| finder.find(name)).collect() {
             Ok(places) => Answer::Places(places),
+            Err(message) => Answer::Failed { message },
+        }
+    }
+
+    fn ground(&self, from: &str, to: &str) -> Answer {
+        let region = self.store.snapshot();
+        let pod = |name: &str| self.clusters.pod_netns(&self.store, name);
+        let finder = Finder { lab: self.lab.name(), region: &region, pod: &pod };
+        match finder.find(from).and_then(|from| Ok((from, finder.find(to)?))) {
+            Ok((from, to)) => {
+                let watched = finder.between(&from, &to);
+                Answer::Ground { from: Box::new(from), to: Box::new(to), watched }
+            }
             Err(message) => Answer::Failed { message },
         }
     }

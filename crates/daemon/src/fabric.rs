@@ -38,7 +38,10 @@ use vnet::{
 };
 
 use self::{internet::Internet, platform::Platform, probes::Probes, upstream::Upstream};
-use crate::reconcile::{Chain, now};
+use crate::{
+    metrics::METER,
+    reconcile::{Chain, now},
+};
 
 pub use self::reconciler::{Reconciler, Scope, down};
 
@@ -92,11 +95,15 @@ pub async fn run(store: Store, settings: Settings) {
         generation.mark_unchanged();
         health.mark_unchanged();
         let current = health.borrow().clone();
+        METER.set_health(&fabric.lab, &current);
+        let began = Instant::now();
         let again = match fabric.pass(&current).await {
             Ok(()) => {
+                METER.passed(began.elapsed());
                 fabric.looked.map_or(RESYNC, |looked| RESYNC.saturating_sub(looked.elapsed()))
             }
             Err(error) => {
+                METER.failed("fabric");
                 tracing::warn!(lab = fabric.lab, error = %Chain(&error),
                     "the fabric does not match the region; it will be tried again");
                 tokio::time::sleep(REST).await;

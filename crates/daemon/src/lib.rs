@@ -7,5 +7,6 @@ pub mod clusters;
 pub mod controller;
 pub mod fabric;
 mod hands;
+pub mod metrics;
 pub mod node;
 pub mod reconcile;

@@ -21,6 +21,7 @@ pub async fn run<E: Error, F: Future<Output = Result<(), E>>>(
     loop {
         wake.mark_unchanged();
         if let Err(error) = pass().await {
+            crate::metrics::METER.failed(name);
             tracing::warn!(loop_name = name, error = %Chain(&error), "reconciliation failed; it will be tried again");
             // A broken world is not asked again at once, however often it wakes us.
             tokio::time::sleep(Duration::from_millis(500)).await;

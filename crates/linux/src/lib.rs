@@ -15,6 +15,7 @@ pub mod netns;
 pub mod nft;
 pub mod packets;
 pub mod pod;
+pub mod probe;
 pub mod sandbox;
 
 pub use error::LinuxError;

@@ -41,6 +41,12 @@ pub fn loaded(namespace: &Netns) -> Result<Option<String>, LinuxError> {
     }))
 }
 
+/// Every table of the namespace as `nft` writes it, each rule with its number (`# handle N`) and without counters;
+/// what is in sets is left out.
+pub fn listing(namespace: &Netns) -> Result<String, LinuxError> {
+    run_with(namespace, &["-a", "-s", "-t", "list", "ruleset"], "")
+}
+
 fn transaction(text: &str) -> String {
     format!(
         "table ip {TABLE}\ndelete table ip {TABLE}\n{text}\ntable ip {TABLE} {{\n\tchain {LOADED}{} {{\n\t}}\n}}\n",

@@ -4,7 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use linux::{LinuxError, netns::Netns};
-use vnet::host::{NamespaceState, Observed, Step, names::is_fabric_ns, plan::plan, state::Fabric};
+use vnet::host::{
+    Action, NamespaceState, Observed, Step, names::is_fabric_ns, plan::plan, state::Fabric,
+};
+
+use crate::metrics::METER;
 
 /// Makes the network namespaces of one lab what they must be, and remembers what it made, so that the
 /// next pass looks only at what changed. It may forget at any time: a full pass finds out again.
@@ -88,6 +92,11 @@ impl Reconciler {
             }
         }
         done.steps = plan(desired, &observed);
+        for step in &done.steps {
+            if let Action::LoadRuleset(_) = step.action {
+                METER.before_load(&step.namespace);
+            }
+        }
         linux::net::apply_steps(&done.steps)?;
         self.made.clone_from(&desired.namespaces);
         Ok(done)

@@ -1,0 +1,344 @@
+//! `aksnet trace`: one real packet, what it met on its way, and what the model says of it.
+
+mod hops;
+pub(crate) mod model;
+mod watcher;
+
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, SocketAddrV4},
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use linux::probe::{Kind, Outcome};
+use serde::Serialize;
+
+use self::{
+    hops::{Hop, Path},
+    model::{Question, Way},
+};
+use crate::{
+    Exit,
+    control::{Answer, Ask, ask},
+    lab::Lab,
+    output::{self, Format},
+    places::Place,
+};
+
+/// What probes are marked with: a value of IP's DSCP that no standard gives a meaning (RFC 2474, pool 2). It
+/// stays when addresses and ports are translated, and nothing here looks at it.
+const DSCP: u8 = 0b10_1111;
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "FROM is a VM, a node, a pod or `internet`; TO is one of these, a load balancer, or any address.
+`aksnet capture --help` says how points are written.
+
+The exit status is 0 when the probe arrived and was answered (also when nobody listens on the port; a UDP
+datagram need only arrive), 1 when not, 3 when the packet did not do what the model says.
+
+Examples:
+  aksnet trace jump db --port 5432
+  aksnet trace pod/testns/web 10.1.1.4 --port 53 --protocol udp
+  aksnet trace internet lb/kubernetes --port 80 -o json"
+)]
+pub(crate) struct Trace {
+    /// Who sends
+    from: String,
+    /// To whom
+    to: String,
+    /// The port; without one, an ICMP echo is sent
+    #[arg(long, short)]
+    port: Option<u16>,
+    /// What to send [default: tcp with a port, icmp without]
+    #[arg(long, value_enum)]
+    protocol: Option<Protocol>,
+    /// How many seconds to wait for an answer
+    #[arg(long, value_name = "S", default_value = "2")]
+    timeout: f64,
+    /// The form of the answer
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Protocol {
+    /// The beginning of a connection
+    Tcp,
+    /// A datagram
+    Udp,
+    /// An echo request
+    Icmp,
+}
+
+/// What `-o json` gives. `version` changes with the form.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Report {
+    version: u32,
+    from: String,
+    to: String,
+    protocol: &'static str,
+    /// Whether the probe arrived and was answered.
+    reachable: bool,
+    /// The same in words.
+    verdict: String,
+    hops: Vec<Hop>,
+    /// Where the answer passed, from the receiver's side.
+    answer: Vec<Answered>,
+    milliseconds: Option<f64>,
+    /// What the model says of what entered a virtual network; empty when nothing did.
+    model: Vec<Way>,
+    /// Whether the packet did what the model says; `None` when it was not the model's.
+    agree: Option<bool>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Answered {
+    place: String,
+    packet: String,
+}
+
+/// Sends a probe and shows its way.
+pub(crate) fn run(lab: &Lab, wanted: &Trace) -> anyhow::Result<Exit> {
+    let (kind, port) = match (wanted.protocol, wanted.port) {
+        (None | Some(Protocol::Tcp), Some(port)) => (Kind::Tcp, port),
+        (Some(Protocol::Udp), Some(port)) => (Kind::Udp, port),
+        (None | Some(Protocol::Icmp), None) => (Kind::Echo, 0),
+        (Some(Protocol::Icmp), Some(_)) => bail!("icmp has no ports; leave out --port"),
+        (Some(_), None) => bail!("tcp and udp need a --port"),
+    };
+    if !(wanted.timeout > 0.0 && wanted.timeout <= 3600.0) {
+        bail!("--timeout takes seconds, up to 3600");
+    }
+    let question = Ask::Ground { from: wanted.from.clone(), to: wanted.to.clone() };
+    let Answer::Ground { from, to, watched } = ask(lab, &question)? else {
+        bail!("the lab answered another question");
+    };
+    let can_send = ["vm/", "node/", "pod/", "internet"].iter().any(|it| from.name.starts_with(it));
+    if !can_send {
+        bail!("{} cannot send a probe: FROM is a VM, a node, a pod or `internet`", from.name);
+    }
+    let address = to.address.with_context(|| match to.name.as_str() {
+        "internet" => "say which address on the internet, such as 203.0.113.9".to_owned(),
+        name => format!("{name} has no address that a probe could be sent to"),
+    })?;
+    let destination = SocketAddrV4::new(address, port);
+    let patience = Duration::from_secs_f64(wanted.timeout);
+    let seen = watcher::watch(lab.name(), &watched, &from, kind, destination, patience)?;
+    let names: Vec<String> = seen.told.iter().map(|told| told.name.clone()).collect();
+    let path = hops::path(&seen.seen, &seen.told, DSCP, kind.protocol());
+    let ways = match question_about(&from, &path, kind.protocol()) {
+        None => Vec::new(),
+        Some(question) => match ask(lab, &Ask::Ways(question))? {
+            Answer::Ways(ways) => ways,
+            _ => bail!("the lab answered another question"),
+        },
+    };
+    let report = report(&from, &to, kind, seen.outcome, path, &names, ways);
+    output::show(&report, wanted.output, draw)?;
+    Ok(match (report.agree, report.reachable) {
+        (Some(false), _) => Exit::Failed,
+        (_, true) => Exit::Done,
+        (_, false) => Exit::No,
+    })
+}
+
+/// The model knows what is outside of machines: the flow as it enters a virtual network, or leaves the internet.
+fn question_about(from: &Place, path: &Path, protocol: u8) -> Option<Question> {
+    let entered = path.hops.iter().find(|hop| is_vnet(hop))?;
+    let hop = if from.name == "internet" { path.hops.first()? } else { entered };
+    let packet = hop.first.as_ref()?;
+    let (source, destination) = packet.ports().unwrap_or_default();
+    let end = |address: IpAddr, port| match address {
+        IpAddr::V4(address) => Some(SocketAddrV4::new(address, port)),
+        IpAddr::V6(_) => None,
+    };
+    Some(Question {
+        machine: from.machine.clone(),
+        source: end(packet.source, source)?,
+        destination: end(packet.destination, destination)?,
+        protocol,
+    })
+}
+
+fn is_vnet(hop: &Hop) -> bool {
+    hop.place.starts_with("vnet/")
+}
+
+/// Puts the answer together.
+fn report(
+    from: &Place,
+    to: &Place,
+    kind: Kind,
+    outcome: Outcome,
+    path: Path,
+    names: &[String],
+    ways: Vec<Way>,
+) -> Report {
+    let last = path.hops.last();
+    let was_dropped = last.is_some_and(|hop| hop.dropped);
+    let arrived = path.hops.len() > 1 && last.is_some_and(|hop| !is_vnet(hop) && !hop.dropped);
+    let was_answered = matches!(outcome, Outcome::Answered(_) | Outcome::Refused(_));
+    let reachable = match kind {
+        Kind::Udp => was_answered && !was_dropped || arrived,
+        Kind::Tcp | Kind::Echo => was_answered && !was_dropped,
+    };
+    let (way, agree) = agreement(&path, &ways);
+    let way = way.cloned();
+    Report {
+        version: 1,
+        from: from.name.clone(),
+        to: to.name.clone(),
+        protocol: match kind {
+            Kind::Tcp => "tcp",
+            Kind::Udp => "udp",
+            Kind::Echo => "icmp",
+        },
+        reachable,
+        verdict: verdict(outcome, &path, arrived, names),
+        answer: path
+            .answer
+            .iter()
+            .map(|(place, packet)| Answered {
+                place: names.get(*place).cloned().unwrap_or_default(),
+                packet: packet.clone(),
+            })
+            .collect(),
+        milliseconds: match outcome {
+            Outcome::Answered(after) | Outcome::Refused(after) => {
+                Some((after.as_secs_f64() * 1e6).round() / 1e3)
+            }
+            Outcome::Unreachable(_) | Outcome::Silence => None,
+        },
+        hops: path.hops,
+        // The way that was taken comes first.
+        model: way
+            .iter()
+            .cloned()
+            .chain(ways.into_iter().filter(|it| Some(it) != way.as_ref()))
+            .collect(),
+        agree,
+    }
+}
+
+/// The way of the model's that the packet took, or should have, and whether it did.
+fn agreement<'w>(path: &Path, ways: &'w [Way]) -> (Option<&'w Way>, Option<bool>) {
+    let Some(entered) = path.hops.iter().rposition(is_vnet) else { return (None, None) };
+    let beyond = &path.hops[entered + 1..];
+    let dropper = path.hops.last().and_then(|hop| hop.rules.iter().find(|rule| rule.is_drop));
+    let agrees = |way: &Way| {
+        let is_there = way
+            .delivered_to
+            .as_ref()
+            .is_none_or(|machine| beyond.iter().any(|hop| hop.place == *machine));
+        let same_rule = match (&way.denied_by, dropper.filter(|_| beyond.is_empty())) {
+            (Some(rule), Some(dropper)) => dropper.name.as_ref() == Some(rule),
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        way.passes != beyond.is_empty() && is_there && same_rule
+    };
+    let destination = path.hops.last().and_then(|hop| hop.last.as_ref()).map(|it| it.destination);
+    let taken = |way: &&Way| destination == Some(IpAddr::from(way.destination));
+    let way = ways
+        .iter()
+        .find(|way| agrees(way))
+        .or_else(|| ways.iter().find(taken))
+        .or_else(|| ways.first());
+    (way, way.map(agrees))
+}
+
+fn verdict(outcome: Outcome, path: &Path, arrived: bool, names: &[String]) -> String {
+    let Some(last) = path.hops.last() else {
+        return match outcome {
+            Outcome::Unreachable(reason) => format!("it never left: {}", reason.desc()),
+            _ => "it never left".to_owned(),
+        };
+    };
+    if let Some(rule) = last.rules.iter().find(|rule| rule.is_drop) {
+        let name = rule.name.as_deref().or(rule.text.as_deref()).unwrap_or("a rule");
+        return format!("dropped at {} by `{name}` (chain {})", last.place, rule.chain);
+    }
+    match outcome {
+        Outcome::Answered(_) => "answered".to_owned(),
+        Outcome::Refused(_) => "it arrived, and nobody listens there".to_owned(),
+        Outcome::Unreachable(reason) => {
+            format!("last seen at {}: {}", last.place, reason.desc())
+        }
+        Outcome::Silence if arrived => match path.answer.last() {
+            // Who sent the probe got no answer, so it ended on its way back.
+            Some((place, packet)) => format!(
+                "it arrived at {}, and the answer ({packet}) was last seen at {}",
+                last.place,
+                names.get(*place).map_or("?", String::as_str)
+            ),
+            None => format!("it arrived at {}, and no answer came", last.place),
+        },
+        Outcome::Silence if last.link_out.is_none() => {
+            format!("last seen at {}: no route led on, or nobody there has the address", last.place)
+        }
+        Outcome::Silence => format!("last seen leaving {}", last.place),
+    }
+}
+
+fn draw(report: &Report) -> String {
+    let mut text = String::new();
+    let mut line = |arguments: std::fmt::Arguments<'_>| {
+        writeln!(text, "{arguments}").expect("writing to a String never fails");
+    };
+    let ends = report.hops.first().map_or("", |hop| &hop.before);
+    line(format_args!("{} from {} to {}  {ends}\n", report.protocol, report.from, report.to));
+    for (number, hop) in (1..).zip(&report.hops) {
+        let links = match (&hop.link_in, &hop.link_out) {
+            (Some(one), Some(other)) => format!("in {one}, out {other}"),
+            (Some(one), None) => format!("in {one}"),
+            (None, Some(other)) => format!("out {other}"),
+            (None, None) => String::new(),
+        };
+        line(format_args!("{number:>2}  {}  {links}", hop.place));
+        for rule in hop.rules.iter().filter(|rule| is_telling(rule)) {
+            let what = rule.name.as_deref().or(rule.text.as_deref()).unwrap_or("a rule");
+            line(format_args!("      {} {}: {what}: {}", rule.table, rule.chain, rule.verdict));
+        }
+        if hop.before != hop.after {
+            line(format_args!("      {}  becomes  {}", hop.before, hop.after));
+        }
+    }
+    let mut result = report.verdict.clone();
+    if let Some(milliseconds) = report.milliseconds {
+        write!(result, ", after {milliseconds} ms").expect("writing to a String never fails");
+    }
+    line(format_args!("\npacket  {result}"));
+    if !report.answer.is_empty() {
+        let places: Vec<&str> = report.answer.iter().map(|it| it.place.as_str()).collect();
+        let packet = &report.answer[0].packet;
+        line(format_args!("        {packet} back by {}", places.join(", ")));
+    }
+    for way in report.model.iter().take(1) {
+        line(format_args!("model   {}", way.end));
+        for step in &way.steps {
+            line(format_args!("          {step}"));
+        }
+    }
+    let reachable = if report.reachable { "reachable" } else { "not reachable" };
+    line(format_args!(
+        "\n{reachable}; {}",
+        match report.agree {
+            Some(true) => "the packet did what the model says",
+            Some(false) => "the packet did NOT do what the model says",
+            None => "it entered no virtual network, so the model says nothing",
+        }
+    ));
+    text
+}
+
+/// Whether a rule is worth a line: who jumps where is in the JSON.
+fn is_telling(rule: &hops::Rule) -> bool {
+    let moves = ["jump ", "goto ", "continue"].iter().any(|verb| rule.verdict.starts_with(verb));
+    let balances = rule.text.as_ref().is_some_and(|text| text.contains("mark set jhash"));
+    rule.name.is_some() || !moves || balances
+}
