@@ -23,6 +23,7 @@ mod metadata;
 mod platform;
 mod probes;
 pub mod reconciler;
+mod tls;
 mod upstream;
 
 use std::time::Duration;
