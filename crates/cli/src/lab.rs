@@ -3,6 +3,8 @@
 use std::{fs, path::PathBuf, str::FromStr};
 
 use anyhow::{Context, bail};
+use daemon::fabric::Uplink;
+use linux::netns::Netns;
 use serde::{Deserialize, Serialize};
 
 /// The name of a lab: 1 to 12 lower-case letters and digits, a letter first. Everything that the lab
@@ -44,6 +46,9 @@ pub(crate) struct Config {
     pub(crate) nodes: Nodes,
     /// The version of Kubernetes that clusters get unless they ask for another.
     pub(crate) kubernetes: String,
+    /// The link that joins the lab's internet to the machine's network: an empty text is that of the default route.
+    #[serde(default)]
+    pub(crate) uplink: Option<String>,
 }
 
 /// What a cluster's nodes are.
@@ -68,6 +73,7 @@ impl Config {
             listen: ([127, 0, 0, 1], 8443).into(),
             nodes: Nodes::Kubernetes,
             kubernetes: cluster::install::DEFAULT_VERSION.to_owned(),
+            uplink: None,
         }
     }
 }
@@ -111,6 +117,13 @@ impl Lab {
     /// Certificates of the ARM endpoint.
     pub(crate) fn tls_dir(&self) -> PathBuf {
         self.state_dir().join("tls")
+    }
+
+    /// What joins the lab's internet to the network that this process is in.
+    pub(crate) fn uplink(&self, link: Option<&str>) -> anyhow::Result<Uplink> {
+        let machine = Netns::current().context("opening the machine's network")?;
+        let link = link.filter(|link| !link.is_empty()).map(str::to_owned);
+        Ok(Uplink::new(machine, self.name(), link, &self.run_dir()))
     }
 
     /// The certificate authority that clients of the ARM endpoint need.
