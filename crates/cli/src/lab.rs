@@ -3,6 +3,8 @@
 use std::{fs, path::PathBuf, str::FromStr};
 
 use anyhow::{Context, bail};
+use daemon::fabric::Uplink;
+use linux::netns::Netns;
 use serde::{Deserialize, Serialize};
 
 /// The name of a lab: 1 to 12 lower-case letters and digits, a letter first. Everything that the lab
@@ -47,6 +49,9 @@ pub(crate) struct Config {
     /// Where Prometheus finds the lab's numbers; nowhere unless it was asked for.
     #[serde(default)]
     pub(crate) metrics: Option<std::net::SocketAddr>,
+    /// The link that joins the lab's internet to the machine's network: an empty text is that of the default route.
+    #[serde(default)]
+    pub(crate) uplink: Option<String>,
 }
 
 /// What a cluster's nodes are.
@@ -72,6 +77,7 @@ impl Config {
             nodes: Nodes::Kubernetes,
             kubernetes: cluster::install::DEFAULT_VERSION.to_owned(),
             metrics: None,
+            uplink: None,
         }
     }
 }
@@ -115,6 +121,13 @@ impl Lab {
     /// Certificates of the ARM endpoint.
     pub(crate) fn tls_dir(&self) -> PathBuf {
         self.state_dir().join("tls")
+    }
+
+    /// What joins the lab's internet to the network that this process is in.
+    pub(crate) fn uplink(&self, link: Option<&str>) -> anyhow::Result<Uplink> {
+        let machine = Netns::current().context("opening the machine's network")?;
+        let link = link.filter(|link| !link.is_empty()).map(str::to_owned);
+        Ok(Uplink::new(machine, self.name(), link, &self.run_dir()))
     }
 
     /// The certificate authority that clients of the ARM endpoint need.

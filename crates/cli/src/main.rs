@@ -151,6 +151,16 @@ struct Up {
     /// The version of Kubernetes that clusters get; kept for the next `up`
     #[arg(long)]
     kubernetes: Option<String>,
+    /// Join the lab's internet to the machine's own, through LINK or the default route; kept for the next `up`
+    ///
+    /// Flows of the lab to addresses that are not its own leave with the machine's address, and names that are not its
+    /// own are asked of the machine's resolvers. The machine's network gets one link, one nftables table and, until
+    /// `down`, forwards packets. Nobody outside can begin a flow into the lab.
+    #[arg(long, value_name = "LINK", num_args = 0..=1, default_missing_value = "")]
+    uplink: Option<String>,
+    /// Keep the lab's internet to itself again
+    #[arg(long, conflicts_with = "uplink")]
+    no_uplink: bool,
 }
 
 /// Where metrics are served; `None`: nowhere.
@@ -235,6 +245,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
             config.nodes = up.nodes.unwrap_or(config.nodes);
             config.listen = up.listen.unwrap_or(config.listen);
             config.metrics = up.metrics.unwrap_or(config.metrics);
+            if up.no_uplink {
+                config.uplink = None;
+            }
+            config.uplink = up.uplink.or(config.uplink);
             if let Some(version) = up.kubernetes {
                 version.trim_start_matches('v').clone_into(&mut config.kubernetes);
             }

@@ -38,6 +38,9 @@ pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
         say(&format!("lab `{}` is up already", lab.name()));
         return Ok(());
     }
+    if let Some(link) = &config.uplink {
+        lab.uplink(Some(link))?.way_out().context("`--uplink`")?;
+    }
     if config.nodes == Nodes::Kubernetes {
         install_kubernetes(&config.kubernetes, None)?;
     }
@@ -142,6 +145,7 @@ pub(crate) fn down(lab: &Lab) -> anyhow::Result<()> {
     progress.tell("stopping clusters");
     daemon::clusters::down(lab.name(), &lab.run_dir()).context("stopping clusters")?;
     progress.tell("removing networks");
+    lab.uplink(None)?.down().context("leaving the machine's network")?;
     daemon::fabric::down(lab.name()).context("removing networks")?;
     match fs::remove_dir_all(lab.run_dir()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

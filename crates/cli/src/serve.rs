@@ -114,7 +114,18 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
     let fabric = daemon::fabric::Settings {
         lab: lab.name().to_owned(),
         identity: Some(azure::imds_router(Arc::new(daemon::reconcile::now))),
-        resolv_conf: None,
+        resolv_conf: config
+            .uplink
+            .as_ref()
+            .and_then(|_| fs::read_to_string("/etc/resolv.conf").ok()),
+        uplink: match &config.uplink {
+            Some(link) => Some(lab.uplink(Some(link))?),
+            None => {
+                // What a lab that had one and crashed has left.
+                lab.uplink(None)?.down().context("leaving the machine's network")?;
+                None
+            }
+        },
     };
     let is_network_only = config.nodes == Nodes::NetworkOnly;
     let controller = async {

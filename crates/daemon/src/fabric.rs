@@ -23,9 +23,11 @@ mod metadata;
 mod platform;
 mod probes;
 pub mod reconciler;
+mod tls;
+mod uplink;
 mod upstream;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::Router;
 use linux::LinuxError;
@@ -33,17 +35,22 @@ use store::Store;
 use tokio::{sync::watch, time::Instant};
 use vnet::{
     command::Command,
-    host::{Health, compile_fabric, health::questions},
+    host::{Fabric, Health, compile_fabric, health::questions},
     model::Generation,
 };
 
-use self::{internet::Internet, platform::Platform, probes::Probes, upstream::Upstream};
+use self::{
+    internet::Internet, platform::Platform, probes::Probes, reconciler::Done, upstream::Upstream,
+};
 use crate::{
     metrics::METER,
     reconcile::{Chain, now},
 };
 
-pub use self::reconciler::{Reconciler, Scope, down};
+pub use self::{
+    reconciler::{Reconciler, Scope, down},
+    uplink::{Uplink, UplinkError},
+};
 
 /// How long damage that others did may last.
 pub const RESYNC: Duration = Duration::from_secs(10);
@@ -55,6 +62,8 @@ const REST: Duration = Duration::from_millis(500);
 enum FabricError {
     #[error("making namespaces match the region")]
     Linux(#[source] LinuxError),
+    #[error("joining the machine's network")]
+    Uplink(#[source] UplinkError),
     #[error("reporting generation {generation} as real")]
     Report {
         generation: Generation,
@@ -64,7 +73,7 @@ enum FabricError {
 }
 
 /// What the fabric takes from the rest of the lab.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Settings {
     /// The lab's name.
     pub lab: String,
@@ -72,16 +81,19 @@ pub struct Settings {
     pub identity: Option<Router>,
     /// The `resolv.conf` whose servers are asked for names that are not the lab's. Without it those are nobody's.
     pub resolv_conf: Option<String>,
+    /// Joins the lab's internet to the machine's own network.
+    pub uplink: Option<Uplink>,
 }
 
 /// Makes the machine match the region, for ever. Cancel by dropping.
 pub async fn run(store: Store, settings: Settings) {
-    let Settings { lab, identity, resolv_conf } = settings;
+    let Settings { lab, identity, resolv_conf, uplink } = settings;
     let upstream = resolv_conf.as_deref().and_then(Upstream::of);
     let (verdicts, mut health) = watch::channel(Health::default());
     let mut generation = store.watch();
     let mut fabric = Loop {
         reconciler: Some(Reconciler::new(&lab)),
+        uplink: uplink.map(Arc::new),
         internet: Internet::new(&lab),
         platform: Platform::new(&lab, store.clone(), identity, upstream),
         probes: Probes::new(verdicts),
@@ -118,11 +130,25 @@ pub async fn run(store: Store, settings: Settings) {
     }
 }
 
+/// Makes the pair to the machine, which routes of the internet lead through, and then everything else.
+fn pass(
+    reconciler: &mut Reconciler,
+    uplink: Option<&Uplink>,
+    desired: &Fabric,
+    scope: Scope,
+) -> Result<Done, FabricError> {
+    let made = uplink.map_or(Ok(None), Uplink::ensure).map_err(FabricError::Uplink)?;
+    let mut done = reconciler.pass(desired, scope).map_err(FabricError::Linux)?;
+    done.created.extend(made);
+    Ok(done)
+}
+
 struct Loop {
     store: Store,
     lab: String,
     /// `None` while a pass has it, and after one that was cancelled.
     reconciler: Option<Reconciler>,
+    uplink: Option<Arc<Uplink>>,
     internet: Internet,
     platform: Platform,
     probes: Probes,
@@ -135,14 +161,18 @@ struct Loop {
 impl Loop {
     async fn pass(&mut self, health: &Health) -> Result<(), FabricError> {
         let region = self.store.snapshot();
-        let desired = compile_fabric(&self.lab, &region, health);
+        let mut desired = compile_fabric(&self.lab, &region, health);
+        if let Some(uplink) = &self.uplink {
+            uplink.join(&mut desired);
+        }
         let scope = match self.looked {
             Some(looked) if looked.elapsed() < RESYNC => Scope::Changed,
             _ => Scope::All,
         };
         let mut reconciler = self.reconciler.take().unwrap_or_else(|| Reconciler::new(&self.lab));
+        let uplink = self.uplink.clone().filter(|_| scope == Scope::All);
         let (reconciler, done) = tokio::task::spawn_blocking(move || {
-            let done = reconciler.pass(&desired, scope);
+            let done = pass(&mut reconciler, uplink.as_deref(), &desired, scope);
             (reconciler, done)
         })
         .await
@@ -150,9 +180,9 @@ impl Loop {
         self.reconciler = Some(reconciler);
         let done = match done {
             Ok(done) => done,
-            Err(source) => {
+            Err(error) => {
                 self.looked = None;
-                return Err(FabricError::Linux(source));
+                return Err(error);
             }
         };
         if scope == Scope::All {

@@ -32,7 +32,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     (
         "daemon",
         "store linux cluster cni vnet",
-        "axum futures k8s-openapi kube serde serde_json sha2 simple-dns thiserror tokio tower tracing uuid",
+        "axum futures k8s-openapi kube rustls serde serde_json sha2 simple-dns thiserror tokio tower tracing uuid",
     ),
     (
         "cli",

@@ -18,26 +18,45 @@ const LOADED: &str = "loaded-";
 
 /// Puts the table of `text` in place of the one that is there. When it is refused, the old one stands.
 pub fn load(namespace: &Netns, text: &str) -> Result<(), LinuxError> {
-    run_with(namespace, &["-f", "-"], &transaction(text)).map(drop)
+    load_table(namespace, TABLE, text)
+}
+
+/// The same for a table of another name, which `text` must have.
+pub fn load_table(namespace: &Netns, table: &str, text: &str) -> Result<(), LinuxError> {
+    run_with(namespace, &["-f", "-"], &transaction(table, text)).map(drop)
 }
 
 /// Has `text` checked as [`load`] would load it, and changes nothing.
 pub fn check(namespace: &Netns, text: &str) -> Result<(), LinuxError> {
-    run_with(namespace, &["-c", "-f", "-"], &transaction(text)).map(drop)
+    run_with(namespace, &["-c", "-f", "-"], &transaction(TABLE, text)).map(drop)
 }
 
 /// Removes the table. Success when there is none.
 pub fn unload(namespace: &Netns) -> Result<(), LinuxError> {
-    run_with(namespace, &["-f", "-"], &format!("table ip {TABLE}\ndelete table ip {TABLE}\n"))
+    unload_table(namespace, TABLE)
+}
+
+/// The same for a table of another name.
+pub fn unload_table(namespace: &Netns, table: &str) -> Result<(), LinuxError> {
+    run_with(namespace, &["-f", "-"], &format!("table ip {table}\ndelete table ip {table}\n"))
         .map(drop)
 }
 
 /// The digest of the text that was loaded last, if its table is still there.
 pub fn loaded(namespace: &Netns) -> Result<Option<String>, LinuxError> {
+    loaded_table(namespace, TABLE)
+}
+
+/// The same for a table of another name.
+pub fn loaded_table(namespace: &Netns, table: &str) -> Result<Option<String>, LinuxError> {
     let listing = run_with(namespace, &["list", "chains", "ip"], "")?;
+    let mut is_inside = false;
     Ok(listing.lines().find_map(|line| {
+        if let Some(name) = line.strip_prefix("table ip ") {
+            is_inside = name.trim_end_matches(['{', ' ']) == table;
+        }
         let name = line.trim().strip_prefix("chain ")?.strip_prefix(LOADED)?;
-        Some(name.trim_end_matches(['{', ' ']).to_owned())
+        is_inside.then(|| name.trim_end_matches(['{', ' ']).to_owned())
     }))
 }
 
@@ -47,9 +66,9 @@ pub fn listing(namespace: &Netns) -> Result<String, LinuxError> {
     run_with(namespace, &["-a", "-s", "-t", "list", "ruleset"], "")
 }
 
-fn transaction(text: &str) -> String {
+fn transaction(table: &str, text: &str) -> String {
     format!(
-        "table ip {TABLE}\ndelete table ip {TABLE}\n{text}\ntable ip {TABLE} {{\n\tchain {LOADED}{} {{\n\t}}\n}}\n",
+        "table ip {table}\ndelete table ip {table}\n{text}\ntable ip {table} {{\n\tchain {LOADED}{} {{\n\t}}\n}}\n",
         digest(text)
     )
 }

@@ -21,6 +21,7 @@ mod services;
 pub mod state;
 mod text;
 mod translation;
+pub mod uplink;
 pub(crate) mod view;
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddrV4, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use linux::{LinuxError, netns::Netns};
@@ -25,8 +25,13 @@ use vnet::{
     model::ProbeProtocol,
 };
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+use super::tls;
+
+/// How long an answer may take: this long, or until the next one is due (Azure documentation, "Azure Load Balancer
+/// health probes").
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the first answers after a start may take: the fabric waits for them.
+const RECALL_PATIENCE: Duration = Duration::from_secs(3);
 /// How often a member is asked that has never answered well. Azure waits a whole interval; so that a
 /// new service is not slower than its pods, a lab does not.
 const EAGER: Duration = Duration::from_secs(1);
@@ -43,12 +48,13 @@ impl Probes {
     }
 
     /// Asks each question once, so that a lab that goes on after its daemon ended does not begin with
-    /// nobody healthy. Takes as long as the slowest answer, [`PATIENCE`] at most.
+    /// nobody healthy. Takes as long as the slowest answer, [`RECALL_PATIENCE`] at most.
     pub(super) async fn recall(&self, questions: &[Question]) {
         let mut asked = JoinSet::new();
         for question in questions.iter().cloned() {
             asked.spawn_blocking(move || {
-                ask_once(&question).unwrap_or(false).then_some(question.probed)
+                let good = ask_once(&question, RECALL_PATIENCE).unwrap_or(false);
+                good.then_some(question.probed)
             });
         }
         for probed in asked.join_all().await.into_iter().flatten() {
@@ -94,9 +100,10 @@ async fn keep_asking(question: Question, verdicts: watch::Sender<Health>) {
     let is_up = verdicts.borrow().up.contains(&question.probed);
     let mut streak = Streak { verdict: is_up.then_some(true), n_against: 0 };
     let interval = Duration::from_secs(question.probe.interval_seconds.max(1).into());
+    let patience = PATIENCE.min(interval);
     loop {
         let asked = question.clone();
-        let good = tokio::task::spawn_blocking(move || ask_once(&asked).unwrap_or(false))
+        let good = tokio::task::spawn_blocking(move || ask_once(&asked, patience).unwrap_or(false))
             .await
             .unwrap_or(false);
         if let Some(up) = streak.hear(good, question.probe.threshold) {
@@ -140,21 +147,56 @@ impl Streak {
     }
 }
 
-/// Whether the member answers as it should. HTTPS is asked no more than whether somebody accepts.
-fn ask_once(question: &Question) -> Result<bool, LinuxError> {
+/// Whether the member answers as it should.
+fn ask_once(question: &Question, patience: Duration) -> Result<bool, LinuxError> {
+    let deadline = Instant::now() + patience;
     let namespace = Netns::open(&question.namespace)?;
     let to = SocketAddrV4::new(question.address, question.probe.port);
-    let stream = namespace.tcp_connect(Some(PLATFORM_ADDRESS), to, PATIENCE)?;
+    let stream = namespace.tcp_connect(Some(PLATFORM_ADDRESS), to, patience)?;
+    let stream = Timed { stream, deadline };
+    let path = &question.probe.path;
     Ok(match question.probe.protocol {
-        ProbeProtocol::Tcp | ProbeProtocol::Https => true,
-        ProbeProtocol::Http => is_ok(stream, to, &question.probe.path).unwrap_or(false),
+        ProbeProtocol::Tcp => true,
+        ProbeProtocol::Http => is_ok(stream, to, path).unwrap_or(false),
+        ProbeProtocol::Https => {
+            tls::over(stream, to).and_then(|stream| is_ok(stream, to, path)).unwrap_or(false)
+        }
     })
 }
 
+/// A connection on which everything together must be done at a time, however slowly the other side trickles.
+struct Timed {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl Timed {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
 /// Whether `GET path` answers 200.
-fn is_ok(mut stream: TcpStream, to: SocketAddrV4, path: &str) -> io::Result<bool> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+fn is_ok(mut stream: impl Read + Write, to: SocketAddrV4, path: &str) -> io::Result<bool> {
     let path = if path.is_empty() { "/" } else { path };
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: {to}\r\nuser-agent: Load Balancer Agent\r\nconnection: close\r\n\r\n"
@@ -188,5 +230,47 @@ mod tests {
         check(2, "--+-+--++-", "..u...d.u.");
         check(1, "+-+", "udu");
         check(2, "", "");
+    }
+
+    /// Whether a server that sends `answer`, this slowly, is well.
+    fn asked(answer: &'static [u8], pause: Duration) -> bool {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let to = listener.local_addr().expect("an address");
+        let std::net::SocketAddr::V4(to) = to else { panic!("{to}") };
+        let serving = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            let mut request = [0; 1000];
+            let n = stream.read(&mut request).expect("a request");
+            for byte in answer {
+                std::thread::sleep(pause);
+                if stream.write_all(&[*byte]).is_err() {
+                    break;
+                }
+            }
+            String::from_utf8_lossy(&request[..n]).into_owned()
+        });
+        let stream = TcpStream::connect(to).expect("a connection");
+        let deadline = Instant::now() + Duration::from_millis(500);
+        let good = is_ok(Timed { stream, deadline }, to, "/healthz").unwrap_or(false);
+        let request = serving.join().expect("a server");
+        assert!(request.starts_with("GET /healthz HTTP/1.1\r\n"), "{request}");
+        good
+    }
+
+    #[test]
+    fn only_200_in_time_is_good() {
+        assert!(asked(b"HTTP/1.1 200 OK\r\n\r\n", Duration::ZERO));
+        assert!(asked(b"HTTP/1.0 200 OK\r\n\r\n", Duration::ZERO));
+        for bad in [
+            &b"HTTP/1.1 204 No Content\r\n\r\n"[..],
+            b"HTTP/1.1 302 Found\r\n\r\n",
+            b"HTTP/1.1 503 Service Unavailable\r\n\r\n",
+            b"SSH-2.0-OpenSSH 200\r\n",
+            b"",
+        ] {
+            assert!(!asked(bad, Duration::ZERO), "{}", String::from_utf8_lossy(bad));
+        }
+        // Each byte is in time, all of them are not.
+        assert!(!asked(b"HTTP/1.1 200 OK\r\n\r\n", Duration::from_millis(100)));
     }
 }

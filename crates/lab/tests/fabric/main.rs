@@ -12,4 +12,5 @@ mod peering;
 mod platform;
 mod routes;
 mod running;
+mod uplink;
 mod world;
