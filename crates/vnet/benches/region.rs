@@ -6,6 +6,7 @@ use divan::{Bencher, black_box};
 use vnet::{
     addr::Prefix4,
     command::{Command, Common, PutCluster, PutIpConfiguration, PutPool, PutSubnet},
+    host::{Health, compile_fabric},
     kind,
     model::{NetworkMode, Timestamp},
     name::ArmId,
@@ -97,6 +98,22 @@ fn report_nothing_new(bencher: Bencher<'_, '_>, held: u32) {
     bencher
         .with_inputs(|| (region.clone(), Command::FabricReal { generation: region.generation }))
         .bench_values(|(mut region, command)| black_box(region.apply(command, Timestamp(0))));
+}
+
+/// What the namespaces must look like: every change of the region costs this.
+#[divan::bench(args = [10, 1_000])]
+fn compile_the_fabric(bencher: Bencher<'_, '_>, vms: u32) {
+    let mut region = region(0);
+    for n in 0..vms {
+        let name = format!("vm{n}");
+        apply(&mut region, put_nic(&name, 1));
+        let nic = group().sibling(kind::NIC, &name);
+        apply(
+            &mut region,
+            Command::PutVm { common: common(group().sibling(kind::VM, &name)), nic },
+        );
+    }
+    bencher.bench(|| compile_fabric("lab", black_box(&region), &Health::default()));
 }
 
 /// A cluster of ten nodes of 31 addresses.

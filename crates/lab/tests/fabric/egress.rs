@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use daemon::fabric::Scope;
 use vnet::host::Health;
 
-use crate::lab::{Lab, ask, ask_as, connect, pod, run, serve};
+use crate::lab::{Lab, ask, ask_as, connect, masquerade, pod, run, serve};
 
 /// What the internet sees of a machine's flow.
 fn seen(lab: &Lab, machine: &str) -> String {
@@ -202,9 +202,7 @@ fn a_cluster_with_user_defined_routing_leaves_through_the_appliance() {
     );
     serve(&lab.internet(), "internet", 80);
     assert_eq!(seen(&lab, "n1"), "nothing", "nobody translates");
-    let rules = "add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; \
-                 add rule ip t c masquerade";
-    run(&lab.machine("nva"), "nft", &[rules]);
+    masquerade(&lab.machine("nva"));
     assert_eq!(seen(&lab, "n1"), "20.5.5.5");
     assert_eq!(seen(&lab, "m1"), "nothing");
 }

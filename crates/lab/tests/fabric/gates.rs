@@ -309,8 +309,7 @@ impl Numbers {
 
 /// A group of so many rules about flows from 10.1.1.0/28 to 10.1.2.0/28, each unlike the others.
 fn many_rules(numbers: &mut Numbers, n_rules: u64) -> String {
-    let mut text = String::new();
-    for n in 0..n_rules {
+    let rule = |n: u64| {
         let mut peer = |third: u64| match numbers.below(4) {
             0 => "*".to_owned(),
             1 => format!("10.1.{third}.0/28"),
@@ -332,12 +331,10 @@ fn many_rules(numbers: &mut Numbers, n_rules: u64) -> String {
             _ => port.to_string(),
         };
         let sports = if numbers.below(10) == 0 { "30000-30999" } else { "*" };
-        text += &format!(
-            "in {} {access} {protocol} {source} {sports} > {destination} {ports}\n",
-            100 + n
-        );
-    }
-    text
+        let number = 100 + n;
+        format!("in {number} {access} {protocol} {source} {sports} > {destination} {ports}")
+    };
+    (0..n_rules).map(rule).collect::<Vec<_>>().join("\n")
 }
 
 /// Long lists are cut into maps. Each rule decides about the flows that the model says it decides about.

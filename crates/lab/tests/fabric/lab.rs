@@ -204,6 +204,13 @@ pub(crate) fn pod(node: &Netns, address: &str) {
     run(node, "ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"]);
 }
 
+/// Has a machine translate what it forwards to its own address.
+pub(crate) fn masquerade(machine: &Netns) {
+    let rules = "add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; \
+                 add rule ip t c masquerade";
+    assert_eq!(run(machine, "nft", &[rules]), "");
+}
+
 /// Runs a program in a namespace and gives its standard output.
 pub(crate) fn run(namespace: &Netns, program: &str, arguments: &[&str]) -> String {
     let output = namespace

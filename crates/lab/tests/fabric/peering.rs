@@ -3,7 +3,7 @@
 use daemon::fabric::Scope;
 use vnet::host::Health;
 
-use crate::lab::{Lab, ask, ask_as, count, counted, pod, run, serve};
+use crate::lab::{Lab, ask, ask_as, count, counted, masquerade, pod, run, serve};
 
 /// Three networks in a row: `v` and `w` are joined, `w` and `x` are.
 fn row(v: &str, w: &str) -> String {
@@ -111,12 +111,6 @@ fn an_appliance_in_a_hub_joins_its_spokes_where_they_allow_forwarded_traffic() {
     assert_eq!(ask(&one, "9.9.9.9:80"), "nothing", "nobody translates");
     masquerade(&nva);
     assert_eq!(ask(&one, "9.9.9.9:80"), "internet sees 20.0.0.1 at 9.9.9.9");
-}
-
-fn masquerade(machine: &linux::netns::Netns) {
-    let rules = "add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; \
-                 add rule ip t c masquerade";
-    assert_eq!(run(machine, "nft", &[rules]), "");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! User-defined routes.
 
-use crate::lab::{Lab, ask, count, counted, run, serve};
+use crate::lab::{Lab, ask, count, counted, masquerade, run, serve};
 
 #[test]
 fn a_route_leads_through_an_appliance_and_the_longest_prefix_wins() {
@@ -58,13 +58,7 @@ fn everything_goes_through_a_firewall() {
     count(&lab.internet(), "prerouting", "");
     assert_eq!(ask(&one, "9.9.9.9:80"), "nothing", "nobody translates for a foreign address");
     assert_eq!(counted(&lab.internet()), 0);
-    run(
-        &nva,
-        "nft",
-        &[
-            "add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; add rule ip t c masquerade",
-        ],
-    );
+    masquerade(&nva);
     assert_eq!(ask(&one, "9.9.9.9:80"), "internet sees 20.0.0.1 at 9.9.9.9");
 }
 

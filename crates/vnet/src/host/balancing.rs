@@ -108,9 +108,10 @@ fn inbound_service(rule: &InboundNatRule, member: Ipv4Addr) -> Service {
         healthy: vec![member],
         members: vec![member],
         by_source: false,
-        delivery: match rule.floating_ip {
-            true => Delivery::Kept,
-            false => Delivery::Translated(rule.backend_port),
+        delivery: if rule.floating_ip {
+            Delivery::Kept
+        } else {
+            Delivery::Translated(rule.backend_port)
         },
         idle_minutes: rule.idle_timeout_minutes,
         reset: rule.enable_tcp_reset,

@@ -98,9 +98,9 @@ pub(super) fn render(text: &mut String, name: &str, head: &str, rules: &[Rule]) 
         // Nothing but TCP and UDP has ports that a rule could name.
         let port = !matches!(class, Class::Tcp | Class::Udp);
         let known = Known { class, source: false, destination: false, port };
-        let all = (0..rules.len()).filter(|n| writer.rules[*n].is_about(class));
-        let part = writer.ended(known, all);
-        by_class.push((protocol, writer.write(known, part)));
+        let about = (0..rules.len()).filter(|n| writer.rules[*n].is_about(class));
+        let whole = writer.ended(known, about);
+        by_class.push((protocol, writer.write(known, whole)));
     }
     let by_protocol: Vec<String> = by_class
         .iter()
