@@ -5,9 +5,12 @@
 pub(crate) mod balancer;
 pub(crate) mod cluster;
 pub(crate) mod machine;
+pub(crate) mod nat_gateway;
 pub(crate) mod nic;
+pub(crate) mod peering;
 pub(crate) mod pool;
 pub(crate) mod public_ip;
+pub(crate) mod public_ip_prefix;
 pub(crate) mod route_table;
 pub(crate) mod subnet;
 pub(crate) mod vnet;

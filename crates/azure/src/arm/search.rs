@@ -25,6 +25,8 @@ pub(super) fn answer(call: &Call<'_>, subscription: &str, group: Option<&str>) -
     let kinds = [
         Kind::Vnet,
         Kind::RouteTable,
+        Kind::NatGateway,
+        Kind::PublicIpPrefix,
         Kind::PublicIp,
         Kind::Nic,
         Kind::Balancer,

@@ -11,12 +11,14 @@ use vnet::{
 };
 
 use super::{
-    Asked, Named, Reference, Resource, View, fill, frame, id_of, network_state, references,
+    Asked, Named, Reference, Resource, View,
+    balancer::{Memberships, inbound_rules_of},
+    fill, frame, id_of, network_state, references,
 };
 use crate::{
     findings::{Findings, address, arm_id_of, given, missing},
     kept,
-    refuse::{Refusal, When, refusal},
+    refuse::{Refusal, When, refusal, unsupported},
     wire::{etag, public_ip},
 };
 
@@ -41,9 +43,13 @@ struct Configuration {
     allocation: Option<String>,
     subnet: Option<Reference>,
     load_balancer_backend_address_pools: Option<Vec<Reference>>,
+    load_balancer_inbound_nat_rules: Option<Vec<Reference>>,
+    #[serde(rename = "publicIPAddress")]
+    public_ip: Option<Reference>,
+    primary: Option<bool>,
 }
 
-const KNOWN: [&str; 21] = [
+const KNOWN: &[&str] = &[
     "/properties/enableIPForwarding",
     "/properties/macAddress",
     "/properties/primary",
@@ -65,9 +71,11 @@ const KNOWN: [&str; 21] = [
     "/properties/ipConfigurations/*/properties/subnet",
     "/properties/ipConfigurations/*/properties/primary",
     "/properties/ipConfigurations/*/properties/loadBalancerBackendAddressPools",
+    "/properties/ipConfigurations/*/properties/loadBalancerInboundNatRules",
+    "/properties/ipConfigurations/*/properties/publicIPAddress",
 ];
 
-const REFUSED: [Refusal; 7] = [
+const REFUSED: &[Refusal] = &[
     refusal("/properties/networkSecurityGroup", When::Given, "network security groups"),
     refusal(
         "/properties/ipConfigurations/*/properties/privateIPAddressVersion",
@@ -76,19 +84,9 @@ const REFUSED: [Refusal; 7] = [
     )
     .code("IPv6NotSupported"),
     refusal(
-        "/properties/ipConfigurations/*/properties/publicIPAddress",
-        When::Given,
-        "public IPs on network interfaces",
-    ),
-    refusal(
         "/properties/ipConfigurations/*/properties/applicationSecurityGroups",
         When::Given,
         "application security groups",
-    ),
-    refusal(
-        "/properties/ipConfigurations/*/properties/loadBalancerInboundNatRules",
-        When::Given,
-        "inbound NAT rules",
     ),
     refusal(
         "/properties/ipConfigurations/*/properties/applicationGatewayBackendAddressPools",
@@ -102,31 +100,45 @@ const REFUSED: [Refusal; 7] = [
     ),
 ];
 
-/// The command that a `PUT` asks for, and the back-end pools that the NIC shall be in.
-pub(crate) fn parse(asked: &Asked<'_>) -> Result<(Command, Vec<ArmId>), Fault> {
+/// The command that a `PUT` asks for: the NIC, and the load balancers that have it behind them.
+pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let resource: Resource<Properties> = asked.read()?;
-    let mut findings = asked.findings(&REFUSED);
-    let common = asked.common(&resource, &KNOWN);
-    let mut pools = Vec::new();
+    let mut findings = asked.findings(REFUSED);
+    let common = asked.common(&resource, KNOWN);
+    let mut memberships = Memberships::default();
     let (ip_forwarding, configurations) = resource
         .properties
         .map_or((None, None), |given| (given.ip_forwarding, given.configurations));
-    let configs: Vec<PutIpConfiguration> = configurations
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|configuration| parse_configuration(configuration, &mut pools, &mut findings))
-        .collect();
+    let mut configurations = configurations.unwrap_or_default();
+    // The primary one comes first, whatever the order in which they are sent.
+    configurations.sort_by_key(|it| {
+        !it.properties.as_ref().and_then(|properties| properties.primary).unwrap_or(false)
+    });
+    let mut configs: Vec<PutIpConfiguration> = Vec::new();
+    for configuration in configurations {
+        let n_pools = memberships.pools.len();
+        configs.extend(parse_configuration(configuration, &mut memberships, &mut findings));
+        if configs.len() > 1 && memberships.pools.len() > n_pools {
+            let what = "back-end pools of IP configurations that are not the primary one";
+            findings.add(unsupported("NotSupported", what));
+        }
+    }
     if configs.is_empty() {
         findings.add(missing("properties.ipConfigurations"));
     }
     findings.finish()?;
     let ip_forwarding = ip_forwarding.unwrap_or(false);
-    Ok((Command::PutNic { common, ip_forwarding, security_group: None, configs }, pools))
+    let also = memberships.commands(asked.view.region, &asked.id)?;
+    let nic = Command::PutNic { common, ip_forwarding, security_group: None, configs };
+    if also.is_empty() {
+        return Ok(nic);
+    }
+    Ok(Command::Together(std::iter::once(nic).chain(also).collect()))
 }
 
 fn parse_configuration(
     configuration: Named<Configuration>,
-    pools: &mut Vec<ArmId>,
+    memberships: &mut Memberships,
     findings: &mut Findings,
 ) -> Option<PutIpConfiguration> {
     let path = "properties.ipConfigurations";
@@ -151,13 +163,22 @@ fn parse_configuration(
     for pool in properties.load_balancer_backend_address_pools.unwrap_or_default() {
         let target = format!("{path}.loadBalancerBackendAddressPools.id");
         let kind = format!("{}/backendAddressPools", kind::LOAD_BALANCER);
-        pools.extend(findings.take_some(pool.id, |id| arm_id_of(&id, &kind, &target)));
+        let pool = findings.take_some(pool.id, |id| arm_id_of(&id, &kind, &target));
+        memberships.pools.extend(pool);
     }
+    for rule in properties.load_balancer_inbound_nat_rules.unwrap_or_default() {
+        let target = format!("{path}.loadBalancerInboundNatRules.id");
+        let config = name.as_deref().unwrap_or_default();
+        findings.take_some(rule.id, |id| memberships.add_rule(&id, config, &target));
+    }
+    let public_ip = findings.take_some(id_of(properties.public_ip), |id| {
+        arm_id_of(&id, kind::PUBLIC_IP, &format!("{path}.publicIPAddress.id"))
+    });
     Some(PutIpConfiguration {
         name: name?,
         subnet: subnet?,
         address,
-        public_ip: None,
+        public_ip,
         application_groups: Vec::new(),
     })
 }
@@ -173,7 +194,7 @@ pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
         .iter()
         .map(|config| {
             let is_primary = Some(config.name.as_str()) == first;
-            render_configuration(nic, config, is_primary, &pools)
+            render_configuration(view, nic, config, is_primary.then_some(&pools))
         })
         .collect();
     body["properties"] = json!({
@@ -203,11 +224,12 @@ pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
     body
 }
 
+/// `pools` are the primary one's.
 fn render_configuration(
+    view: &View<'_>,
     nic: &Nic,
     config: &IpConfiguration,
-    is_primary: bool,
-    pools: &[ArmId],
+    pools: Option<&Vec<ArmId>>,
 ) -> Value {
     let mut body = json!({
         "name": config.name,
@@ -219,12 +241,19 @@ fn render_configuration(
             "privateIPAddress": config.address,
             "privateIPAllocationMethod": public_ip::method(config.allocation),
             "privateIPAddressVersion": "IPv4",
-            "primary": is_primary,
+            "primary": pools.is_some(),
             "subnet": { "id": config.subnet },
         },
     });
-    if is_primary && !pools.is_empty() {
+    if let Some(pools) = pools.filter(|pools| !pools.is_empty()) {
         body["properties"]["loadBalancerBackendAddressPools"] = json!(references(pools));
+    }
+    let rules = inbound_rules_of(view.region, &nic.meta.id, &config.name);
+    if !rules.is_empty() {
+        body["properties"]["loadBalancerInboundNatRules"] = json!(references(rules));
+    }
+    if let Some(public_ip) = &config.public_ip {
+        body["properties"]["publicIPAddress"] = json!({ "id": public_ip });
     }
     body
 }
