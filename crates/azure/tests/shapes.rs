@@ -166,3 +166,67 @@ async fn errors() {
     });
     check("errors", &errors);
 }
+
+#[tokio::test]
+async fn beyond_subnets() {
+    let lab = Lab::new().await;
+    lab.vnet().await;
+    let far = network("virtualNetworks/far");
+    let space = json!({ "addressSpace": { "addressPrefixes": ["10.8.0.0/16"] } });
+    lab.put(&far, json!({ "location": "eastus", "properties": space })).await;
+    let peering = network("virtualNetworks/v/virtualNetworkPeerings/p1");
+    let side = |remote: String| {
+        json!({ "name": "p1", "properties": { "allowForwardedTraffic": false, "allowGatewayTransit": false,
+            "allowVirtualNetworkAccess": true, "peerCompleteVnets": true,
+            "remoteVirtualNetwork": { "id": remote }, "useRemoteGateways": false } })
+    };
+    check("peering", &lab.put(&peering, side(far.clone())).await);
+    let other = format!("{far}/virtualNetworkPeerings/p1");
+    lab.put(&other, side(network("virtualNetworks/v"))).await;
+    check("peering_connected", &lab.get(&peering).await.body);
+
+    let prefix = network("publicIPPrefixes/x");
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" },
+        "properties": { "prefixLength": 31, "publicIPAddressVersion": "IPv4" } });
+    check("public_ip_prefix", &lab.put(&prefix, body).await);
+    let public_ip = network("publicIPAddresses/p");
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" },
+        "properties": { "publicIPAllocationMethod": "Static", "publicIPPrefix": { "id": prefix } } });
+    lab.put(&public_ip, body).await;
+    let gateway = network("natGateways/nat1");
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" },
+        "properties": { "idleTimeoutInMinutes": 10, "publicIpAddresses": [{ "id": public_ip }] } });
+    check("nat_gateway", &lab.put(&gateway, body).await);
+    check("public_ip_of_gateway", &lab.get(&public_ip).await.body);
+    let body = json!({ "properties": { "addressPrefix": "10.0.0.0/24", "natGateway": { "id": gateway },
+        "defaultOutboundAccess": false } });
+    check("subnet_of_gateway", &lab.put(&subnet("s"), body).await);
+    check("nat_gateway_of_subnet", &lab.get(&gateway).await.body);
+}
+
+#[tokio::test]
+async fn inbound_rules() {
+    let lab = Lab::new().await;
+    lab.vnet().await;
+    lab.nic().await;
+    let id = network("loadBalancers/lb");
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" }, "properties": {
+        "frontendIPConfigurations": [{ "name": "fe", "properties": { "subnet": { "id": subnet("s") } } }],
+        "backendAddressPools": [{ "name": "be" }],
+        "inboundNatRules": [
+            { "name": "one", "properties": { "protocol": "Tcp", "frontendPort": 5000, "backendPort": 22,
+                "frontendIPConfiguration": { "id": format!("{id}/frontendIPConfigurations/fe") } } },
+            { "name": "all", "properties": { "protocol": "Tcp", "frontendPortRangeStart": 5001,
+                "frontendPortRangeEnd": 5009, "backendPort": 22,
+                "backendAddressPool": { "id": format!("{id}/backendAddressPools/be") },
+                "frontendIPConfiguration": { "id": format!("{id}/frontendIPConfigurations/fe") } } },
+        ] } });
+    lab.put(&id, body).await;
+    let nic = json!({ "location": "eastus", "properties": { "ipConfigurations": [{ "name": "ipconfig1",
+        "properties": { "subnet": { "id": subnet("s") },
+            "loadBalancerBackendAddressPools": [{ "id": format!("{id}/backendAddressPools/be") }],
+            "loadBalancerInboundNatRules": [{ "id": format!("{id}/inboundNatRules/one") }] } }] } });
+    check("nic_behind_rules", &lab.put(&network("networkInterfaces/n"), nic).await);
+    check("balancer_with_inbound_rules", &lab.get(&id).await.body);
+    check("inbound_rule", &lab.get(&format!("{id}/inboundNatRules/one")).await.body);
+}

@@ -24,8 +24,8 @@ use crate::{
     call::Call,
     refuse::{NOT_SUPPORTED, unsupported},
     wire::{
-        Asked, View, application_group, balancer, cluster, machine, nic, pool, public_ip,
-        route_table, security_group, subnet, vnet,
+        Asked, View, application_group, balancer, cluster, machine, nat_gateway, nic, peering,
+        pool, public_ip, public_ip_prefix, route_table, security_group, subnet, vnet,
     },
 };
 
@@ -62,7 +62,7 @@ pub(super) fn render(view: &View<'_>, kind: Kind, id: &ArmId) -> Option<Value> {
     let region = view.region;
     let name = Name::new(id.name());
     match kind {
-        Kind::Vnet => region.vnets.get(id).map(|it| vnet::render(it)),
+        Kind::Vnet => region.vnets.get(id).map(|it| vnet::render(view, it)),
         Kind::Subnet => region.subnet(id).map(|(vnet, it)| subnet::render(vnet, it)),
         Kind::RouteTable => region.route_tables.get(id).map(|it| route_table::render(view, it)),
         Kind::Route => {
@@ -80,11 +80,19 @@ pub(super) fn render(view: &View<'_>, kind: Kind, id: &ArmId) -> Option<Value> {
             region.application_groups.get(id).map(|it| application_group::render(it))
         }
         Kind::Watcher => watcher::render(view, id),
+        Kind::Peering => region.peering(id).map(|(vnet, it)| peering::render(view, vnet, it)),
+        Kind::NatGateway => region.nat_gateways.get(id).map(|it| nat_gateway::render(view, it)),
+        Kind::PublicIpPrefix => {
+            region.public_ip_prefixes.get(id).map(|it| public_ip_prefix::render(view, it))
+        }
         Kind::PublicIp => region.public_ips.get(id).map(|it| public_ip::render(it)),
         Kind::Nic | Kind::InstanceNic => region.nics.get(id).map(|it| nic::render(view, it)),
         Kind::Balancer => region.balancers.get(id).map(|it| balancer::render(view, it)),
         Kind::BackendPool => {
             balancer::render_pool(view, region.balancers.get(&id.parent()?)?, &name)
+        }
+        Kind::InboundRule => {
+            balancer::render_inbound_rule(region.balancers.get(&id.parent()?)?, &name)
         }
         Kind::Vm => region.machines.get(id).map(|it| machine::render(it)),
         Kind::Instance => region.machines.get(id).map(|it| machine::render_instance(it)),
@@ -179,34 +187,25 @@ pub(super) fn put(call: &Call<'_>, kind: Kind, id: &ArmId, body: Option<Value>) 
     }
     let id = spelled(&region, id, stored.as_ref());
     let asked = Asked::new(&view, id.clone(), value, &bytes);
-    let (command, pools) = parse(call, kind, &asked)?;
-    let accepted = call.change(command)?;
-    let mut operation = accepted.operation;
-    if let Some(wanted) = pools {
-        operation = join_pools(call, &id, &wanted)?.or(operation);
-    }
+    let accepted = call.change(parse(call, kind, &asked)?)?;
     let body = shown(call, kind, &id)?;
     // A pool with a path of its own is a change of its load balancer.
     let is_new = match kind {
-        Kind::BackendPool => stored.is_none(),
+        Kind::BackendPool | Kind::InboundRule => stored.is_none(),
         _ => accepted.outcome == Outcome::Created,
     };
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let location = location_of(call, &id);
     let reply = Reply::with_status(status, body);
-    Ok(match operation {
+    Ok(match accepted.operation {
         Some(operation) => operations::announce(call, reply, &id, &location, operation),
         None => reply,
     })
 }
 
-/// The command that a body asks for and, for a NIC, the back-end pools that it shall be in.
-fn parse(
-    call: &Call<'_>,
-    kind: Kind,
-    asked: &Asked<'_>,
-) -> Result<(Command, Option<Vec<ArmId>>), Fault> {
-    let command = match kind {
+/// The command that a body asks for.
+fn parse(call: &Call<'_>, kind: Kind, asked: &Asked<'_>) -> Result<Command, Fault> {
+    match kind {
         Kind::Vnet => vnet::parse(asked),
         Kind::Subnet => subnet::parse(asked),
         Kind::RouteTable => route_table::parse(asked),
@@ -215,14 +214,17 @@ fn parse(
         Kind::SecurityRule => security_group::parse_rule(asked),
         Kind::ApplicationGroup => application_group::parse(asked),
         Kind::Watcher => Err(unsupported(NOT_SUPPORTED, watcher::FIXED)),
-        Kind::PublicIp => public_ip::parse(asked),
-        Kind::Nic => {
-            let (command, pools) = nic::parse(asked)?;
-            check_pools(asked, &pools)?;
-            return Ok((command, Some(pools)));
+        Kind::Peering => {
+            let sync = call.query.get("syncremoteaddressspace");
+            peering::parse(asked, sync.is_some_and(|text| text.eq_ignore_ascii_case("true")))
         }
+        Kind::NatGateway => nat_gateway::parse(asked),
+        Kind::PublicIpPrefix => public_ip_prefix::parse(asked),
+        Kind::PublicIp => public_ip::parse(asked),
+        Kind::Nic => nic::parse(asked),
         Kind::Balancer => balancer::parse(asked),
         Kind::BackendPool => balancer::parse_pool(asked),
+        Kind::InboundRule => balancer::parse_inbound_rule(asked),
         Kind::Vm => machine::parse(asked),
         Kind::Cluster => cluster::parse(asked),
         Kind::Pool => pool::parse(asked),
@@ -231,8 +233,7 @@ fn parse(
         }
         Kind::Part(_) => Err(unsupported(NOT_SUPPORTED, "writing a part without its parent")),
         Kind::Deployment | Kind::Refused(_) => Err(wrong_method(call)),
-    };
-    Ok((command?, None))
+    }
 }
 
 const SCALE_SETS: &str = "changes to scale sets, which belong to their node pools";
@@ -262,45 +263,6 @@ fn spelled(region: &Region, id: &ArmId, stored: Option<&Value>) -> ArmId {
     group.map_or_else(|| id.clone(), |group| group.sibling(&id.kind(), id.name()))
 }
 
-/// Refuses back-end pools that are not there.
-fn check_pools(asked: &Asked<'_>, wanted: &[ArmId]) -> Result<(), Fault> {
-    for pool in wanted {
-        let balancer = pool.parent().and_then(|id| asked.view.region.balancers.get(&id));
-        if balancer.is_none_or(|balancer| !balancer.pools.contains_key(&Name::new(pool.name()))) {
-            let message = format!(
-                "Resource {pool} referenced by resource {} was not found. Please make sure that the referenced resource exists, and that both resources are in the same region.",
-                asked.id
-            );
-            return Err(Fault::bad("InvalidResourceReference", message));
-        }
-    }
-    Ok(())
-}
-
-/// Makes a NIC a member of exactly these back-end pools, one load balancer after the other.
-fn join_pools(call: &Call<'_>, nic: &ArmId, wanted: &[ArmId]) -> Result<Option<uuid::Uuid>, Fault> {
-    let region = call.region();
-    let mut operation = None;
-    for (id, balancer) in &region.balancers {
-        let is_wanted =
-            |name: &Name| wanted.contains(&id.child("backendAddressPools", name.as_str()));
-        let differs =
-            balancer.pools.iter().any(|(name, pool)| pool.members.contains(nic) != is_wanted(name));
-        if differs {
-            let command = balancer::with_pools(balancer, |pools| {
-                for (name, members) in pools {
-                    members.retain(|member| member != nic);
-                    if is_wanted(name) {
-                        members.push(nic.clone());
-                    }
-                }
-            });
-            operation = call.change(command)?.operation;
-        }
-    }
-    Ok(operation)
-}
-
 /// Changes tags, the one thing that every type can have patched.
 fn patch(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     let mut body = shown(call, kind, id)?;
@@ -326,6 +288,7 @@ fn delete(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     let location = location_of(call, id);
     let command = match kind {
         Kind::BackendPool => remove_pool(&region, id)?,
+        Kind::InboundRule => remove_inbound_rule(&region, id)?,
         Kind::ScaleSet | Kind::Instance | Kind::InstanceNic => {
             return Err(unsupported(NOT_SUPPORTED, SCALE_SETS));
         }
@@ -358,6 +321,13 @@ fn remove_pool(region: &Arc<Region>, id: &ArmId) -> Result<Command, Fault> {
         return Err(Fault::bad("LoadBalancerBackendAddressPoolInUse", message));
     }
     Ok(balancer::with_pools(balancer, |pools| pools.retain(|(other, _)| *other != name)))
+}
+
+fn remove_inbound_rule(region: &Arc<Region>, id: &ArmId) -> Result<Command, Fault> {
+    let name = Name::new(id.name());
+    let balancer = id.parent().and_then(|id| region.balancers.get(&id));
+    let balancer = balancer.ok_or_else(|| not_found(region, Kind::InboundRule, id))?;
+    Ok(balancer::with_inbound_rules(balancer, |rules| rules.retain(|(other, _)| *other != name)))
 }
 
 /// `If-Match` and `If-None-Match`, against the entity tag that is shown.
@@ -425,6 +395,8 @@ pub(super) fn top_level(view: &View<'_>, kind: Kind) -> Vec<ArmId> {
         Kind::SecurityGroup => region.security_groups.keys().cloned().collect(),
         Kind::ApplicationGroup => region.application_groups.keys().cloned().collect(),
         Kind::Watcher => watcher::all(view),
+        Kind::NatGateway => region.nat_gateways.keys().cloned().collect(),
+        Kind::PublicIpPrefix => region.public_ip_prefixes.keys().cloned().collect(),
         Kind::PublicIp => region.public_ips.keys().cloned().collect(),
         // Scale sets' NICs are shown with their instances only.
         Kind::Nic => {
@@ -439,7 +411,9 @@ pub(super) fn top_level(view: &View<'_>, kind: Kind) -> Vec<ArmId> {
         Kind::Subnet
         | Kind::Route
         | Kind::SecurityRule
+        | Kind::Peering
         | Kind::BackendPool
+        | Kind::InboundRule
         | Kind::Instance
         | Kind::InstanceNic
         | Kind::Pool
@@ -461,6 +435,8 @@ fn children(
         Kind::Route => (Kind::RouteTable, "routes"),
         Kind::SecurityRule => (Kind::SecurityGroup, "securityRules"),
         Kind::Part("defaultSecurityRules") => (Kind::SecurityGroup, "defaultSecurityRules"),
+        Kind::Peering => (Kind::Vnet, "virtualNetworkPeerings"),
+        Kind::InboundRule => (Kind::Balancer, "inboundNatRules"),
         Kind::BackendPool => (Kind::Balancer, "backendAddressPools"),
         Kind::Part("ipConfigurations") => (Kind::Nic, "ipConfigurations"),
         Kind::Part(list) => (Kind::Balancer, list),

@@ -27,6 +27,8 @@ pub(super) fn answer(call: &Call<'_>, subscription: &str, group: Option<&str>) -
         Kind::RouteTable,
         Kind::SecurityGroup,
         Kind::ApplicationGroup,
+        Kind::NatGateway,
+        Kind::PublicIpPrefix,
         Kind::PublicIp,
         Kind::Nic,
         Kind::Balancer,

@@ -15,10 +15,14 @@ pub(super) enum Kind {
     SecurityRule,
     ApplicationGroup,
     Watcher,
+    Peering,
+    NatGateway,
+    PublicIpPrefix,
     PublicIp,
     Nic,
     Balancer,
     BackendPool,
+    InboundRule,
     Vm,
     ScaleSet,
     Instance,
@@ -33,7 +37,7 @@ pub(super) enum Kind {
 }
 
 /// Every type, as Azure spells it.
-const KINDS: [(&str, Kind); 43] = [
+const KINDS: &[(&str, Kind)] = &[
     (kind::VNET, Kind::Vnet),
     (kind::SUBNET, Kind::Subnet),
     (kind::ROUTE_TABLE, Kind::RouteTable),
@@ -50,11 +54,8 @@ const KINDS: [(&str, Kind); 43] = [
     ("Microsoft.Network/loadBalancers/loadBalancingRules", Kind::Part("loadBalancingRules")),
     ("Microsoft.Network/loadBalancers/probes", Kind::Part("probes")),
     ("Microsoft.Network/loadBalancers/outboundRules", Kind::Part("outboundRules")),
-    ("Microsoft.Network/loadBalancers/inboundNatRules", Kind::Part("inboundNatRules")),
-    (
-        "Microsoft.Network/virtualNetworks/virtualNetworkPeerings",
-        Kind::Refused("virtual network peering"),
-    ),
+    ("Microsoft.Network/loadBalancers/inboundNatRules", Kind::InboundRule),
+    (kind::PEERING, Kind::Peering),
     (kind::SECURITY_GROUP, Kind::SecurityGroup),
     (kind::SECURITY_RULE, Kind::SecurityRule),
     (
@@ -62,8 +63,8 @@ const KINDS: [(&str, Kind); 43] = [
         Kind::Part("defaultSecurityRules"),
     ),
     (kind::APPLICATION_GROUP, Kind::ApplicationGroup),
-    ("Microsoft.Network/natGateways", Kind::Refused("NAT gateways")),
-    ("Microsoft.Network/publicIPPrefixes", Kind::Refused("public IP prefixes")),
+    (kind::NAT_GATEWAY, Kind::NatGateway),
+    (kind::PUBLIC_IP_PREFIX, Kind::PublicIpPrefix),
     ("Microsoft.Network/privateEndpoints", Kind::Refused("private endpoints")),
     ("Microsoft.Network/privateLinkServices", Kind::Refused("private link services")),
     ("Microsoft.Network/privateDnsZones", Kind::Refused("private DNS zones")),

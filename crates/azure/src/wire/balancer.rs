@@ -1,6 +1,7 @@
 //! `Microsoft.Network/loadBalancers` with their parts: how a `PUT` becomes a command.
 //! How they are rendered is in [`mod@render`].
 
+mod inbound;
 mod render;
 
 use serde::{Deserialize, de::DeserializeOwned};
@@ -10,13 +11,16 @@ use vnet::{
     fault::Fault,
     kind,
     model::{
-        Allocation, BalancingRule, Frontend, LoadBalancer, OutboundRule, Probe, ProbeProtocol,
-        Transport,
+        Allocation, BalancingRule, Frontend, InboundNatRule, LoadBalancer, OutboundRule, Probe,
+        ProbeProtocol, Transport,
     },
     name::{ArmId, Name},
 };
 
-pub(crate) use self::render::{render, render_pool};
+pub(crate) use self::{
+    inbound::{Memberships, parse_alone as parse_inbound_rule, rules_of as inbound_rules_of},
+    render::{render, render_inbound_rule, render_pool},
+};
 use super::{Asked, Named, Reference, Resource, id_of, public_ip::one_of};
 use crate::{
     call::content,
@@ -35,6 +39,7 @@ struct Properties {
     #[serde(rename = "loadBalancingRules")]
     rules: Option<Vec<Named<RuleProperties>>>,
     outbound_rules: Option<Vec<Named<OutboundProperties>>>,
+    inbound_nat_rules: Option<Vec<Named<inbound::Properties>>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,7 +103,7 @@ struct OutboundProperties {
     enable_tcp_reset: Option<bool>,
 }
 
-const KNOWN: [&str; 46] = [
+const KNOWN: &[&str] = &[
     "/sku/name",
     "/properties/inboundNatRules",
     "/properties/inboundNatPools",
@@ -148,10 +153,9 @@ const KNOWN: [&str; 46] = [
     "/properties/frontendIPConfigurations/*/properties/inboundNatRules",
 ];
 
-const REFUSED: [Refusal; 10] = [
+const REFUSED: &[Refusal] = &[
     refusal("/sku/tier", When::Is(&["Global"]), "global load balancers"),
     refusal("/sku/name", When::Is(&["Gateway"]), "gateway load balancers"),
-    refusal("/properties/inboundNatRules", When::Given, "inbound NAT rules"),
     refusal("/properties/inboundNatPools", When::Given, "inbound NAT pools"),
     refusal(
         "/properties/frontendIPConfigurations/*/properties/privateIPAddressVersion",
@@ -162,7 +166,7 @@ const REFUSED: [Refusal; 10] = [
     refusal(
         "/properties/frontendIPConfigurations/*/properties/publicIPPrefix",
         When::Given,
-        "public IP prefixes",
+        "public IP prefixes as front ends",
     ),
     refusal(
         "/properties/frontendIPConfigurations/*/properties/gatewayLoadBalancer",
@@ -189,8 +193,8 @@ const REFUSED: [Refusal; 10] = [
 /// The command that a `PUT` asks for.
 pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let resource: Resource<Properties> = asked.read()?;
-    let findings = asked.findings(&REFUSED);
-    let common = asked.common(&resource, &KNOWN);
+    let findings = asked.findings(REFUSED);
+    let common = asked.common(&resource, KNOWN);
     let mut parser = Parser { id: &asked.id, findings };
     let sku = given(resource.sku.and_then(|sku| sku.name)).unwrap_or_else(|| "Basic".to_owned());
     let sku = parser.findings.take(one_of(&sku, &["Basic", "Standard", "Gateway"], "sku.name"));
@@ -210,9 +214,13 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let outbound_rules =
         parser
             .each("outboundRules", properties.outbound_rules, |parser, _, it| parser.outbound(it?));
+    let inbound_rules =
+        parser.each("inboundNatRules", properties.inbound_nat_rules, |parser, name, it| {
+            inbound::parse(parser, stored.map(AsRef::as_ref), name, it?)
+        });
     parser.findings.then(|| {
         let balancer = PutLoadBalancer {
-            inbound_rules: Vec::new(),
+            inbound_rules,
             sku: sku?.to_owned(),
             frontends,
             pools,
@@ -457,6 +465,19 @@ pub(crate) fn with_pools(
     stored: &LoadBalancer,
     change: impl FnOnce(&mut Vec<(Name, Vec<ArmId>)>),
 ) -> Command {
+    with_parts(stored, |put| change(&mut put.pools))
+}
+
+/// The load balancer as it is, but for its inbound NAT rules.
+pub(crate) fn with_inbound_rules(
+    stored: &LoadBalancer,
+    change: impl FnOnce(&mut Vec<(Name, InboundNatRule)>),
+) -> Command {
+    with_parts(stored, |put| change(&mut put.inbound_rules))
+}
+
+/// The load balancer as it is, but for some of its parts.
+fn with_parts(stored: &LoadBalancer, change: impl FnOnce(&mut PutLoadBalancer)) -> Command {
     let frontend = |frontend: &Frontend| match frontend {
         Frontend::Internal { subnet, address, allocation } => PutFrontend::Internal {
             subnet: subnet.clone(),
@@ -464,17 +485,20 @@ pub(crate) fn with_pools(
         },
         Frontend::Public { public_ip } => PutFrontend::Public { public_ip: public_ip.clone() },
     };
-    let mut pools =
+    let pools =
         stored.pools.iter().map(|(name, pool)| (name.clone(), pool.members.clone())).collect();
-    change(&mut pools);
     let common = vnet::command::Common {
         id: stored.meta.id.clone(),
         location: None,
         tags: None,
         kept: stored.meta.kept.clone(),
     };
-    let balancer = PutLoadBalancer {
-        inbound_rules: Vec::new(),
+    let mut balancer = PutLoadBalancer {
+        inbound_rules: stored
+            .inbound_rules
+            .iter()
+            .map(|(name, it)| (name.clone(), it.clone()))
+            .collect(),
         sku: stored.sku.clone(),
         frontends: stored.frontends.iter().map(|(name, it)| (name.clone(), frontend(it))).collect(),
         pools,
@@ -486,5 +510,6 @@ pub(crate) fn with_pools(
             .map(|(name, it)| (name.clone(), it.clone()))
             .collect(),
     };
+    change(&mut balancer);
     Command::PutLoadBalancer { common, balancer }
 }

@@ -11,12 +11,14 @@ use vnet::{
 };
 
 use super::{
-    Asked, Named, Reference, Resource, View, fill, frame, id_of, network_state, references,
+    Asked, Named, Reference, Resource, View,
+    balancer::{Memberships, inbound_rules_of},
+    fill, frame, id_of, network_state, references,
 };
 use crate::{
     findings::{Findings, address, arm_id_of, given, missing},
     kept,
-    refuse::{Refusal, When, refusal},
+    refuse::{Refusal, When, refusal, unsupported},
     wire::{etag, public_ip},
 };
 
@@ -44,9 +46,13 @@ struct Configuration {
     subnet: Option<Reference>,
     load_balancer_backend_address_pools: Option<Vec<Reference>>,
     application_security_groups: Option<Vec<Reference>>,
+    load_balancer_inbound_nat_rules: Option<Vec<Reference>>,
+    #[serde(rename = "publicIPAddress")]
+    public_ip: Option<Reference>,
+    primary: Option<bool>,
 }
 
-const KNOWN: [&str; 22] = [
+const KNOWN: &[&str] = &[
     "/properties/enableIPForwarding",
     "/properties/macAddress",
     "/properties/primary",
@@ -69,25 +75,17 @@ const KNOWN: [&str; 22] = [
     "/properties/ipConfigurations/*/properties/primary",
     "/properties/ipConfigurations/*/properties/loadBalancerBackendAddressPools",
     "/properties/ipConfigurations/*/properties/applicationSecurityGroups",
+    "/properties/ipConfigurations/*/properties/loadBalancerInboundNatRules",
+    "/properties/ipConfigurations/*/properties/publicIPAddress",
 ];
 
-const REFUSED: [Refusal; 5] = [
+const REFUSED: &[Refusal] = &[
     refusal(
         "/properties/ipConfigurations/*/properties/privateIPAddressVersion",
         When::Is(&["IPv6"]),
         "IPv6 and dual stack",
     )
     .code("IPv6NotSupported"),
-    refusal(
-        "/properties/ipConfigurations/*/properties/publicIPAddress",
-        When::Given,
-        "public IPs on network interfaces",
-    ),
-    refusal(
-        "/properties/ipConfigurations/*/properties/loadBalancerInboundNatRules",
-        When::Given,
-        "inbound NAT rules",
-    ),
     refusal(
         "/properties/ipConfigurations/*/properties/applicationGatewayBackendAddressPools",
         When::Given,
@@ -100,12 +98,12 @@ const REFUSED: [Refusal; 5] = [
     ),
 ];
 
-/// The command that a `PUT` asks for, and the back-end pools that the NIC shall be in.
-pub(crate) fn parse(asked: &Asked<'_>) -> Result<(Command, Vec<ArmId>), Fault> {
+/// The command that a `PUT` asks for: the NIC, and the load balancers that have it behind them.
+pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let resource: Resource<Properties> = asked.read()?;
-    let mut findings = asked.findings(&REFUSED);
-    let common = asked.common(&resource, &KNOWN);
-    let mut pools = Vec::new();
+    let mut findings = asked.findings(REFUSED);
+    let common = asked.common(&resource, KNOWN);
+    let mut memberships = Memberships::default();
     let (ip_forwarding, security_group, configurations) =
         resource.properties.map_or((None, None, None), |given| {
             (given.ip_forwarding, given.security_group, given.configurations)
@@ -113,22 +111,36 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<(Command, Vec<ArmId>), Fault> {
     let security_group = findings.take_some(id_of(security_group), |text| {
         arm_id_of(&text, kind::SECURITY_GROUP, "properties.networkSecurityGroup.id")
     });
-    let configs: Vec<PutIpConfiguration> = configurations
-        .unwrap_or_default()
-        .into_iter()
-        .filter_map(|configuration| parse_configuration(configuration, &mut pools, &mut findings))
-        .collect();
+    let mut configurations = configurations.unwrap_or_default();
+    // The primary one comes first, whatever the order in which they are sent.
+    configurations.sort_by_key(|it| {
+        !it.properties.as_ref().and_then(|properties| properties.primary).unwrap_or(false)
+    });
+    let mut configs: Vec<PutIpConfiguration> = Vec::new();
+    for configuration in configurations {
+        let n_pools = memberships.pools.len();
+        configs.extend(parse_configuration(configuration, &mut memberships, &mut findings));
+        if configs.len() > 1 && memberships.pools.len() > n_pools {
+            let what = "back-end pools of IP configurations that are not the primary one";
+            findings.add(unsupported("NotSupported", what));
+        }
+    }
     if configs.is_empty() {
         findings.add(missing("properties.ipConfigurations"));
     }
     findings.finish()?;
     let ip_forwarding = ip_forwarding.unwrap_or(false);
-    Ok((Command::PutNic { common, ip_forwarding, security_group, configs }, pools))
+    let also = memberships.commands(asked.view.region, &asked.id)?;
+    let nic = Command::PutNic { common, ip_forwarding, security_group, configs };
+    if also.is_empty() {
+        return Ok(nic);
+    }
+    Ok(Command::Together(std::iter::once(nic).chain(also).collect()))
 }
 
 fn parse_configuration(
     configuration: Named<Configuration>,
-    pools: &mut Vec<ArmId>,
+    memberships: &mut Memberships,
     findings: &mut Findings,
 ) -> Option<PutIpConfiguration> {
     let path = "properties.ipConfigurations";
@@ -153,7 +165,8 @@ fn parse_configuration(
     for pool in properties.load_balancer_backend_address_pools.unwrap_or_default() {
         let target = format!("{path}.loadBalancerBackendAddressPools.id");
         let kind = format!("{}/backendAddressPools", kind::LOAD_BALANCER);
-        pools.extend(findings.take_some(pool.id, |id| arm_id_of(&id, &kind, &target)));
+        let pool = findings.take_some(pool.id, |id| arm_id_of(&id, &kind, &target));
+        memberships.pools.extend(pool);
     }
     let mut application_groups = Vec::new();
     for group in properties.application_security_groups.unwrap_or_default() {
@@ -162,11 +175,19 @@ fn parse_configuration(
         let id = id.and_then(|id| arm_id_of(&id, kind::APPLICATION_GROUP, &target));
         application_groups.extend(findings.take(id));
     }
+    for rule in properties.load_balancer_inbound_nat_rules.unwrap_or_default() {
+        let target = format!("{path}.loadBalancerInboundNatRules.id");
+        let config = name.as_deref().unwrap_or_default();
+        findings.take_some(rule.id, |id| memberships.add_rule(&id, config, &target));
+    }
+    let public_ip = findings.take_some(id_of(properties.public_ip), |id| {
+        arm_id_of(&id, kind::PUBLIC_IP, &format!("{path}.publicIPAddress.id"))
+    });
     Some(PutIpConfiguration {
         name: name?,
         subnet: subnet?,
         address,
-        public_ip: None,
+        public_ip,
         application_groups,
     })
 }
@@ -182,7 +203,7 @@ pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
         .iter()
         .map(|config| {
             let is_primary = Some(config.name.as_str()) == first;
-            render_configuration(nic, config, is_primary, &pools)
+            render_configuration(view, nic, config, is_primary.then_some(&pools))
         })
         .collect();
     body["properties"] = json!({
@@ -215,11 +236,12 @@ pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
     body
 }
 
+/// `pools` are the primary one's.
 fn render_configuration(
+    view: &View<'_>,
     nic: &Nic,
     config: &IpConfiguration,
-    is_primary: bool,
-    pools: &[ArmId],
+    pools: Option<&Vec<ArmId>>,
 ) -> Value {
     let mut body = json!({
         "name": config.name,
@@ -231,7 +253,7 @@ fn render_configuration(
             "privateIPAddress": config.address,
             "privateIPAllocationMethod": public_ip::method(config.allocation),
             "privateIPAddressVersion": "IPv4",
-            "primary": is_primary,
+            "primary": pools.is_some(),
             "subnet": { "id": config.subnet },
         },
     });
@@ -239,8 +261,15 @@ fn render_configuration(
         body["properties"]["applicationSecurityGroups"] =
             json!(references(&config.application_groups));
     }
-    if is_primary && !pools.is_empty() {
+    if let Some(pools) = pools.filter(|pools| !pools.is_empty()) {
         body["properties"]["loadBalancerBackendAddressPools"] = json!(references(pools));
+    }
+    let rules = inbound_rules_of(view.region, &nic.meta.id, &config.name);
+    if !rules.is_empty() {
+        body["properties"]["loadBalancerInboundNatRules"] = json!(references(rules));
+    }
+    if let Some(public_ip) = &config.public_ip {
+        body["properties"]["publicIPAddress"] = json!({ "id": public_ip });
     }
     body
 }

@@ -7,11 +7,12 @@ use vnet::{
     fault::Fault,
     kind,
     model::{Allocation, PublicIp},
+    name::ArmId,
 };
 
-use super::{Asked, Resource, fill, frame, network_state};
+use super::{Asked, Reference, Resource, fill, frame, id_of, network_state};
 use crate::{
-    findings::{given, not_one_of},
+    findings::{arm_id_of, given, not_one_of},
     kept,
     refuse::{Refusal, When, refusal},
 };
@@ -20,22 +21,24 @@ use crate::{
 struct Properties {
     #[serde(rename = "publicIPAllocationMethod")]
     allocation: Option<String>,
+    #[serde(rename = "publicIPPrefix")]
+    prefix: Option<Reference>,
 }
 
-const KNOWN: [&str; 6] = [
+const KNOWN: &[&str] = &[
     "/sku/name",
     "/properties/publicIPAllocationMethod",
     "/properties/publicIPAddressVersion",
     "/properties/ipAddress",
     "/properties/ipConfiguration",
     "/properties/ipTags",
+    "/properties/publicIPPrefix",
+    "/properties/natGateway",
 ];
 
-const REFUSED: [Refusal; 6] = [
+const REFUSED: &[Refusal] = &[
     refusal("/properties/publicIPAddressVersion", When::Is(&["IPv6"]), "IPv6 and dual stack")
         .code("IPv6NotSupported"),
-    refusal("/properties/publicIPPrefix", When::Given, "public IP prefixes"),
-    refusal("/properties/natGateway", When::Given, "NAT gateways"),
     refusal("/properties/ipTags", When::Given, "IP tags"),
     refusal("/properties/linkedPublicIPAddress", When::Given, "linked public IPs"),
     refusal("/sku/tier", When::Is(&["Global"]), "global public IPs"),
@@ -44,11 +47,16 @@ const REFUSED: [Refusal; 6] = [
 /// The command that a `PUT` asks for.
 pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let resource: Resource<Properties> = asked.read()?;
-    let mut findings = asked.findings(&REFUSED);
-    let common = asked.common(&resource, &KNOWN);
+    let mut findings = asked.findings(REFUSED);
+    let common = asked.common(&resource, KNOWN);
     let sku = given(resource.sku.and_then(|sku| sku.name)).unwrap_or_else(|| "Basic".to_owned());
     let sku = findings.take(one_of(&sku, &["Basic", "Standard"], "sku.name"));
-    let method = given(resource.properties.and_then(|properties| properties.allocation));
+    let (method, prefix) =
+        resource.properties.map_or((None, None), |given| (given.allocation, given.prefix));
+    let method = given(method);
+    let prefix = findings.take_some(id_of(prefix), |text| {
+        arm_id_of(&text, kind::PUBLIC_IP_PREFIX, "properties.publicIPPrefix.id")
+    });
     let target = "properties.publicIPAllocationMethod";
     let allocation = match method {
         None if sku == Some("Standard") => Some(Allocation::Static),
@@ -70,12 +78,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
         );
     }
     findings.then(|| {
-        Some(Command::PutPublicIp {
-            common,
-            prefix: None,
-            sku: sku?.to_owned(),
-            allocation: allocation?,
-        })
+        Some(Command::PutPublicIp { common, prefix, sku: sku?.to_owned(), allocation: allocation? })
     })
 }
 
@@ -102,7 +105,12 @@ pub(crate) fn render(public_ip: &PublicIp) -> Value {
         "ipTags": [],
     });
     if let Some(user) = &public_ip.used_by {
-        body["properties"]["ipConfiguration"] = json!({ "id": user });
+        let is_gateway = user.parse::<ArmId>().is_ok_and(|user| user.is_kind(kind::NAT_GATEWAY));
+        let key = if is_gateway { "natGateway" } else { "ipConfiguration" };
+        body["properties"][key] = json!({ "id": user });
+    }
+    if let Some(prefix) = &public_ip.prefix {
+        body["properties"]["publicIPPrefix"] = json!({ "id": prefix });
     }
     kept::merge(&mut body, &public_ip.meta.kept);
     fill(

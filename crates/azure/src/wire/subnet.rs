@@ -25,6 +25,8 @@ struct Properties {
     address_prefixes: Option<Vec<String>>,
     route_table: Option<Reference>,
     network_security_group: Option<Reference>,
+    nat_gateway: Option<Reference>,
+    default_outbound_access: Option<bool>,
     delegations: Option<Vec<Named<DelegationProperties>>>,
     private_endpoint_network_policies: Option<String>,
     private_link_service_network_policies: Option<String>,
@@ -36,7 +38,7 @@ struct DelegationProperties {
     service_name: Option<String>,
 }
 
-const KNOWN: [&str; 20] = [
+const KNOWN: &[&str] = &[
     "/id",
     "/name",
     "/type",
@@ -47,6 +49,8 @@ const KNOWN: [&str; 20] = [
     "/properties/addressPrefixes",
     "/properties/routeTable",
     "/properties/networkSecurityGroup",
+    "/properties/natGateway",
+    "/properties/defaultOutboundAccess",
     "/properties/delegations",
     "/properties/privateEndpointNetworkPolicies",
     "/properties/privateLinkServiceNetworkPolicies",
@@ -59,24 +63,18 @@ const KNOWN: [&str; 20] = [
     "/properties/serviceEndpoints/*/provisioningState",
 ];
 
-const REFUSED: [Refusal; 8] = [
+const REFUSED: &[Refusal] = &[
     refusal(
         "/properties/addressPrefixes",
         When::Several,
         "more than one address prefix in a subnet",
     )
     .code("MultipleAddressPrefixesSubnetNotSupported"),
-    refusal("/properties/natGateway", When::Given, "NAT gateways"),
     refusal("/properties/serviceEndpointPolicies", When::Given, "service endpoint policies"),
     refusal("/properties/ipAllocations", When::Given, "IP allocations"),
     refusal("/properties/applicationGatewayIPConfigurations", When::Given, "application gateways"),
     refusal("/properties/ipamPoolPrefixAllocations", When::Given, "IPAM pools"),
     refusal("/properties/sharingScope", When::Given, "subnet sharing"),
-    refusal(
-        "/properties/defaultOutboundAccess",
-        When::False,
-        "subnets without default outbound access",
-    ),
 ];
 
 /// The command that a `PUT` asks for.
@@ -89,7 +87,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
 
 /// What a subnet should be, alone or as a part of its virtual network.
 pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> Option<PutSubnet> {
-    refuse::check(value, &REFUSED, "", findings);
+    refuse::check(value, REFUSED, "", findings);
     let body = serde_json::from_value::<Named<Properties>>(value.clone());
     let body = findings.take(body.map_err(|error| content(&error)))?;
     let Some(properties) = body.properties else {
@@ -109,6 +107,9 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
     let security_group = findings.take_some(id_of(properties.network_security_group), |text| {
         arm_id_of(&text, kind::SECURITY_GROUP, "properties.networkSecurityGroup.id")
     });
+    let nat_gateway = findings.take_some(id_of(properties.nat_gateway), |text| {
+        arm_id_of(&text, kind::NAT_GATEWAY, "properties.natGateway.id")
+    });
     let mut delegations = Vec::new();
     for delegation in properties.delegations.unwrap_or_default() {
         match given(delegation.properties.and_then(|properties| properties.service_name)) {
@@ -122,8 +123,8 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
     }
     Some(PutSubnet {
         security_group,
-        nat_gateway: None,
-        default_outbound: None,
+        nat_gateway,
+        default_outbound: properties.default_outbound_access,
         name: Name::new(id.name()),
         prefix: prefix?,
         route_table,
@@ -132,7 +133,7 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
         private_link_service_network_policies: given(
             properties.private_link_service_network_policies,
         ),
-        kept: kept::collect(value, &KNOWN),
+        kept: kept::collect(value, KNOWN),
     })
 }
 
@@ -149,6 +150,12 @@ pub(crate) fn render(vnet: &Vnet, subnet: &Subnet) -> Value {
     }
     if let Some(table) = &subnet.route_table {
         properties["routeTable"] = json!({ "id": table });
+    }
+    if let Some(gateway) = &subnet.nat_gateway {
+        properties["natGateway"] = json!({ "id": gateway });
+    }
+    if !subnet.default_outbound {
+        properties["defaultOutboundAccess"] = json!(false);
     }
     let users: Vec<ArmId> =
         subnet.held.values().filter_map(vnet::model::Holder::configuration_id).collect();

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet::{command::Command, fault::Fault, kind, model::Vnet};
 
-use super::{Asked, Resource, frame, network_state, subnet};
+use super::{Asked, Resource, View, frame, network_state, peering, subnet};
 use crate::{
     findings::{missing, network_prefix},
     kept,
@@ -16,6 +16,7 @@ use crate::{
 struct Properties {
     address_space: Option<AddressSpace>,
     subnets: Option<Vec<Value>>,
+    virtual_network_peerings: Option<Vec<Value>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -33,8 +34,7 @@ const KNOWN: [&str; 5] = [
     "/properties/enableVmProtection",
 ];
 
-const REFUSED: [Refusal; 6] = [
-    refusal("/properties/virtualNetworkPeerings", When::Given, "virtual network peering"),
+const REFUSED: [Refusal; 5] = [
     refusal("/properties/enableDdosProtection", When::True, "DDoS protection plans"),
     refusal("/properties/encryption/enabled", When::True, "virtual network encryption"),
     refusal("/properties/ipAllocations", When::Given, "IP allocations"),
@@ -47,8 +47,9 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let resource: Resource<Properties> = asked.read()?;
     let mut findings = asked.findings(&REFUSED);
     let common = asked.common(&resource, &KNOWN);
-    let (space, subnets) =
-        resource.properties.map_or((None, None), |given| (given.address_space, given.subnets));
+    let (space, subnets, peerings) = resource.properties.map_or((None, None, None), |given| {
+        (given.address_space, given.subnets, given.virtual_network_peerings)
+    });
     let texts = space.and_then(|space| space.address_prefixes).unwrap_or_default();
     let target = "properties.addressSpace.addressPrefixes";
     if texts.is_empty() {
@@ -70,19 +71,29 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
             })
             .collect()
     });
+    let stored = asked.view.region.vnets.get(&asked.id).map(AsRef::as_ref);
+    let peerings = peerings
+        .map(|list| peering::parse_list(&asked.id, &list, stored, &mut findings))
+        .unwrap_or_default();
     findings.finish()?;
-    Ok(Command::PutVnet { common, prefixes, subnets })
+    let vnet = Command::PutVnet { common, prefixes, subnets };
+    if peerings.is_empty() {
+        return Ok(vnet);
+    }
+    Ok(Command::Together(std::iter::once(vnet).chain(peerings).collect()))
 }
 
 /// The resource as a `GET` shows it.
-pub(crate) fn render(vnet: &Vnet) -> Value {
+pub(crate) fn render(view: &View<'_>, vnet: &Vnet) -> Value {
     let mut body = frame(&vnet.meta, kind::VNET);
+    let peerings: Vec<Value> =
+        vnet.peerings.values().map(|it| peering::render(view, vnet, it)).collect();
     body["properties"] = json!({
         "provisioningState": network_state(vnet.meta.state),
         "resourceGuid": vnet.meta.guid,
         "addressSpace": { "addressPrefixes": vnet.prefixes },
         "subnets": vnet.subnets.values().map(|subnet| subnet::render(vnet, subnet)).collect::<Vec<_>>(),
-        "virtualNetworkPeerings": [],
+        "virtualNetworkPeerings": peerings,
         "enableDdosProtection": false,
     });
     kept::merge(&mut body, &vnet.meta.kept);

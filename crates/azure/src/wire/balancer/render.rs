@@ -4,12 +4,13 @@ use serde_json::{Value, json};
 use vnet::{
     kind,
     model::{
-        BackendPool, BalancingRule, Frontend, LoadBalancer, OutboundRule, Probe, ProbeProtocol,
-        Transport,
+        BackendPool, BalancingRule, Frontend, InboundNatRule, InboundTarget, LoadBalancer,
+        OutboundRule, Probe, ProbeProtocol, Transport,
     },
     name::{ArmId, Name},
 };
 
+use super::inbound;
 use crate::{
     kept,
     wire::{View, etag, fill, frame, network_state, public_ip::method, references},
@@ -27,7 +28,7 @@ pub(crate) fn render(view: &View<'_>, balancer: &LoadBalancer) -> Value {
         "backendAddressPools": part.all(&balancer.pools, |name, it| part.pool(view, name, it)),
         "loadBalancingRules": part.all(&balancer.rules, |name, it| part.rule(name, it)),
         "probes": part.all(&balancer.probes, |name, it| part.probe(name, it)),
-        "inboundNatRules": [],
+        "inboundNatRules": part.all(&balancer.inbound_rules, |name, it| part.inbound(name, it)),
         "inboundNatPools": [],
         "outboundRules": part.all(&balancer.outbound_rules, |name, it| part.outbound(name, it)),
     });
@@ -40,6 +41,12 @@ pub(crate) fn render(view: &View<'_>, balancer: &LoadBalancer) -> Value {
 pub(crate) fn render_pool(view: &View<'_>, balancer: &LoadBalancer, name: &Name) -> Option<Value> {
     let pool = balancer.pools.get(name)?;
     Some(Part { balancer }.pool(view, name, pool))
+}
+
+/// One inbound NAT rule as a `GET` of its own path shows it.
+pub(crate) fn render_inbound_rule(balancer: &LoadBalancer, name: &Name) -> Option<Value> {
+    let rule = balancer.inbound_rules.get(name)?;
+    Some(Part { balancer }.inbound(name, rule))
 }
 
 struct Part<'a> {
@@ -88,6 +95,17 @@ impl Part<'_> {
         references(rules.map(|(name, _)| self.id("outboundRules", name)))
     }
 
+    fn inbound_rules(&self, uses: impl Fn(&InboundNatRule) -> bool) -> Vec<Value> {
+        let rules = self.balancer.inbound_rules.iter().filter(|(_, rule)| uses(rule));
+        references(rules.map(|(name, _)| self.id("inboundNatRules", name)))
+    }
+
+    fn inbound(&self, name: &Name, rule: &InboundNatRule) -> Value {
+        let reference = |kind: &str, name: &Name| self.reference(kind, name);
+        let properties = inbound::properties(rule, reference, transport(rule.protocol));
+        self.frame("inboundNatRules", name, properties)
+    }
+
     fn frontend(&self, name: &Name, frontend: &Frontend) -> Value {
         let mut properties = match frontend {
             Frontend::Internal { subnet, address, allocation } => json!({
@@ -105,6 +123,8 @@ impl Part<'_> {
         let outbound = self.outbound_rules(|rule| rule.frontends.contains(name));
         add(&mut properties, "loadBalancingRules", &rules);
         add(&mut properties, "outboundRules", &outbound);
+        let inbound = self.inbound_rules(|rule| rule.frontend == *name);
+        add(&mut properties, "inboundNatRules", &inbound);
         self.frame("frontendIPConfigurations", name, properties)
     }
 
@@ -120,6 +140,10 @@ impl Part<'_> {
         add(&mut properties, "loadBalancingRules", &self.rules(|rule| rule.pool == *name));
         let outbound = self.outbound_rules(|rule| rule.pool == *name);
         add(&mut properties, "outboundRules", &outbound);
+        let inbound = self.inbound_rules(
+            |rule| matches!(&rule.target, InboundTarget::Pool { pool, .. } if pool == name),
+        );
+        add(&mut properties, "inboundNatRules", &inbound);
         self.frame("backendAddressPools", name, properties)
     }
 
