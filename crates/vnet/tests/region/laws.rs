@@ -463,10 +463,11 @@ fn steps_reach_every_command() {
                 lab.step(step);
                 continue;
             };
-            let kind = std::mem::discriminant(&*command);
+            let text = format!("{command:?}");
+            let kind = text.split([' ', '(']).next().unwrap_or_default().to_owned();
             match lab.apply(*command) {
                 Ok(answer) if answer.outcome != Outcome::Unchanged => {
-                    accepted.insert(format!("{kind:?}"));
+                    accepted.insert(kind);
                 }
                 Ok(_) => (),
                 Err(fault) => {
