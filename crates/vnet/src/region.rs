@@ -48,6 +48,7 @@ mod lifecycle;
 mod migration;
 mod network;
 mod nodes;
+mod outbound;
 mod peerings;
 mod pool_subnets;
 mod pools;

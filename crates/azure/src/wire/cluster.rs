@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use vnet::{
     command::{Command, PutCluster},
     fault::Fault,
-    model::{NetworkMode, OutboundType},
+    kind,
+    model::{NetworkMode, OutboundAddresses, OutboundProfile, OutboundType},
     name::ArmId,
 };
 
@@ -19,7 +20,7 @@ pub(crate) use self::render::{
 };
 use super::{Asked, Resource, pool};
 use crate::{
-    findings::{Findings, address, cluster_prefix, given, missing, not_one_of},
+    findings::{Findings, address, arm_id_of, cluster_prefix, given, missing, not_one_of},
     refuse::unsupported,
 };
 
@@ -46,6 +47,51 @@ struct NetworkProfile {
     #[serde(rename = "dnsServiceIP")]
     dns_service_ip: Option<String>,
     outbound_type: Option<String>,
+    load_balancer_profile: Option<BalancerProfile>,
+    nat_gateway_profile: Option<GatewayProfile>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct BalancerProfile {
+    #[serde(rename = "managedOutboundIPs")]
+    managed: Option<Count>,
+    #[serde(rename = "outboundIPs")]
+    ips: Option<PublicIps>,
+    #[serde(rename = "outboundIPPrefixes")]
+    prefixes: Option<Prefixes>,
+    allocated_outbound_ports: Option<i64>,
+    idle_timeout_in_minutes: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct GatewayProfile {
+    #[serde(rename = "managedOutboundIPProfile")]
+    managed: Option<Count>,
+    idle_timeout_in_minutes: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Count {
+    count: Option<u32>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PublicIps {
+    #[serde(rename = "publicIPs")]
+    all: Option<Vec<Reference>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Prefixes {
+    #[serde(rename = "publicIPPrefixes")]
+    all: Option<Vec<Reference>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reference {
+    id: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,7 +156,8 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
         );
     }
 
-    let network = network(properties.network_profile.unwrap_or_default(), &mut findings);
+    let is = stored.map(|cluster| (cluster.outbound, &cluster.outbound_profile));
+    let network = network(properties.network_profile.unwrap_or_default(), is, &mut findings);
     findings.then(|| {
         let cluster = PutCluster {
             version: version.or_else(|| match stored {
@@ -127,7 +174,11 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
 }
 
 /// The network's part of a cluster.
-fn network(profile: NetworkProfile, findings: &mut Findings) -> PutCluster {
+fn network(
+    profile: NetworkProfile,
+    is: Option<(OutboundType, &OutboundProfile)>,
+    findings: &mut Findings,
+) -> PutCluster {
     let first = |one: Option<String>, several: Option<Vec<String>>| {
         given(one).or_else(|| several.and_then(|several| several.into_iter().next()))
     };
@@ -145,7 +196,32 @@ fn network(profile: NetworkProfile, findings: &mut Findings) -> PutCluster {
         address(&text, "networkProfile.dnsServiceIP")
     });
     let outbound = findings.take_some(given(profile.outbound_type), |text| outbound_type(&text));
+    let type_ = outbound.or(is.map(|(outbound, _)| outbound)).unwrap_or(OutboundType::LoadBalancer);
+    let is = is.filter(|(outbound, _)| *outbound == type_).map(|(_, profile)| profile);
+    let outbound_profile = match type_ {
+        OutboundType::LoadBalancer => {
+            profile.load_balancer_profile.and_then(|it| balancer_profile(it, is, findings))
+        }
+        OutboundType::ManagedNatGateway => {
+            profile.nat_gateway_profile.map(|it| gateway_profile(&it, is))
+        }
+        OutboundType::UserDefinedRouting if profile.load_balancer_profile.is_some() => {
+            findings.add(
+                Fault::bad(
+                    "InvalidUserDefinedRoutingWithLoadBalancerProfile",
+                    "A load balancer profile is not allowed with outbound type userDefinedRouting.",
+                )
+                .at("networkProfile.loadBalancerProfile"),
+            );
+            None
+        }
+        OutboundType::UserAssignedNatGateway
+        | OutboundType::UserDefinedRouting
+        | OutboundType::None
+        | OutboundType::Block => None,
+    };
     PutCluster {
+        outbound_profile,
         mode: mode.flatten(),
         pod_cidr,
         service_cidr,
@@ -184,16 +260,88 @@ fn mode(plugin: Option<&str>, mode: Option<&str>) -> Result<Option<NetworkMode>,
     }
 }
 
+/// A load balancer's outbound addresses; what is not said stays as it `is`, or is the default.
+fn balancer_profile(
+    asked: BalancerProfile,
+    is: Option<&OutboundProfile>,
+    findings: &mut Findings,
+) -> Option<OutboundProfile> {
+    let target = "networkProfile.loadBalancerProfile";
+    let ids =
+        |all: Option<Vec<Reference>>| all.unwrap_or_default().into_iter().filter_map(|it| it.id);
+    let mut parse = |ids: Vec<String>, kind: &str| -> Option<Vec<ArmId>> {
+        let parsed: Vec<Option<ArmId>> =
+            ids.iter().map(|id| findings.take(arm_id_of(id, kind, target))).collect();
+        parsed.into_iter().collect()
+    };
+    let default = OutboundProfile::default();
+    let is = is.unwrap_or(&default);
+    let addresses = match (asked.ips, asked.prefixes) {
+        (Some(_), Some(_)) => {
+            let text = "outboundIPs and outboundIPPrefixes cannot both be given.";
+            findings.add(Fault::bad("InvalidLoadBalancerProfile", text).at(target));
+            return None;
+        }
+        (Some(ips), None) => {
+            OutboundAddresses::PublicIps(parse(ids(ips.all).collect(), kind::PUBLIC_IP)?)
+        }
+        (None, Some(prefixes)) => {
+            OutboundAddresses::Prefixes(parse(ids(prefixes.all).collect(), kind::PUBLIC_IP_PREFIX)?)
+        }
+        (None, None) => match asked.managed.and_then(|managed| managed.count) {
+            Some(count) => OutboundAddresses::Managed(count),
+            None => is.addresses.clone(),
+        },
+    };
+    let ports = asked.allocated_outbound_ports.map_or(Ok(is.allocated_ports), u32::try_from);
+    let Ok(allocated_ports) = ports else {
+        let code = "LoadBalancerProfileAllocatedOutboundPortsCannotBeNegative";
+        let text = "Load balancer profile allocated ports cannot be negative.";
+        findings.add(Fault::bad(code, text).at(target));
+        return None;
+    };
+    let idle_timeout_minutes = asked.idle_timeout_in_minutes.unwrap_or(is.idle_timeout_minutes);
+    Some(OutboundProfile { addresses, allocated_ports, idle_timeout_minutes })
+}
+
+/// The same for a NAT gateway.
+fn gateway_profile(asked: &GatewayProfile, is: Option<&OutboundProfile>) -> OutboundProfile {
+    let count = asked.managed.as_ref().and_then(|managed| managed.count);
+    let addresses = is.map_or(OutboundAddresses::Managed(1), |is| is.addresses.clone());
+    OutboundProfile {
+        addresses: count.map_or(addresses, OutboundAddresses::Managed),
+        allocated_ports: 0,
+        idle_timeout_minutes: asked
+            .idle_timeout_in_minutes
+            .or(is.map(|is| is.idle_timeout_minutes))
+            .unwrap_or(4),
+    }
+}
+
 fn outbound_type(text: &str) -> Result<OutboundType, Fault> {
     let target = "networkProfile.outboundType";
     match text.to_ascii_lowercase().as_str() {
         "loadbalancer" => Ok(OutboundType::LoadBalancer),
         "userdefinedrouting" => Ok(OutboundType::UserDefinedRouting),
+        "managednatgateway" => Ok(OutboundType::ManagedNatGateway),
+        "userassignednatgateway" => Ok(OutboundType::UserAssignedNatGateway),
         "none" => Ok(OutboundType::None),
-        "managednatgateway" | "managednatgatewayv2" | "userassignednatgateway" | "block" => {
+        "block" => Ok(OutboundType::Block),
+        "managednatgatewayv2" => {
             Err(unsupported("UnsupportedOutboundType", &format!("outbound type {text}")).at(target))
         }
-        _ => Err(not_one_of(text, &["loadBalancer", "userDefinedRouting", "none"], target)),
+        _ => Err(not_one_of(
+            text,
+            &[
+                "loadBalancer",
+                "managedNATGateway",
+                "userAssignedNATGateway",
+                "userDefinedRouting",
+                "none",
+                "block",
+            ],
+            target,
+        )),
     }
 }
 

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Change, UNCHANGED, groups, lifecycle, migration, network, pools, ranges, refusal, upgrades,
-    uuid_of,
+    Change, UNCHANGED, groups, lifecycle, migration, network, outbound, pools, ranges, refusal,
+    upgrades, uuid_of,
 };
 use crate::{
     addr::Prefix4,
@@ -15,9 +15,8 @@ use crate::{
     fault::Fault,
     kind,
     model::{
-        Allocation, BackendPool, Cluster, Frontend, LoadBalancer, NetworkMode, OutboundRule,
-        OutboundType, PoolMode, ProvisioningState, PublicIp, ResourceGroup, RouteTable, Subnet,
-        Transport, Vnet,
+        Cluster, NetworkMode, OutboundType, PoolMode, ProvisioningState, ResourceGroup, RouteTable,
+        Subnet, Vnet,
     },
     name::{ArmId, Name},
 };
@@ -50,6 +49,7 @@ impl Change {
         check_cluster_name(id.name())?;
         let group = self.live_group(&id)?.id.clone();
         let mode = put.mode.unwrap_or(NetworkMode::Overlay);
+        let outbound = put.outbound.unwrap_or(OutboundType::LoadBalancer);
         let hash = eight_digits(&id);
         let node_group =
             self.node_group_id(&id, &group, &meta.location, put.node_group.as_deref())?;
@@ -76,8 +76,10 @@ impl Change {
             pod_cidr: pod_cidr(mode, put.pod_cidr)?,
             service_cidr: put.service_cidr.unwrap_or_else(|| default_range(ranges::SERVICE_CIDR)),
             dns_service_ip: put.dns_service_ip.unwrap_or(ranges::DNS_SERVICE_IP),
-            outbound: put.outbound.unwrap_or(OutboundType::LoadBalancer),
-            outbound_profile: put.outbound_profile.unwrap_or_default(),
+            outbound,
+            outbound_profile: put
+                .outbound_profile
+                .unwrap_or_else(|| outbound::default_profile(outbound)),
             security_group: None,
             vnet,
             route_table,
@@ -86,6 +88,7 @@ impl Change {
             hash,
             meta,
         };
+        outbound::check_type(&cluster)?;
         self.make_node_group(&cluster, &group);
         let managed = match first_subnet {
             Some(_) => None,
@@ -98,9 +101,9 @@ impl Change {
         self.make_route_table(&cluster);
         self.make_security_group(&mut cluster, managed.as_ref());
         self.make_first_pools(&mut cluster, put.pools, managed)?;
-        if cluster.outbound == OutboundType::LoadBalancer {
-            self.make_balancer(&cluster)?;
-        }
+        self.check_outbound(&cluster)?;
+        self.refuse_idle_gateway(&cluster)?;
+        self.make_outbound(&cluster)?;
         self.sync_members(&cluster);
         self.region.clusters.insert(id.clone(), Arc::new(cluster));
         Ok(self.put(&id, true))
@@ -179,6 +182,7 @@ impl Change {
             cluster.meta.state = ProvisioningState::Upgrading;
         }
         self.check_pool_versions(&cluster)?;
+        self.change_outbound(old, &mut cluster, put.outbound, put.outbound_profile)?;
         if is_migration {
             let pod_cidr = put.pod_cidr.or(old.pod_cidr);
             cluster.mode = NetworkMode::Overlay;
@@ -398,48 +402,6 @@ impl Change {
         };
         self.region.route_tables.insert(id.clone(), Arc::new(table));
     }
-
-    /// Load balancer `kubernetes`: the way out (AKS documentation, "Use a public standard load balancer in AKS").
-    fn make_balancer(&mut self, cluster: &Cluster) -> Result<(), Fault> {
-        let location = &cluster.meta.location;
-        let updating = ProvisioningState::Updating;
-        // The front end and its public IP have the same GUID as their name.
-        let name = Name::new(&uuid_of(&format!("{} outbound", cluster.meta.id.key())).to_string());
-        let public_ip = cluster.node_group.sibling(kind::PUBLIC_IP, name.as_str());
-        let address = self.lab_address()?;
-        let resource = PublicIp {
-            meta: self.part_meta(&public_ip, location, updating),
-            address,
-            allocation: Allocation::Static,
-            sku: "Standard".to_owned(),
-            prefix: None,
-            used_by: None,
-        };
-        self.region.public_ips.insert(public_ip.clone(), Arc::new(resource));
-        let id = cluster.node_group.sibling(kind::LOAD_BALANCER, "kubernetes");
-        self.attach_public_ip(&public_ip, &id, location, &name)?;
-        let outbound = OutboundRule {
-            frontends: vec![name.clone()],
-            pool: "aksOutboundBackendPool".into(),
-            protocol: Transport::All,
-            allocated_ports: 0,
-            idle_timeout_minutes: 30,
-            enable_tcp_reset: true,
-        };
-        let pools = ["kubernetes", "aksOutboundBackendPool"].map(Name::new);
-        let balancer = LoadBalancer {
-            inbound_rules: BTreeMap::new(),
-            meta: self.part_meta(&id, location, updating),
-            sku: "Standard".to_owned(),
-            frontends: BTreeMap::from([(name, Frontend::Public { public_ip })]),
-            pools: pools.into_iter().map(|name| (name, BackendPool::default())).collect(),
-            probes: BTreeMap::new(),
-            rules: BTreeMap::new(),
-            outbound_rules: BTreeMap::from([(Name::new("aksOutboundRule"), outbound)]),
-        };
-        self.region.balancers.insert(id, Arc::new(balancer));
-        Ok(())
-    }
 }
 
 /// Refuses to change what is fixed when a cluster is made.
@@ -451,13 +413,6 @@ fn check_fixed(old: &Cluster, put: &PutCluster) -> Result<(), Fault> {
         }
         None => false,
     };
-    if put.outbound.is_some_and(|outbound| outbound != old.outbound) {
-        return Err(Fault::bad(
-            "UpdatingOutboundTypeNotAllowed",
-            "Changing the outbound type of a cluster is not supported by this version of aksnet yet.",
-        )
-        .at("networkProfile.outboundType"));
-    }
     let same_group = |name: &String| name.eq_ignore_ascii_case(old.node_group.resource_group());
     let fixed = [
         (

@@ -8,7 +8,7 @@ use super::{
 use crate::{
     fault::Fault,
     kind,
-    model::{AgentPool, Cluster, Delegation, Holder, NetworkMode, NextHop, OutboundType, Subnet},
+    model::{AgentPool, Cluster, Delegation, Holder, NetworkMode, Subnet},
     name::{ArmId, Name},
 };
 
@@ -34,7 +34,8 @@ impl Change {
             )
             .at(NODE_SUBNET));
         }
-        self.check_route_table(cluster, id, subnet.route_table.as_ref())?;
+        Self::check_route_table(cluster, subnet.route_table.as_ref())?;
+        self.check_way_out(cluster, pool)?;
         self.check_sharing(cluster, id)?;
         let others = cluster.pools.values().filter(|other| other.name != pool.name);
         if let Some(other) =
@@ -121,14 +122,8 @@ impl Change {
         }
     }
 
-    /// Kubenet writes its own route table; user-defined routing needs one with a way out
-    /// (AKS documentation, "Bring your own route table with kubenet", "Customize cluster egress with outbound types").
-    fn check_route_table(
-        &self,
-        cluster: &Cluster,
-        subnet: &ArmId,
-        table: Option<&ArmId>,
-    ) -> Result<(), Fault> {
+    /// Kubenet writes its own route table (AKS documentation, "Bring your own route table with kubenet").
+    fn check_route_table(cluster: &Cluster, table: Option<&ArmId>) -> Result<(), Fault> {
         if cluster.mode == NetworkMode::Kubenet
             && table.is_some_and(|table| Some(table) != cluster.route_table.as_ref())
         {
@@ -138,37 +133,7 @@ impl Change {
                  Please see https://aka.ms/aks/customrt for more information",
             ));
         }
-        if cluster.outbound != OutboundType::UserDefinedRouting {
-            return Ok(());
-        }
-        let Some(table) = table.and_then(|table| self.region.route_tables.get(table)) else {
-            return Err(Fault::bad(
-                "ExistingRouteTableNotAssociatedWithSubnet",
-                format!(
-                    "An existing route table has not been associated with subnet {subnet}. Please update the route table \
-                     association"
-                ),
-            ));
-        };
-        match table
-            .routes
-            .values()
-            .find(|route| route.prefix.length() == 0)
-            .map(|route| route.next_hop)
-        {
-            Some(NextHop::VirtualAppliance(_)) => Ok(()),
-            Some(NextHop::Internet | NextHop::VnetLocal | NextHop::None) => Err(Fault::bad(
-                "RouteTableInvalidNextHop",
-                format!(
-                    "The next hop of 0.0.0.0/0 in route table {} is no appliance.",
-                    table.meta.id
-                ),
-            )),
-            None => Err(Fault::bad(
-                "RouteTableMissingDefaultRouteError",
-                format!("Route table {} has no route for 0.0.0.0/0.", table.meta.id),
-            )),
-        }
+        Ok(())
     }
 
     /// A kubenet cluster shares its node subnets with no other cluster (AKS documentation, "Use kubenet networking").
@@ -241,7 +206,7 @@ impl Change {
     }
 
     /// Changes a subnet as AKS does it: no operation of the subnet's own. One that is gone stays so.
-    fn change_subnet(&mut self, id: &ArmId, change: impl FnOnce(&mut Subnet)) {
+    pub(super) fn change_subnet(&mut self, id: &ArmId, change: impl FnOnce(&mut Subnet)) {
         let Some((_, subnet)) = self.region.subnet(id) else { return };
         let before = subnet.clone();
         let generation = self.generation;

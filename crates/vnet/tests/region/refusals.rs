@@ -368,9 +368,6 @@ fn what_is_fixed_stays() {
         "OperationNotAllowed",
         "kubernetesVersion",
     );
-    let outbound = "networkProfile.outboundType";
-    let change = |put: &mut PutCluster| put.outbound = Some(OutboundType::None);
-    check_change(&change, "UpdatingOutboundTypeNotAllowed", outbound);
     check_change(&|put| put.pools[0].subnet = Some(id("subnet v/b")), fixed, NODE_SUBNET);
     check_change(&|put| put.pools[0].pod_subnet = Some(id("subnet v/pods")), fixed, POD_SUBNET);
     check_change(&|put| put.pools[0].max_pods = Some(31), fixed, "agentPoolProfile.maxPods");

@@ -3,7 +3,7 @@
 use crate::refuse::{Refusal, When, refusal};
 
 /// Properties that are acted on or read-only.
-pub(super) const KNOWN: [&str; 29] = [
+pub(super) const KNOWN: [&str; 36] = [
     "/identity",
     "/properties/powerState",
     "/properties/kubernetesVersion",
@@ -33,10 +33,17 @@ pub(super) const KNOWN: [&str; 29] = [
     "/properties/networkProfile/ipFamilies",
     "/properties/networkProfile/loadBalancerProfile/managedOutboundIPs",
     "/properties/networkProfile/loadBalancerProfile/effectiveOutboundIPs",
+    "/properties/networkProfile/loadBalancerProfile/outboundIPs",
+    "/properties/networkProfile/loadBalancerProfile/outboundIPPrefixes",
+    "/properties/networkProfile/loadBalancerProfile/allocatedOutboundPorts",
+    "/properties/networkProfile/loadBalancerProfile/idleTimeoutInMinutes",
+    "/properties/networkProfile/natGatewayProfile/managedOutboundIPProfile",
+    "/properties/networkProfile/natGatewayProfile/effectiveOutboundIPs",
+    "/properties/networkProfile/natGatewayProfile/idleTimeoutInMinutes",
 ];
 
 /// Features that this lab doesn't have. A firewall or an access rule that would not be enforced is among them.
-pub(super) const REFUSED: [Refusal; 36] = [
+pub(super) const REFUSED: [Refusal; 35] = [
     refusal("/sku/name", When::Is(&["Automatic"]), "AKS Automatic"),
     refusal("/identity/type", When::Is(&["UserAssigned"]), "user-assigned identities"),
     refusal("/identity/userAssignedIdentities", When::Given, "user-assigned identities"),
@@ -73,27 +80,27 @@ pub(super) const REFUSED: [Refusal; 36] = [
     )
     .code("InvalidLoadBalancerSku"),
     refusal(
-        "/properties/networkProfile/loadBalancerProfile/managedOutboundIPs/count",
-        When::NotNumber(1),
-        "more or fewer outbound IPs than one",
-    ),
-    refusal(
         "/properties/networkProfile/loadBalancerProfile/managedOutboundIPs/countIPv6",
         When::NotNumber(0),
         "IPv6 and dual stack",
     )
     .code("IPv6NotSupported"),
     refusal(
-        "/properties/networkProfile/loadBalancerProfile/outboundIPs",
+        "/properties/networkProfile/natGatewayProfile/managedOutboundIPProfile/countIPv6",
+        When::NotNumber(0),
+        "IPv6 and dual stack",
+    )
+    .code("IPv6NotSupported"),
+    refusal(
+        "/properties/networkProfile/natGatewayProfile/outboundIPs",
         When::Given,
-        "outbound IPs of one's own",
+        "a managed NAT gateway with public IPs of one's own",
     ),
     refusal(
-        "/properties/networkProfile/loadBalancerProfile/outboundIPPrefixes",
+        "/properties/networkProfile/natGatewayProfile/outboundIPPrefixes",
         When::Given,
-        "public IP prefixes",
+        "a managed NAT gateway with public IP prefixes of one's own",
     ),
-    refusal("/properties/networkProfile/natGatewayProfile", When::Given, "NAT gateways"),
     refusal(
         "/properties/networkProfile/staticEgressGatewayProfile/enabled",
         When::True,

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vnet::{
     kind,
-    model::{AgentPool, Cluster, Frontend, NetworkMode, OutboundType, ProvisioningState},
+    model::{
+        AgentPool, Cluster, Frontend, NetworkMode, OutboundAddresses, OutboundProfile,
+        OutboundType, ProvisioningState,
+    },
     name::ArmId,
 };
 
@@ -98,13 +101,17 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
         profile["networkDataplane"] = json!("azure");
     }
     profile["loadBalancerSku"] = json!("standard");
-    if cluster.outbound == OutboundType::LoadBalancer {
-        profile["loadBalancerProfile"] = json!({ "managedOutboundIPs": { "count": 1 } });
-        let ips = effective_outbound_ips(view, cluster);
-        if cluster.meta.state == ProvisioningState::Succeeded && !ips.is_empty() {
-            profile["loadBalancerProfile"]["effectiveOutboundIPs"] = json!(references(ips));
+    match cluster.outbound {
+        OutboundType::LoadBalancer => {
+            profile["loadBalancerProfile"] = balancer_profile(view, cluster);
         }
-        profile["loadBalancerProfile"]["backendPoolType"] = json!("nodeIPConfiguration");
+        OutboundType::ManagedNatGateway => {
+            profile["natGatewayProfile"] = gateway_profile(view, cluster);
+        }
+        OutboundType::UserAssignedNatGateway
+        | OutboundType::UserDefinedRouting
+        | OutboundType::None
+        | OutboundType::Block => {}
     }
     if let Some(cidr) = cluster.pod_cidr {
         profile["podCidr"] = json!(cidr);
@@ -122,6 +129,49 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
         OutboundType::None => "none",
     });
     profile["ipFamilies"] = json!(["IPv4"]);
+    profile
+}
+
+/// What was asked of load balancer `kubernetes`; Azure shows ports and minutes only when they are not its own.
+fn balancer_profile(view: &View<'_>, cluster: &Cluster) -> Value {
+    let asked = &cluster.outbound_profile;
+    let mut profile = match &asked.addresses {
+        OutboundAddresses::Managed(count) => json!({ "managedOutboundIPs": { "count": count } }),
+        OutboundAddresses::PublicIps(ids) => {
+            json!({ "outboundIPs": { "publicIPs": references(ids.clone()) } })
+        }
+        OutboundAddresses::Prefixes(ids) => {
+            json!({ "outboundIPPrefixes": { "publicIPPrefixes": references(ids.clone()) } })
+        }
+    };
+    let ips = effective_outbound_ips(view, cluster);
+    if cluster.meta.state == ProvisioningState::Succeeded && !ips.is_empty() {
+        profile["effectiveOutboundIPs"] = json!(references(ips));
+    }
+    let default = OutboundProfile::default();
+    if asked.allocated_ports != default.allocated_ports {
+        profile["allocatedOutboundPorts"] = json!(asked.allocated_ports);
+    }
+    if asked.idle_timeout_minutes != default.idle_timeout_minutes {
+        profile["idleTimeoutInMinutes"] = json!(asked.idle_timeout_minutes);
+    }
+    profile["backendPoolType"] = json!("nodeIPConfiguration");
+    profile
+}
+
+fn gateway_profile(view: &View<'_>, cluster: &Cluster) -> Value {
+    let asked = &cluster.outbound_profile;
+    let mut profile = json!({ "idleTimeoutInMinutes": asked.idle_timeout_minutes });
+    if let OutboundAddresses::Managed(count) = asked.addresses {
+        profile["managedOutboundIPProfile"] = json!({ "count": count });
+    }
+    let subnets =
+        view.region.vnets.get(&cluster.vnet).into_iter().flat_map(|it| it.subnets.values());
+    let gateway = subnets.filter_map(|subnet| subnet.nat_gateway.as_ref()).next();
+    let gateway = gateway.and_then(|id| view.region.nat_gateways.get(id));
+    if let Some(gateway) = gateway.filter(|_| cluster.meta.state == ProvisioningState::Succeeded) {
+        profile["effectiveOutboundIPs"] = json!(references(gateway.public_ips.clone()));
+    }
     profile
 }
 
