@@ -309,7 +309,8 @@ impl Finder<'_> {
         let address = Netns::at(&path, name).ok().and_then(|it| linux::net::address_of(&it).ok());
         place.netns = path.display().to_string();
         place.address = address.flatten();
-        let node = place.address.and_then(|address| self.machine_of(address));
+        let cluster = name.split_once(':').map(|(cluster, _)| cluster);
+        let node = place.address.and_then(|address| self.machine_in(address, cluster));
         place.machine = node.map(|node| node.meta.id.clone());
         Some(place)
     }
@@ -346,13 +347,21 @@ impl Finder<'_> {
 
     /// The machine that has an address, or that the pod with this address is on.
     fn machine_of(&self, address: Ipv4Addr) -> Option<&Machine> {
+        self.machine_in(address, None)
+    }
+
+    /// The same; overlay clusters may have the same addresses for their pods, so one may be named.
+    fn machine_in(&self, address: Ipv4Addr, cluster: Option<&str>) -> Option<&Machine> {
         let of_nic = |nic: &Nic| nic.configs.iter().any(|config| config.address == address);
         let nic = self.region.nics.values().find(|nic| of_nic(nic) && nic.machine.is_some());
         let by_nic = nic.and_then(|nic| nic.machine.clone());
         let by_range = || {
             self.region.machines.values().find_map(|machine| {
-                let range = machine.node()?.pod_range?;
-                range.contains(address).then(|| machine.meta.id.clone())
+                let node = machine.node()?;
+                let range = node.pod_range?;
+                let is_its = |name: &str| name.eq_ignore_ascii_case(node.cluster.name());
+                (cluster.is_none_or(is_its) && range.contains(address))
+                    .then(|| machine.meta.id.clone())
             })
         };
         let by_batch = || {
