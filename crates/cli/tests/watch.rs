@@ -5,7 +5,7 @@ mod lab;
 
 use std::{
     fs,
-    io::Write,
+    io::{BufRead, BufReader, Write},
     net::{TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
@@ -86,6 +86,7 @@ fn a_lab_can_be_watched() {
     captures_have_every_packet_once_at_each_point(&lab);
     names_that_mean_nothing_are_refused_with_those_that_do(&lab);
     counts_are_the_kernels_and_outlive_reloads(&lab, &metrics);
+    a_security_rule_is_named_by_packet_model_and_counter(&lab);
 }
 
 fn traces_follow_the_packet(lab: &TestLab) {
@@ -122,7 +123,7 @@ fn traces_follow_the_packet(lab: &TestLab) {
     let vnet = namespace(lab, "vnet-v");
     nft(
         &vnet,
-        "table ip stray { chain c { type filter hook forward priority 5; tcp dport 9000 drop comment \"somebody's\"; } }",
+        "table ip stray {\nchain c {\ntype filter hook forward priority 5\ntcp dport 9000 drop comment \"somebody's\"\n}\n}\n",
     );
     let (code, report) = trace(lab, &["web", "db", "--port", "9000"]);
     nft(&vnet, "delete table ip stray");
@@ -199,12 +200,21 @@ fn captures_have_every_packet_once_at_each_point(lab: &TestLab) {
     assert!(bytes.windows(8).any(|window| window == b"(vm/db)\0" || window == b" (vm/db)"));
 
     let mut child = capture(lab, "web --text --filter icmp");
+    let mut lines = BufReader::new(child.stdout.take().unwrap());
+    let first = std::thread::spawn(move || {
+        let mut line = String::new();
+        lines.read_line(&mut line).map(|_| line)
+    });
     eventually("it has a packet", || {
         lab.exec("web", "ping -c 1 -W 1 10.1.1.4").succeeds();
-        // It is told to end as Ctrl-C does, and ends well.
-        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        true
+        first.is_finished()
     });
+    let line = first.join().unwrap().unwrap();
+    assert!(line.contains(" vm/web eth0 out icmp 10.1.0.4 > 10.1.1.4 echo request"), "{line}");
+    // It is told to end as Ctrl-C does, and ends well.
+    assert!(
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
+    );
     let status = child.wait().unwrap();
     assert!(status.success(), "{status}");
 }
@@ -270,6 +280,36 @@ fn counts_are_the_kernels_and_outlive_reloads(lab: &TestLab, metrics: &str) {
     assert!(drops.iter().any(|drop| drop["reason"] == "no route" && drop["packets"] == after + 1));
     let table = lab.aksnet(&["top", "--once"]).succeeds();
     assert!(table.contains("v/s2    10.1.1.0/24  1     250"), "{table}");
+}
+
+fn a_security_rule_is_named_by_packet_model_and_counter(lab: &TestLab) {
+    lab.az("network nsg create -g rg -n gate").succeeds();
+    lab.az("network nsg rule create -g rg --nsg-name gate -n no-9000 --priority 100 --access Deny --protocol Tcp --direction Inbound --destination-port-ranges 9000").succeeds();
+    lab.az("network vnet subnet update -g rg --vnet-name v -n s2 --network-security-group gate")
+        .succeeds();
+    let (code, report) = trace(lab, &["web", "db", "--port", "9000"]);
+    assert_eq!((code, &report["agree"]), (Some(1), &true.into()), "{report:#}");
+    assert_eq!(report["verdict"], "dropped at vnet/v by `no-9000` (gate, inbound)");
+    assert_eq!(report["model"][0]["deniedBy"], "no-9000");
+    let (code, report) = trace(lab, &["web", "db", "--port", "9001"]);
+    assert_eq!((code, &report["agree"]), (Some(0), &true.into()), "{report:#}");
+    let rules = report["hops"][1]["rules"].as_array().unwrap();
+    let allowing = rules.iter().find(|rule| rule["gate"] == "gate, inbound").unwrap();
+    assert_eq!(allowing["name"], "AllowVnetInBound", "{report:#}");
+
+    let text = lab.aksnet(&["metrics"]).succeeds();
+    let counted = |rule: &str| {
+        let line = text.lines().find(|line| {
+            line.starts_with("aksnet_nsg_rule_packets_total")
+                && line.contains(&format!("group=\"gate\",rule=\"{rule}\",direction=\"inbound\""))
+        });
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+            .unwrap_or_else(|| panic!("{text}"))
+    };
+    // The kernel may have sent the denied one again.
+    assert!((1..=2).contains(&counted("no-9000")), "{text}");
+    assert_eq!(counted("AllowVnetInBound"), 1, "{text}");
+    assert!(text.contains("reason=\"gate/no-9000\""), "{text}");
 }
 
 /// What Prometheus would read.
