@@ -147,7 +147,6 @@ fn open(place: Place, beginning: usize) -> anyhow::Result<Point> {
 }
 
 /// What has come at all points and is wanted, in the order of time.
-#[expect(clippy::type_complexity, reason = "used once")]
 fn gather(
     points: &[Point],
     filter: Option<&Filter>,
@@ -231,14 +230,13 @@ impl Output {
             }
             Self::File { writer, numbers } => {
                 let known = numbers[number].iter().find(|(link, _)| *link == frame.link);
-                let interface = match known {
-                    Some((_, interface)) => *interface,
+                let interface = if let Some((_, interface)) = known {
+                    *interface
+                } else {
                     // A link that was made since.
-                    None => {
-                        let interface = writer.interface(&points[number].link_name(frame.link))?;
-                        numbers[number].push((frame.link, interface));
-                        interface
-                    }
+                    let interface = writer.interface(&points[number].link_name(frame.link))?;
+                    numbers[number].push((frame.link, interface));
+                    interface
                 };
                 writer.packet(interface, frame)
             }

@@ -112,6 +112,8 @@ pub(crate) enum Answer {
         to: Box<Place>,
         /// Every namespace that the probe may pass, once.
         watched: Vec<Place>,
+        /// Security groups by the hash that their chains are named after.
+        groups: BTreeMap<String, String>,
     },
     /// To [`Ask::Ways`].
     Ways(Vec<Way>),

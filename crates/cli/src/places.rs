@@ -101,7 +101,7 @@ impl Finder<'_> {
         places.push(self.internet());
         for cluster in self.region.clusters.keys().take(MAX_WATCHED) {
             let name = format!("control plane of {}", cluster.name());
-            places.push(self.place(name, &names::control_plane_ns(self.lab, cluster)));
+            places.push(Self::place(name, &names::control_plane_ns(self.lab, cluster)));
         }
         // A pod's namespace has no name of the lab's.
         for end in [to, from] {
@@ -165,10 +165,11 @@ impl Finder<'_> {
     }
 
     fn internet(&self) -> Place {
-        self.place("internet".to_owned(), &names::internet_ns(self.lab))
+        Self::place("internet".to_owned(), &names::internet_ns(self.lab))
     }
 
-    fn place(&self, name: String, namespace: &str) -> Place {
+    /// All links of a namespace.
+    fn place(name: String, namespace: &str) -> Place {
         Place {
             name,
             netns: netns::path(namespace).display().to_string(),
@@ -182,7 +183,7 @@ impl Finder<'_> {
 
     /// A VM's or node's own link.
     pub(crate) fn machine(&self, machine: &Machine) -> Place {
-        let mut place = self.place(machine_name(machine), &names::machine_ns(self.lab, machine));
+        let mut place = Self::place(machine_name(machine), &names::machine_ns(self.lab, machine));
         let nic = self.region.nics.get(&machine.nic);
         place.links.insert(names::ETH0.to_owned(), String::new());
         place.every_link = false;
@@ -194,7 +195,7 @@ impl Finder<'_> {
     /// All links of a virtual network, with who is behind each.
     pub(crate) fn vnet(&self, vnet: &Vnet) -> Place {
         let name = format!("vnet/{}", vnet.meta.id.name());
-        let mut place = self.place(name, &names::vnet_ns(self.lab, &vnet.meta.id));
+        let mut place = Self::place(name, &names::vnet_ns(self.lab, &vnet.meta.id));
         place.links = self.ports(&vnet.meta.id);
         place
     }
@@ -225,7 +226,7 @@ impl Finder<'_> {
     fn nic(&self, nic: &Nic) -> Option<Place> {
         let machine = self.region.machines.get(nic.machine.as_ref()?)?;
         let namespace = names::vnet_ns(self.lab, &nic.vnet()?);
-        let mut place = self.place(format!("nic/{}", nic.meta.id.name()), &namespace);
+        let mut place = Self::place(format!("nic/{}", nic.meta.id.name()), &namespace);
         place.links.insert(names::port(&nic.meta.id), machine_name(machine));
         place.every_link = false;
         place.address = nic.address();
@@ -244,7 +245,7 @@ impl Finder<'_> {
             for subnet in subnets.filter(|it| it.name.as_str().eq_ignore_ascii_case(subnet_name)) {
                 let name = format!("gateway/{}/{}", vnet.meta.id.name(), subnet.name.as_str());
                 let id = vnet.meta.id.child("subnets", subnet.name.as_str());
-                let mut place = self.place(name, &names::vnet_ns(self.lab, &vnet.meta.id));
+                let mut place = Self::place(name, &names::vnet_ns(self.lab, &vnet.meta.id));
                 for nic in self.region.nics.values() {
                     if nic.configs.iter().any(|config| config.subnet == id)
                         && let Some(machine) = self.behind(nic)
@@ -293,7 +294,7 @@ impl Finder<'_> {
             ));
         };
         let namespace = names::vnet_ns(self.lab, &vnet.meta.id);
-        let mut place = self.place(format!("lb/{}", id.name()), &namespace);
+        let mut place = Self::place(format!("lb/{}", id.name()), &namespace);
         place.address = hosts.iter().find_map(|host| match host {
             IpAddr::V4(host) => Some(*host),
             IpAddr::V6(_) => None,
@@ -305,11 +306,12 @@ impl Finder<'_> {
 
     fn pod(&self, name: &str) -> Option<Place> {
         let path = (self.pod)(name)?;
-        let mut place = self.place(format!("pod/{name}"), "");
+        let mut place = Self::place(format!("pod/{name}"), "");
         let address = Netns::at(&path, name).ok().and_then(|it| linux::net::address_of(&it).ok());
         place.netns = path.display().to_string();
         place.address = address.flatten();
-        let node = place.address.and_then(|address| self.machine_of(address));
+        let cluster = name.split_once(':').map(|(cluster, _)| cluster);
+        let node = place.address.and_then(|address| self.machine_in(address, cluster));
         place.machine = node.map(|node| node.meta.id.clone());
         Some(place)
     }
@@ -346,13 +348,21 @@ impl Finder<'_> {
 
     /// The machine that has an address, or that the pod with this address is on.
     fn machine_of(&self, address: Ipv4Addr) -> Option<&Machine> {
+        self.machine_in(address, None)
+    }
+
+    /// The same; overlay clusters may have the same addresses for their pods, so one may be named.
+    fn machine_in(&self, address: Ipv4Addr, cluster: Option<&str>) -> Option<&Machine> {
         let of_nic = |nic: &Nic| nic.configs.iter().any(|config| config.address == address);
         let nic = self.region.nics.values().find(|nic| of_nic(nic) && nic.machine.is_some());
         let by_nic = nic.and_then(|nic| nic.machine.clone());
         let by_range = || {
             self.region.machines.values().find_map(|machine| {
-                let range = machine.node()?.pod_range?;
-                range.contains(address).then(|| machine.meta.id.clone())
+                let node = machine.node()?;
+                let range = node.pod_range?;
+                let is_its = |name: &str| name.eq_ignore_ascii_case(node.cluster.name());
+                (cluster.is_none_or(is_its) && range.contains(address))
+                    .then(|| machine.meta.id.clone())
             })
         };
         let by_batch = || {

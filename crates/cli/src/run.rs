@@ -51,6 +51,13 @@ pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
             config.listen
         );
     }
+    if let Some(address) = config.metrics
+        && let Err(error) = TcpListener::bind(address)
+    {
+        bail!(
+            "{address} cannot be listened on for metrics ({error}); `--metrics` takes another, or `off`"
+        );
+    }
     // Keys of authorities and of clusters are in there.
     for folder in [lab.state_dir(), lab.run_dir(), lab.log_dir()] {
         fs::DirBuilder::new()

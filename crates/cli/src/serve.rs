@@ -303,7 +303,8 @@ impl Answering {
         match finder.find(from).and_then(|from| Ok((from, finder.find(to)?))) {
             Ok((from, to)) => {
                 let watched = finder.between(&from, &to);
-                Answer::Ground { from: Box::new(from), to: Box::new(to), watched }
+                let groups = daemon::metrics::groups(&region);
+                Answer::Ground { from: Box::new(from), to: Box::new(to), watched, groups }
             }
             Err(message) => Answer::Failed { message },
         }

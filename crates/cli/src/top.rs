@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     io::{self, IsTerminal, Write},
     sync::atomic::Ordering,
     time::{Duration, Instant},
@@ -185,7 +186,8 @@ fn draw(lab: &Lab, look: &Look) -> String {
     }
     let mut title = format!("lab {}, {} VMs", lab.name(), sample.vms);
     for (cluster, (ready, all)) in nodes {
-        title.push_str(&format!(", {cluster} {ready}/{all} nodes ready"));
+        write!(title, ", {cluster} {ready}/{all} nodes ready")
+            .expect("writing to a String never fails");
     }
     let mut parts = vec![title];
     let subnets: Vec<Vec<String>> = sample

@@ -115,7 +115,7 @@ pub(crate) fn run(lab: &Lab, wanted: &Trace) -> anyhow::Result<Exit> {
         bail!("--timeout takes seconds, up to 3600");
     }
     let question = Ask::Ground { from: wanted.from.clone(), to: wanted.to.clone() };
-    let Answer::Ground { from, to, watched } = ask(lab, &question)? else {
+    let Answer::Ground { from, to, watched, groups } = ask(lab, &question)? else {
         bail!("the lab answered another question");
     };
     let can_send = ["vm/", "node/", "pod/", "internet"].iter().any(|it| from.name.starts_with(it));
@@ -128,7 +128,7 @@ pub(crate) fn run(lab: &Lab, wanted: &Trace) -> anyhow::Result<Exit> {
     })?;
     let destination = SocketAddrV4::new(address, port);
     let patience = Duration::from_secs_f64(wanted.timeout);
-    let seen = watcher::watch(lab.name(), &watched, &from, kind, destination, patience)?;
+    let seen = watcher::watch(lab.name(), (&watched, &groups), &from, kind, destination, patience)?;
     let names: Vec<String> = seen.told.iter().map(|told| told.name.clone()).collect();
     let path = hops::path(&seen.seen, &seen.told, DSCP, kind.protocol());
     let ways = match question_about(&from, &path, kind.protocol()) {
@@ -255,13 +255,14 @@ fn agreement<'w>(path: &Path, ways: &'w [Way]) -> (Option<&'w Way>, Option<bool>
 fn verdict(outcome: Outcome, path: &Path, arrived: bool, names: &[String]) -> String {
     let Some(last) = path.hops.last() else {
         return match outcome {
-            Outcome::Unreachable(reason) => format!("it never left: {}", reason.desc()),
+            Outcome::Unreachable(_) => "it never left: no route leads there".to_owned(),
             _ => "it never left".to_owned(),
         };
     };
     if let Some(rule) = last.rules.iter().find(|rule| rule.is_drop) {
         let name = rule.name.as_deref().or(rule.text.as_deref()).unwrap_or("a rule");
-        return format!("dropped at {} by `{name}` (chain {})", last.place, rule.chain);
+        let chain = rule.gate.as_ref().unwrap_or(&rule.chain);
+        return format!("dropped at {} by `{name}` ({chain})", last.place);
     }
     match outcome {
         Outcome::Answered(_) => "answered".to_owned(),
@@ -302,7 +303,13 @@ fn draw(report: &Report) -> String {
         line(format_args!("{number:>2}  {}  {links}", hop.place));
         for rule in hop.rules.iter().filter(|rule| is_telling(rule)) {
             let what = rule.name.as_deref().or(rule.text.as_deref()).unwrap_or("a rule");
-            line(format_args!("      {} {}: {what}: {}", rule.table, rule.chain, rule.verdict));
+            let (at, verb) = match (&rule.gate, rule.is_drop) {
+                (Some(gate), true) => (gate, " denies"),
+                (Some(gate), false) => (gate, " allows"),
+                (None, true) => (&rule.chain, " drops"),
+                (None, false) => (&rule.chain, ""),
+            };
+            line(format_args!("      {at}: {what}{verb}"));
         }
         if hop.before != hop.after {
             line(format_args!("      {}  becomes  {}", hop.before, hop.after));
@@ -336,9 +343,14 @@ fn draw(report: &Report) -> String {
     text
 }
 
-/// Whether a rule is worth a line: who jumps where is in the JSON.
+/// Whether a rule is worth a line: those that have a name, drop, choose or translate. Who jumps where is in the JSON.
 fn is_telling(rule: &hops::Rule) -> bool {
-    let moves = ["jump ", "goto ", "continue"].iter().any(|verb| rule.verdict.starts_with(verb));
-    let balances = rule.text.as_ref().is_some_and(|text| text.contains("mark set jhash"));
-    rule.name.is_some() || !moves || balances
+    const CHANGES: [&str; 5] = ["mark set jhash", "nat to ", "masquerade", "redirect", "reject"];
+    let changes = |text: &String| {
+        CHANGES.iter().any(|change| text.contains(change)) && !text.contains("vmap")
+    };
+    rule.name.is_some() || rule.is_drop || rule.text.as_ref().is_some_and(changes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ use store::Store;
 
 pub use self::{
     meter::{METER, Meter, Passes},
-    sample::{FlowSample, RuleSample, Sample, SubnetSample, VnetSample, sample},
+    sample::{FlowSample, RuleSample, Sample, SubnetSample, VnetSample, groups, sample},
     text::prometheus,
 };
 

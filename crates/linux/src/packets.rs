@@ -28,9 +28,9 @@ use crate::{
 const BUFFER: usize = 8 << 20;
 /// The longest frame that is taken whole: a veth carries segments of 64 KiB.
 const LONGEST: usize = 1 << 17;
-/// The loopback link's hardware type (`ARPHRD_LOOPBACK`, linux/if_arp.h).
+/// The loopback link's hardware type (`ARPHRD_LOOPBACK`, `linux/if_arp.h`).
 const LOOPBACK: u16 = 772;
-/// `PACKET_OUTGOING` (linux/if_packet.h).
+/// `PACKET_OUTGOING` (`linux/if_packet.h`).
 const OUTGOING: u8 = 4;
 
 /// Whether a frame came in or went out.

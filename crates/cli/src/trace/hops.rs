@@ -8,6 +8,7 @@ use linux::{
     packets::Direction,
 };
 use serde::Serialize;
+use vnet::host::names;
 
 use crate::watch::frame::{self, Inside, Packet, flags};
 
@@ -32,6 +33,8 @@ pub(super) struct Told {
     pub(super) rules: BTreeMap<(String, u64), String>,
     /// Of our own packets, in order.
     pub(super) events: Vec<Event>,
+    /// Security groups by the hash that chains are named after.
+    pub(super) groups: BTreeMap<String, String>,
     /// The table whose stations mean that a packet enters.
     pub(super) own_table: String,
 }
@@ -66,6 +69,8 @@ pub(super) struct Hop {
 pub(super) struct Rule {
     pub(super) table: String,
     pub(super) chain: String,
+    /// The network security group and its list, when the rule is one's: `web-nsg, inbound`.
+    pub(super) gate: Option<String>,
     /// The rule's comment: a security rule's name, or why it drops.
     pub(super) name: Option<String>,
     /// As `nft` writes it.
@@ -199,6 +204,13 @@ fn rule(told: &Told, event: &Event) -> Option<Rule> {
     Some(Rule {
         table: event.table.clone(),
         chain: event.chain.clone(),
+        gate: names::gate_of(&event.chain).map(|(hash, direction)| {
+            let group = told.groups.get(hash).map_or(hash, String::as_str);
+            match direction {
+                vnet::model::Direction::Inbound => format!("{group}, inbound"),
+                vnet::model::Direction::Outbound => format!("{group}, outbound"),
+            }
+        }),
         name,
         text: text.cloned(),
         verdict: match verdict {
@@ -287,12 +299,30 @@ fn answer(seen: &[Seen], ours: &[&Seen], protocol: u8) -> Vec<(usize, String)> {
     places
 }
 
+/// An ICMP message without what it is about.
+fn bare(inside: &Inside) -> Inside {
+    match inside {
+        Inside::Icmp { kind, code, id, .. } => {
+            Inside::Icmp { kind: *kind, code: *code, id: *id, about: None }
+        }
+        other => other.clone(),
+    }
+}
+
 fn short(packet: &Packet) -> String {
     match &packet.inside {
         Inside::Tcp { flags, .. } if flags & flags::RST != 0 => "tcp reset".to_owned(),
         Inside::Tcp { .. } => "tcp syn ack".to_owned(),
         Inside::Udp { .. } => "udp datagram".to_owned(),
         Inside::Icmp { kind: 0, .. } => "echo reply".to_owned(),
+        Inside::Icmp { about: Some(_), .. } => {
+            let text = Packet { inside: bare(&packet.inside), ..packet.clone() }.to_string();
+            format!(
+                "icmp {} from {}",
+                text.rsplit_once(&packet.ends()).map_or("", |(_, what)| what).trim(),
+                packet.source
+            )
+        }
         _ => packet.to_string(),
     }
 }

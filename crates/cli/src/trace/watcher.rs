@@ -1,6 +1,7 @@
 //! Watches the places that a probe may pass while it is sent. Not here: what the sightings mean (see [`super::hops`]).
 
 use std::{
+    collections::BTreeMap,
     os::fd::AsFd,
     path::Path,
     time::{Duration, Instant},
@@ -47,7 +48,7 @@ pub(super) struct Watched {
 /// Sends one probe from inside of `from`, and watches `places` meanwhile.
 pub(super) fn watch(
     lab: &str,
-    places: &[Place],
+    (places, groups): (&[Place], &BTreeMap<String, String>),
     from: &Place,
     kind: Kind,
     to: std::net::SocketAddrV4,
@@ -63,7 +64,7 @@ pub(super) fn watch(
         from.name
     );
     let mut seen = Vec::new();
-    let mut told: Vec<Told> = posts.iter().map(Post::told).collect();
+    let mut told: Vec<Told> = posts.iter().map(|post| post.told(groups)).collect();
     let outcome = std::thread::scope(|scope| {
         let sender = &sender;
         let source = from.address.filter(|_| from.name == "internet");
@@ -112,10 +113,11 @@ fn post(place: &Place, table: &str, kind: Kind) -> Option<Post> {
 }
 
 impl Post {
-    fn told(&self) -> Told {
+    fn told(&self, groups: &BTreeMap<String, String>) -> Told {
         Told {
             name: self.place.name.clone(),
             links: self.place.links.clone(),
+            groups: groups.clone(),
             own_table: self.tracer.table().to_owned(),
             ..Told::default()
         }

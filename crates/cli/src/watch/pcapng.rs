@@ -52,13 +52,14 @@ impl<W: Write> Writer<W> {
 
     /// Writes a packet.
     pub(crate) fn packet(&mut self, interface: u32, frame: &Frame) -> io::Result<()> {
-        let time = u64::try_from(frame.at.as_nanos()).unwrap_or(u64::MAX).to_be_bytes();
-        let [a, b, c, d, e, f, g, h] = time;
+        let time = u64::try_from(frame.at.as_nanos()).unwrap_or(u64::MAX);
+        let (high, low) = (time >> 32, time & u64::from(u32::MAX));
+        let half = |half: u64| u32::try_from(half).unwrap_or_default().to_ne_bytes();
         let length = |n: usize| u32::try_from(n).unwrap_or(u32::MAX).to_ne_bytes();
         let mut body = Vec::with_capacity(frame.data.len() + 40);
         body.extend(interface.to_ne_bytes());
-        body.extend(u32::from_be_bytes([a, b, c, d]).to_ne_bytes());
-        body.extend(u32::from_be_bytes([e, f, g, h]).to_ne_bytes());
+        body.extend(half(high));
+        body.extend(half(low));
         body.extend(length(frame.data.len()));
         body.extend(length(frame.length));
         body.extend(&frame.data);

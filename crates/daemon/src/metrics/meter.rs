@@ -221,7 +221,7 @@ mod tests {
         let meter = Meter::new();
         meter.passed(Duration::from_millis(1));
         meter.passed(Duration::from_millis(30));
-        meter.passed(Duration::from_secs(60));
+        meter.passed(Duration::from_mins(1));
         let passes = meter.passes();
         assert_eq!(passes.at_most, [1, 1, 1, 1, 1, 2, 2, 2, 2, 2]);
         assert_eq!((passes.count, passes.nanoseconds), (3, 60_031_000_000));

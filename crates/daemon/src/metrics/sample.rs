@@ -189,8 +189,9 @@ fn in_words(direction: Direction) -> &'static str {
     }
 }
 
-/// Security groups by the hash that chains are named after.
-fn groups(region: &Region) -> BTreeMap<String, String> {
+/// The names of security groups by the hash that their chains are named after ([`names::gate_of`]).
+#[must_use]
+pub fn groups(region: &Region) -> BTreeMap<String, String> {
     let hash = |id| {
         let chain = names::gate(id, Direction::Inbound, None);
         names::gate_of(&chain).map(|(hash, _)| hash.to_owned())

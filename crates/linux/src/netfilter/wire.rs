@@ -1,5 +1,5 @@
 //! The bytes of nfnetlink: messages, attributes, and a socket for both. Not here: what they mean (see the
-//! siblings). Numbers are those of linux/netfilter/nf_tables.h and linux/netfilter/nfnetlink.h.
+//! siblings). Numbers are those of `linux/netfilter/nf_tables.h` and `linux/netfilter/nfnetlink.h`.
 
 use std::{io, os::fd::AsRawFd};
 
@@ -217,11 +217,11 @@ fn frame(bytes: &mut Vec<u8>, kind: u16, flags: u16, number: u32, resource: u16,
 
 fn parse(mut rest: &[u8]) -> Vec<Incoming> {
     let mut found = Vec::new();
-    while let Some(&header) = rest.first_chunk::<16>() {
-        let [a, b, c, d, e, f, ..] = header;
-        let length = usize::try_from(u32::from_ne_bytes([a, b, c, d])).unwrap_or_default();
+    while let Some((length, after)) = rest.split_first_chunk::<4>() {
+        let length = usize::try_from(u32::from_ne_bytes(*length)).unwrap_or_default();
+        let Some(kind) = after.first_chunk() else { break };
         let Some(body) = rest.get(16..length) else { break };
-        found.extend(match u16::from_ne_bytes([e, f]) {
+        found.extend(match u16::from_ne_bytes(*kind) {
             DONE => Some(Incoming::Done),
             ERROR => {
                 let code = body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
