@@ -113,6 +113,7 @@ mod tests {
         ClusterRoleBinding aksnet:agents
         ClusterRoleBinding aksnet:kube-apiserver-to-kubelet
         CustomResourceDefinition nodenetworkconfigs.acn.azure.com
+        CustomResourceDefinition clustersubnetstates.acn.azure.com
         ServiceAccount coredns
         ClusterRole system:coredns
         ClusterRoleBinding system:coredns

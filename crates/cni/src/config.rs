@@ -1,9 +1,10 @@
 //! The network configuration on stdin. Not here: the environment.
 
-use std::{io::Read, path::PathBuf};
+use std::{io::Read, net::IpAddr, path::PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use vnet::pods::ports::{Bandwidth, HostPort, PortMapping, Rate, Transport};
 
 use crate::{
     invocation::check_identifier,
@@ -29,6 +30,10 @@ pub struct NetworkConfig {
     pub previous: Option<Map<String, Value>>,
     /// The attachments that GC must keep, if the runtime listed them.
     pub valid: Option<Vec<Attachment>>,
+    /// Ports of the node that are to lead to the pod.
+    pub ports: Vec<PortMapping>,
+    /// The pod's share of the network.
+    pub bandwidth: Bandwidth,
 }
 
 // Unknown fields are allowed: the runtime adds its own, and chains share one configuration.
@@ -42,6 +47,38 @@ struct Wire {
     previous: Option<Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid: Option<Vec<WireAttachment>>,
+    #[serde(rename = "runtimeConfig")]
+    runtime: Option<WireRuntime>,
+}
+
+/// What the runtime adds for the capabilities that the configuration names.
+#[derive(Default, Deserialize)]
+struct WireRuntime {
+    #[serde(rename = "portMappings")]
+    ports: Option<Vec<WirePort>>,
+    bandwidth: Option<WireBandwidth>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct WirePort {
+    #[serde(default)]
+    host_port: i64,
+    #[serde(default)]
+    container_port: i64,
+    protocol: Option<String>,
+    #[serde(rename = "hostIP")]
+    host_ip: Option<String>,
+}
+
+/// Bits per second, and bits.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct WireBandwidth {
+    ingress_rate: u64,
+    ingress_burst: u64,
+    egress_rate: u64,
+    egress_burst: u64,
 }
 
 #[derive(Deserialize)]
@@ -111,7 +148,64 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, Failure> {
             .map(|one| Attachment { container: one.container, interface: one.ifname })
             .collect()
     });
-    Ok(NetworkConfig { version, socket, dns: wire.dns, previous, valid })
+    let runtime = wire.runtime.unwrap_or_default();
+    let ports = runtime.ports.unwrap_or_default();
+    let ports = ports.iter().filter_map(|port| port_mapping(port).transpose());
+    let ports = ports.collect::<Result<Vec<_>, _>>().map_err(invalid)?;
+    for (n, one) in ports.iter().enumerate() {
+        if let Some(other) = ports.iter().take(n).find(|other| other.host.overlaps(one.host)) {
+            let what = format!("host port {} is asked for twice, as {} too", one.host, other.host);
+            return Err(invalid(format!("runtimeConfig.portMappings: {what}")));
+        }
+    }
+    let wire_rates = runtime.bandwidth.unwrap_or_default();
+    let bandwidth = Bandwidth {
+        ingress: rate("ingress", wire_rates.ingress_rate, wire_rates.ingress_burst)
+            .map_err(invalid)?,
+        egress: rate("egress", wire_rates.egress_rate, wire_rates.egress_burst).map_err(invalid)?,
+    };
+    Ok(NetworkConfig { version, socket, dns: wire.dns, previous, valid, ports, bandwidth })
+}
+
+/// `None` for what is no business of ours: no host port, or one at an address of IPv6 only.
+fn port_mapping(wire: &WirePort) -> Result<Option<PortMapping>, String> {
+    let wrong = |what: String| format!("runtimeConfig.portMappings: {what}");
+    if wire.host_port == 0 {
+        return Ok(None);
+    }
+    let port = |name: &str, value: i64| match u16::try_from(value) {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err(wrong(format!("{name} is {value}, which is no port"))),
+    };
+    let address = match wire.host_ip.as_deref() {
+        None | Some("" | "0.0.0.0" | "::") => None,
+        Some(text) => match text.parse::<IpAddr>() {
+            Ok(IpAddr::V4(address)) => Some(address),
+            Ok(IpAddr::V6(_)) => return Ok(None),
+            Err(_) => return Err(wrong(format!("hostIP is `{}`, no address", shorten(text)))),
+        },
+    };
+    let transport = match wire.protocol.as_deref() {
+        None | Some("") => Transport::Tcp,
+        Some(text) => shorten(text).parse().map_err(|error| wrong(format!("protocol: {error}")))?,
+    };
+    let host = HostPort { transport, address, port: port("hostPort", wire.host_port)? };
+    Ok(Some(PortMapping { host, pod_port: port("containerPort", wire.container_port)? }))
+}
+
+/// Both zero is no limit; one alone is a mistake, as for the reference plugin `bandwidth`.
+fn rate(direction: &str, bits_per_second: u64, burst_bits: u64) -> Result<Option<Rate>, String> {
+    /// The kernel's `tc_ratespec` and its times have 32 bits; so the reference plugin.
+    const MOST_BURST: u64 = 4_294_967_295 * 8;
+    let wrong = |what: &str| Err(format!("runtimeConfig.bandwidth: {direction}{what}"));
+    match (bits_per_second, burst_bits) {
+        (0, 0) => Ok(None),
+        (0, _) => wrong("Burst needs a rate"),
+        (_, 0) => wrong("Rate needs a burst"),
+        (1..8, _) | (_, 1..8) => wrong(": rate and burst are 8 bits at least"),
+        (_, burst) if burst > MOST_BURST => wrong("Burst is more than 4 GiB"),
+        _ => Ok(Some(Rate { bits_per_second, burst_bits })),
+    }
 }
 
 fn decode<'a, T: Deserialize<'a>>(input: &'a [u8]) -> Result<T, Failure> {

@@ -76,8 +76,14 @@ fn answer(
 fn add(environment: &Environment<'_>, config: &NetworkConfig) -> Result<String, Failure> {
     let call = invocation::parse_attachment(environment, Verb::Add)?;
     let netns = call.netns.unwrap_or_default();
-    let (attachment, pod) = (call.attachment, call.pod);
-    match ask(config, Request::Add { attachment, netns: netns.clone(), pod })? {
+    let request = Request::Add {
+        attachment: call.attachment,
+        netns: netns.clone(),
+        pod: call.pod,
+        ports: config.ports.clone(),
+        bandwidth: config.bandwidth,
+    };
+    match ask(config, request)? {
         Reply::Added(added) => Ok(answer::render_added(config, &netns, &added)),
         other => Err(unexpected(&other)),
     }

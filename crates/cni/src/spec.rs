@@ -110,7 +110,7 @@ impl Verb {
     }
 }
 
-/// Error codes: those of the specification, and one of our own (from 100 on they are free).
+/// Error codes: those of the specification, and some of our own (from 100 on they are free).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     /// The specification's version is not spoken, or has no such verb.
@@ -133,6 +133,8 @@ pub enum Code {
     Wiring,
     /// CHECK: the container is not connected as it was told.
     Broken,
+    /// A host port that the container wants leads to another one.
+    HostPort,
 }
 
 impl Code {
@@ -150,6 +152,7 @@ impl Code {
             Self::Unavailable => 50,
             Self::Wiring => 100,
             Self::Broken => 101,
+            Self::HostPort => 102,
         }
     }
 }

@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use vnet::pods::ports::{Bandwidth, PortMapping};
 
 use crate::spec::Failure;
 
@@ -52,6 +53,12 @@ pub enum Request {
         netns: String,
         /// The pod, when Kubernetes asks.
         pod: Option<Pod>,
+        /// Ports of the node that are to lead to it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        ports: Vec<PortMapping>,
+        /// Its share of the network.
+        #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+        bandwidth: Bandwidth,
     },
     /// Disconnect it. Succeeds when there is nothing to do.
     Del {

@@ -20,6 +20,7 @@ use cni::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use vnet::pods::ports::Bandwidth;
 
 /// A call of the plugin that is right in every respect until something is changed.
 struct Call {
@@ -134,7 +135,7 @@ fn every_version_has_its_own_result() {
         let (outcome, request) =
             Call::new("ADD", version.as_str()).run_against(Reply::Added(added()));
         assert!(outcome.success, "{outcome:?}");
-        let Request::Add { attachment, netns, pod } = request else { panic!("{request:?}") };
+        let Request::Add { attachment, netns, pod, .. } = request else { panic!("{request:?}") };
         assert_eq!(
             (attachment.container.as_str(), netns.as_str()),
             ("c0ffee", "/run/netns/c0ffee")
@@ -378,7 +379,13 @@ fn lines_of_the_protocol_are_stable() {
         r#"{"version":1,"request":{"del":{"attachment":{"container":"c","interface":"eth0"}}}}"#
     );
     assert_eq!(
-        line(Request::Add { attachment, netns: "/n".to_owned(), pod: None }),
+        line(Request::Add {
+            attachment,
+            netns: "/n".to_owned(),
+            pod: None,
+            ports: Vec::new(),
+            bandwidth: Bandwidth::default(),
+        }),
         concat!(
             r#"{"version":1,"request":{"add":{"attachment":{"container":"c","interface":"eth0"},"#,
             r#""netns":"/n","pod":null}}}"#

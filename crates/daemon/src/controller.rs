@@ -1,9 +1,9 @@
 //! What AKS's cloud provider does in a cluster: initialises nodes, keeps kubenet's routes, makes load
-//! balancers for Services, and grants pod addresses.
+//! balancers for Services, grants pod addresses, and says which destinations see a pod's own address.
 //!
 //! # Expected flow
-//! For every cluster whose API server can be reached, three loops run over watched objects: `nodes`,
-//! `grants` and `services`. Each is level-triggered: a wake-up says that something changed, never what.
+//! For every cluster whose API server can be reached, four loops run over watched objects: `nodes`,
+//! `grants`, `masquerade` and `services`. Each is level-triggered: a wake-up says that something changed, never what.
 //!
 //! # Guarantees
 //! A pass that finds nothing to do writes nothing. Killed between any two writes, the next pass goes on.
@@ -16,14 +16,19 @@
 mod arm;
 mod balancers;
 mod grants;
+mod masquerade;
 mod nodes;
 pub mod routes;
 mod services;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Service};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{ApiResource, DynamicObject, GroupVersionKind},
@@ -139,6 +144,12 @@ struct Cluster {
     nodes: reflector::Store<Node>,
     services: reflector::Store<Service>,
     grants: reflector::Store<DynamicObject>,
+    /// The addresses' state of pod subnets, one object each.
+    subnets: reflector::Store<DynamicObject>,
+    /// What AKS itself says of masquerading; at most one object.
+    masquerade: reflector::Store<ConfigMap>,
+    /// What a waiting pod was told last, by its UID: an event is not repeated while nothing changes.
+    told: Mutex<BTreeMap<String, String>>,
     recorder: Recorder,
 }
 
@@ -150,7 +161,9 @@ impl Cluster {
         let mode = self.store.snapshot().clusters.get(&self.id).map(|cluster| cluster.mode);
         if matches!(mode, Some(NetworkMode::Azure | NetworkMode::Overlay)) {
             self.grants.wait_until_ready().await?;
+            self.subnets.wait_until_ready().await?;
         }
+        self.masquerade.wait_until_ready().await?;
         Ok(())
     }
 
@@ -180,6 +193,13 @@ fn node_network_config() -> ApiResource {
     ApiResource::from_gvk_with_plural(&kind, "nodenetworkconfigs")
 }
 
+/// `ClusterSubnetState`, which says whether a pod subnet is exhausted
+/// (Azure/azure-container-networking, `crd/clustersubnetstate/api/v1alpha1`).
+fn cluster_subnet_state() -> ApiResource {
+    let kind = GroupVersionKind::gvk("acn.azure.com", "v1alpha1", "ClusterSubnetState");
+    ApiResource::from_gvk_with_plural(&kind, "clustersubnetstates")
+}
+
 async fn start(
     id: &ArmId,
     kubeconfig: &str,
@@ -198,6 +218,11 @@ async fn start(
     let changed = Arc::new(changed);
     let grant_kind = node_network_config();
     let grants = Api::namespaced_with(client.clone(), "kube-system", &grant_kind);
+    let subnet_kind = cluster_subnet_state();
+    let subnets = Api::namespaced_with(client.clone(), "kube-system", &subnet_kind);
+    let maps = Api::namespaced(client.clone(), "kube-system");
+    let ours = watcher::Config::default()
+        .fields(&format!("metadata.name={}", ::cluster::masquerade::RECONCILED));
     let cluster = Arc::new(Cluster {
         id: id.clone(),
         store: store.clone(),
@@ -205,6 +230,9 @@ async fn start(
         nodes: mirror(&mut tasks, Api::all(client.clone()), (), &changed),
         services: mirror(&mut tasks, Api::all(client.clone()), (), &changed),
         grants: mirror(&mut tasks, grants, grant_kind, &changed),
+        subnets: mirror(&mut tasks, subnets, subnet_kind, &changed),
+        masquerade: mirror_some(&mut tasks, maps, (), ours, &changed),
+        told: Mutex::default(),
         recorder: Recorder::new(
             client.clone(),
             Reporter { controller: "cloud-controller-manager".to_owned(), instance: None },
@@ -237,7 +265,7 @@ async fn start(
                 reconcile::run(stringify!($module), pass, wake.clone(), RESYNC)
             }};
         }
-        tokio::join!(run!(nodes), run!(grants), run!(services));
+        tokio::join!(run!(nodes), run!(grants), run!(masquerade), run!(services));
     });
     Ok(tasks)
 }
@@ -253,11 +281,26 @@ where
     K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
     K::DynamicType: Eq + std::hash::Hash + Clone + Send + Sync,
 {
+    mirror_some(tasks, api, kind, watcher::Config::default(), changed)
+}
+
+/// The same for the objects that `which` selects.
+fn mirror_some<K>(
+    tasks: &mut JoinSet<()>,
+    api: Api<K>,
+    kind: K::DynamicType,
+    which: watcher::Config,
+    changed: &Arc<watch::Sender<()>>,
+) -> reflector::Store<K>
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug + Send + Sync + 'static,
+    K::DynamicType: Eq + std::hash::Hash + Clone + Send + Sync,
+{
     let writer = reflector::store::Writer::new(kind);
     let reader = writer.as_reader();
     let changed = changed.clone();
     tasks.spawn(async move {
-        let events = watcher(api, watcher::Config::default()).default_backoff();
+        let events = watcher(api, which).default_backoff();
         let mut events = std::pin::pin!(reflector::reflector(writer, events));
         while let Some(event) = events.next().await {
             match event {

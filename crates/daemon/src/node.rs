@@ -25,6 +25,8 @@ pub mod config;
 pub mod hosted;
 pub mod kubernetes;
 pub mod ledger;
+mod masquerade;
+mod rules;
 mod server;
 mod setup;
 pub mod source;
@@ -106,7 +108,8 @@ pub enum NodeError {
 pub fn run(path: &Path) -> Result<(), NodeError> {
     let config = Config::read(path)?;
     let (ledger, found) = Ledger::open(&config.run_directory.join("leases"))?;
-    let agent = Arc::new(Agent::new(config.network, ledger, found, &config.socket));
+    let agent = Agent::new(config.network, &config.interface, ledger, found, &config.socket);
+    let agent = Arc::new(agent);
     let mut setup = Setup::new(config.clone())?;
     setup.prepare(&agent)?;
     server::start(&agent, &config.socket)?;
@@ -135,7 +138,7 @@ async fn learn(config: &Config, agent: &Arc<Agent>, setup: &mut Setup) {
         (
             SourceConfig::Kubernetes { kubeconfig },
             PodNetwork::NodeSubnet | PodNetwork::PodSubnet | PodNetwork::Overlay,
-        ) => follow(&mut NetworkConfigSource::new(kubeconfig), agent, setup).await,
+        ) => Box::pin(follow(&mut NetworkConfigSource::new(kubeconfig), agent, setup)).await,
     }
 }
 

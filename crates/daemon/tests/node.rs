@@ -8,7 +8,10 @@ use daemon::node::{
     config::{Config, SourceConfig},
     ledger::{Lease, Ledger, LedgerError, Phase},
 };
-use vnet::pods::PodNetwork;
+use vnet::pods::{
+    PodNetwork,
+    ports::{Bandwidth, HostPort, PortMapping, Rate, Transport},
+};
 
 /// What a configuration says, or what is wrong with it.
 fn check(text: &str, expected: &str) {
@@ -17,7 +20,8 @@ fn check(text: &str, expected: &str) {
     fs::write(&path, text).unwrap();
     let said = match Config::read(&path) {
         Ok(config) => {
-            let exempt: Vec<_> = config.no_masquerade.iter().map(ToString::to_string).collect();
+            let exempt: Vec<_> =
+                config.masquerade.non_masquerade.iter().map(ToString::to_string).collect();
             let source = match config.source {
                 SourceConfig::Kubernetes { kubeconfig } => kubeconfig,
                 SourceConfig::File { path } => path,
@@ -95,6 +99,8 @@ fn lease(last: u8, phase: Phase) -> Lease {
         block: Some("10.244.1.0/24".parse().unwrap()),
         mtu: 1500,
         phase,
+        ports: Vec::new(),
+        bandwidth: Bandwidth::default(),
     }
 }
 
@@ -104,7 +110,16 @@ fn a_ledger_holds_what_was_written_and_has_one_owner() {
     let (ledger, found) = Ledger::open(&directory).unwrap();
     assert!(found.leases.is_empty() && found.unreadable.is_empty());
     assert!(matches!(Ledger::open(&directory), Err(LedgerError::Taken { .. })));
-    for written in [lease(1, Phase::Held), lease(2, Phase::Held), lease(2, Phase::Leaving)] {
+    let host = HostPort { transport: Transport::Udp, address: None, port: 53 };
+    let rate = Rate { bits_per_second: 1_000_000, burst_bits: 80_000 };
+    let limited = Lease {
+        ports: vec![PortMapping { host, pod_port: 5353 }],
+        bandwidth: Bandwidth { ingress: None, egress: Some(rate) },
+        ..lease(4, Phase::Held)
+    };
+    for written in
+        [lease(1, Phase::Held), lease(2, Phase::Held), lease(2, Phase::Leaving), limited.clone()]
+    {
         ledger.write(&written).unwrap();
     }
     ledger.write(&lease(3, Phase::Held)).unwrap();
@@ -115,7 +130,7 @@ fn a_ledger_holds_what_was_written_and_has_one_owner() {
     fs::write(directory.join(".10.244.1.9"), "{\"ver").unwrap();
     fs::write(directory.join("10.244.1.8"), "{\"version\":7}").unwrap();
     let (_ledger, found) = Ledger::open(&directory).unwrap();
-    assert_eq!(found.leases, [lease(1, Phase::Held), lease(2, Phase::Leaving)]);
+    assert_eq!(found.leases, [lease(1, Phase::Held), lease(2, Phase::Leaving), limited]);
     assert_eq!(found.unreadable.len(), 1, "{:?}", found.unreadable);
     assert!(!directory.join(".10.244.1.9").exists());
     fs::remove_dir_all(directory).unwrap();

@@ -246,16 +246,7 @@ impl World {
         name: &str,
         network: &Value,
     ) -> Said {
-        command
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", name)
-            .env("CNI_IFNAME", "eth0")
-            .env("CNI_NETNS", netns::path(&self.netns(name)))
-            .env("CNI_PATH", "/usr/lib/cni")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = self.spawn("node", command);
+        let mut child = self.begin_plugin(command, verb, name);
         if let Some(mut input) = child.stdin.take() {
             // A plugin that refuses early does not read to the end.
             let _ = input.write_all(network.to_string().as_bytes());
@@ -265,6 +256,19 @@ impl World {
             success: output.status.success(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         }
+    }
+
+    fn begin_plugin(&self, command: &mut Command, verb: &str, name: &str) -> Child {
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", name)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", netns::path(&self.netns(name)))
+            .env("CNI_PATH", "/usr/lib/cni")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.spawn("node", command)
     }
 
     /// Runs a command line in one of this world's namespaces.

@@ -54,8 +54,11 @@ use crate::{
         wire::{self, RouteTo, VethEnd},
     },
     netns::Netns,
+    nfnetlink::Nfnetlink,
 };
 
+pub mod bandwidth;
+mod ports;
 pub mod verify;
 
 /// The interface group of links that pods use.
@@ -147,6 +150,7 @@ pub struct Wirer {
     node: Netlink,
     namespace: Netns,
     id: u64,
+    nftables: Option<Nfnetlink>,
 }
 
 impl Wirer {
@@ -157,7 +161,7 @@ impl Wirer {
         let id = std::fs::metadata(path).map(|metadata| metadata.ino()).map_err(|source| {
             LinuxError::File { verb: "reading", path: path.to_owned(), source }
         })?;
-        Ok(Self { node: Netlink::open()?, namespace, id })
+        Ok(Self { node: Netlink::open()?, namespace, id, nftables: None })
     }
 
     /// Makes the pair and everything that leads through it.
@@ -252,7 +256,7 @@ impl Wirer {
 
     /// Takes a pod's route away and marks its link for [`Wirer::reap`]. What is gone is fine.
     pub fn retire(&mut self, wiring: &Wiring) -> Result<(), LinuxError> {
-        let Ok(link) = index(&wiring.host_link) else { return Ok(()) };
+        let Ok(link) = index(&wiring.host_link) else { return self.retire_limiter(wiring) };
         let group = wire::link_set(link, vec![LinkAttribute::Group(DEAD_GROUP)]);
         let group = Request::change(group, format!("set link {} group dead", wiring.host_link));
         let mut requests = Vec::with_capacity(2);
@@ -268,7 +272,16 @@ impl Wirer {
                 other => other?,
             }
         }
-        Ok(())
+        self.retire_limiter(wiring)
+    }
+
+    /// The link that a limited pod's packets were led through outlives the pair.
+    fn retire_limiter(&mut self, wiring: &Wiring) -> Result<(), LinuxError> {
+        let name = bandwidth::limiter(&wiring.host_link);
+        match index(&name) {
+            Ok(index) => self.retire_link(&PodLink { name, index, is_dead: false }),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Deletes every link that was retired, all at once. None is fine.
@@ -328,7 +341,8 @@ impl Wirer {
 
     /// Deletes a pod's link and waits until it is gone. What is gone is fine.
     pub fn remove(&mut self, wiring: &Wiring) -> Result<(), LinuxError> {
-        self.delete(&wiring.host_link)
+        self.delete(&wiring.host_link)?;
+        self.delete(&bandwidth::limiter(&wiring.host_link))
     }
 
     /// The MTU of a link of the node, in bytes.

@@ -206,7 +206,8 @@ pub enum Command {
         machine: ArmId,
     },
     /// A node wants more addresses of its pod subnet, or gives some back: its total should be this many,
-    /// a multiple of [`crate::model::POD_BATCH`]. Grants whole batches only, lowest free addresses first.
+    /// lowest free addresses first. A multiple of [`crate::model::POD_BATCH`] is granted in whole batches only, as far as
+    /// there are any; another number (an exhausted subnet gives single addresses) as far as there is room.
     SetPodAddresses {
         /// The node's machine.
         machine: ArmId,

@@ -2,16 +2,19 @@
 //! addresses and which source address the world sees.
 //!
 //! Entry points: [`pool::Pool`] hands out the node's addresses, [`wiring::wiring`] says how a pod is
-//! connected, [`demand::step`] how many addresses a pod subnet node asks for,
-//! [`masquerade::render`] the node's rules. Not here: who grants addresses to nodes
+//! connected, [`demand::step`] how many addresses a pod subnet node asks for, [`exhaustion::answer`] how
+//! many it gets, [`table::table`] the node's rules. Not here: who grants addresses to nodes
 //! ([`crate::region`]), and what carries any of it out.
 
 use std::{fmt, str::FromStr};
 
 pub mod demand;
+pub mod exhaustion;
 pub mod masquerade;
 pub mod pool;
+pub mod ports;
 pub mod spread;
+pub mod table;
 pub mod wiring;
 
 /// Where a node's pods have their addresses from, and so how they are connected.

@@ -12,8 +12,11 @@ use vnet::{
     pods::{
         PodNetwork,
         demand::{Scaler, Step, Supply, step},
-        masquerade::{masquerade, render},
+        exhaustion::{self, Ask, answer},
+        masquerade::{Sets, Settings, sets},
         pool::{Grant, Pool},
+        ports::{HostPort, PortMapping, Transport},
+        table::{fill, host_ports, n_rules, table},
         wiring::{Path, wiring},
     },
 };
@@ -235,55 +238,245 @@ proptest! {
     }
 }
 
-// --- masquerade ---------------------------------------------------------------------------------
-
-fn rules(network: PodNetwork, grant: &Grant, exempt: &[&str]) -> String {
-    let exempt: Vec<_> = exempt.iter().map(|text| prefix(text)).collect();
-    render("eth0", &masquerade(network, grant, &exempt))
+#[test]
+fn an_exhausted_subnet_gives_one_address_at_a_time() {
+    let scaler = Scaler::default().exhausted().clamped();
+    assert_eq!((scaler.batch, scaler.min_free(), scaler.max_free()), (1, 1, 2));
+    let supply =
+        |requested, granted, in_use| Supply { requested, granted, in_use, returning: 0, listed: 0 };
+    assert_eq!(step(scaler, supply(16, 16, 16)), Step::Ask { requested: 17 });
+    assert_eq!(step(scaler, supply(17, 17, 16)), Step::Rest);
+    assert_eq!(step(scaler, supply(17, 17, 15)), Step::GiveBack { requested: 16, n: 1 });
 }
 
 #[test]
-fn kubenet_hides_everything_but_the_pod_range() {
-    let grant = Grant::block(PodNetwork::Kubenet, prefix("10.244.1.0/30"));
-    insta::assert_snapshot!(rules(PodNetwork::Kubenet, &grant, &["10.244.0.0/16"]), @r#"
-    table ip aksnet {
+fn a_controller_grants_what_there_is() {
+    let said = |wanted, has, listed, room, is_exhausted| {
+        let (listed, listed_held) = listed;
+        let given = answer(Ask { wanted, has, listed, listed_held, room, is_exhausted });
+        (given.total, given.is_short)
+    };
+    assert_eq!(said(16, 0, (0, 0), 251, false), (Some(16), false));
+    assert_eq!(said(32, 16, (0, 0), 15, false), (None, true), "no whole batch");
+    assert_eq!(said(64, 16, (0, 0), 40, false), (Some(48), true), "two of three");
+    assert_eq!(said(32, 16, (0, 0), 15, true), (Some(31), true), "single ones");
+    assert_eq!(said(250, 240, (0, 0), 10, false), (Some(250), false), "the maximum is uneven");
+    assert_eq!(said(16, 32, (16, 16), 0, false), (Some(16), false));
+    assert_eq!(said(16, 32, (0, 0), 0, false), (None, false), "it has not said which");
+    assert_eq!(said(48, 32, (1, 1), 99, true), (Some(31), false), "first what comes back");
+    assert_eq!(said(48, 31, (1, 0), 99, true), (None, false), "then it is struck off the list");
+}
+
+/// A node of the simulation below: what its `NodeNetworkConfig` says and what its pods need.
+#[derive(Clone, Debug, Default)]
+struct Asker {
+    requested: u32,
+    granted: u32,
+    returning: u32,
+    listed: u32,
+    pods: u32,
+}
+
+impl Asker {
+    /// Pods that have an address.
+    fn in_use(&self) -> u32 {
+        self.pods.min(self.granted - self.returning)
     }
-    delete table ip aksnet
-    table ip aksnet {
-    	set pods {
-    		type ipv4_addr
-    		flags interval
-    		elements = { 10.244.1.2/32 }
-    	}
-    	set exempt {
-    		type ipv4_addr
-    		flags interval
-    		elements = { 10.244.0.0/16, 169.254.0.0/16 }
-    	}
-    	chain postrouting {
-    		type nat hook postrouting priority srcnat + 10; policy accept;
-    		oifname "eth0" ip saddr @pods ip daddr != @exempt masquerade
-    	}
+
+    fn act(&mut self, is_exhausted: bool) {
+        let scaler = if is_exhausted { Scaler::default().exhausted() } else { Scaler::default() };
+        let supply = Supply {
+            requested: self.requested,
+            granted: self.granted,
+            in_use: self.in_use(),
+            returning: self.returning,
+            listed: self.listed,
+        };
+        match step(scaler, supply) {
+            Step::Rest => return,
+            Step::Tidy => {}
+            Step::Ask { requested } => self.requested = requested,
+            Step::GiveBack { requested, n } => {
+                self.requested = requested;
+                self.returning += n.min(self.granted - self.in_use() - self.returning);
+            }
+        }
+        self.listed = self.returning;
     }
-    "#);
+}
+
+proptest! {
+    /// Several nodes of one subnet, as large or as small as may be, with pods that come and go. No
+    /// address is granted that is not there or taken from a pod; and when the pods stay as they are,
+    /// every one of them has an address whenever the subnet has as many as there are pods and nodes.
+    #[test]
+    fn a_full_subnet_is_shared_and_heals(
+        usable in 3_u32..300,
+        phases in prop::collection::vec(prop::collection::vec(0_u32..=110, 4), 1..5),
+    ) {
+        let mut nodes = vec![Asker { requested: 16, ..Asker::default() }; 4];
+        let mut is_exhausted = false;
+        for phase in &phases {
+            for (node, pods) in nodes.iter_mut().zip(phase) {
+                node.pods = *pods;
+            }
+            let mut last = Vec::new();
+            for round in 0..1200 {
+                let mut is_anyone_short = false;
+                for node in &mut nodes {
+                    let before = node.in_use();
+                    node.act(is_exhausted);
+                    prop_assert!(node.in_use() >= before.min(node.pods), "a pod lost its address");
+                }
+                for n in 0..nodes.len() {
+                    let room = usable - nodes.iter().map(|node| node.granted).sum::<u32>();
+                    let node = &mut nodes[n];
+                    let given = answer(Ask {
+                        wanted: node.requested,
+                        has: node.granted,
+                        listed: node.listed,
+                        listed_held: node.returning,
+                        room,
+                        is_exhausted,
+                    });
+                    is_anyone_short |= given.is_short;
+                    if let Some(total) = given.total {
+                        if total < node.granted {
+                            node.returning -= node.granted - total;
+                        }
+                        node.granted = total;
+                    }
+                }
+                let granted: u32 = nodes.iter().map(|node| node.granted).sum();
+                prop_assert!(granted <= usable);
+                is_exhausted = exhaustion::is_exhausted(
+                    is_exhausted, is_anyone_short, u64::from(usable - granted), 4,
+                );
+                if round >= 1190 {
+                    last.push(format!("{nodes:?} {is_exhausted}"));
+                }
+            }
+            last.dedup();
+            prop_assert_eq!(last.len(), 1, "it comes to rest: {:#?}", last);
+            let pods: u32 = nodes.iter().map(|node| node.pods).sum();
+            let served: u32 = nodes.iter().map(Asker::in_use).sum();
+            // Each node keeps one for its next pod (CNS: `minFree = 1`), at most three idle ones here.
+            prop_assert!(served >= pods.min(usable.saturating_sub(3)), "{} of {}: {:?}", served, pods, nodes);
+        }
+    }
+}
+
+#[test]
+fn the_name_of_a_subnets_state_is_one_of_kubernetes() {
+    assert_eq!(exhaustion::state_name("Pods_A.1-"), "pods-a-1");
+    assert_eq!(exhaustion::state_name("podsubnet"), "podsubnet");
+}
+
+// --- masquerade ---------------------------------------------------------------------------------
+
+fn sets_of(network: PodNetwork, grant: &Grant, settings: &Settings) -> String {
+    let Sets { pods, exempt } = sets(network, grant, settings);
+    let list = |prefixes: &[Prefix4]| {
+        prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    };
+    format!("pods [{}], exempt [{}]", list(&pods), list(&exempt))
+}
+
+/// What AKS says in each mode, and what it comes to.
+#[test]
+fn each_mode_hides_what_aks_hides() {
+    let vnet = [prefix("10.0.0.0/16"), prefix("10.1.0.0/16")];
+    let said = |network, grant: &Grant| {
+        sets_of(network, grant, &Settings::of_aks(network, Some(prefix("10.244.0.0/16")), &vnet))
+    };
+    let block = Grant::block(PodNetwork::Kubenet, prefix("10.244.1.0/30"));
+    assert_eq!(
+        said(PodNetwork::Kubenet, &block),
+        "pods [10.244.1.2/32], exempt [10.244.0.0/16 169.254.0.0/16]"
+    );
+    let block = Grant::block(PodNetwork::Overlay, prefix("10.244.1.0/24"));
+    assert_eq!(said(PodNetwork::Overlay, &block), "pods [10.244.1.0/24], exempt [10.244.0.0/16]");
+    let listed = granted(4);
+    assert_eq!(said(PodNetwork::NodeSubnet, &listed), "pods [10.1.0.0/30], exempt [10.0.0.0/15]");
+    assert_eq!(said(PodNetwork::PodSubnet, &listed), "pods [10.1.0.0/30], exempt []");
+}
+
+#[test]
+fn lists_are_appended_and_switches_joined() {
+    let user =
+        Settings { non_masquerade: vec![prefix("192.168.0.0/16")], masquerade_link_local: true };
+    let both = Settings::of_aks(PodNetwork::Kubenet, Some(prefix("10.244.0.0/16")), &[]).and(&user);
+    assert_eq!(
+        sets_of(PodNetwork::Kubenet, &Grant::default(), &both),
+        "pods [], exempt [10.244.0.0/16 192.168.0.0/16]"
+    );
 }
 
 #[test]
 fn prefixes_that_overlap_or_touch_are_merged() {
     let grant: Grant = (4..8).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
-    let text =
-        rules(PodNetwork::NodeSubnet, &grant, &["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"]);
-    assert!(text.contains("elements = { 10.0.0.4/30 }"), "{text}");
-    assert!(text.contains("elements = { 10.0.0.0/8 }"), "{text}");
+    let settings = Settings {
+        non_masquerade: ["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"].map(prefix).to_vec(),
+        masquerade_link_local: true,
+    };
+    assert_eq!(
+        sets_of(PodNetwork::NodeSubnet, &grant, &settings),
+        "pods [10.0.0.4/30], exempt [10.0.0.0/8]"
+    );
 }
 
 #[test]
-fn a_pod_subnet_and_an_empty_grant_hide_nothing() {
-    let grant = granted(3);
-    let text = rules(PodNetwork::PodSubnet, &grant, &["10.0.0.0/8"]);
-    assert_eq!(text, "table ip aksnet {\n}\ndelete table ip aksnet\n");
-    let text = rules(PodNetwork::Overlay, &Grant::default(), &[]);
-    assert!(!text.contains("elements"), "{text}");
+fn the_table_is_static_and_its_contents_are_elements() {
+    insta::assert_snapshot!(table("eth0", PodNetwork::Overlay));
+    for network in PodNetwork::ALL {
+        let text = table("eth0", network);
+        let verbs = [" drop", " masquerade", "return", " map @", "jump "];
+        let rules = text.lines().filter(|line| verbs.iter().any(|verb| line.contains(verb)));
+        assert_eq!(rules.count(), n_rules(network), "{network}");
+    }
+    let pod_subnet = table("eth0", PodNetwork::PodSubnet);
+    let masquerading: Vec<_> =
+        pod_subnet.lines().filter(|line| line.contains("eth0")).map(str::trim).collect();
+    assert_eq!(
+        masquerading,
+        [
+            "oifname \"eth0\" ip saddr @pods ip daddr 168.63.129.16 meta l4proto { tcp, udp } th dport 53 masquerade",
+            "oifname \"eth0\" ip saddr @pods ip daddr 169.254.169.254 tcp dport 80 masquerade",
+        ]
+    );
+    let sets = Sets { pods: vec![prefix("10.244.1.0/24")], exempt: Vec::new() };
+    let host = |transport, address, port| HostPort { transport, address, port };
+    let ports = [
+        PortMapping { host: host(Transport::Tcp, None, 8080), pod_port: 80 },
+        PortMapping { host: host(Transport::Sctp, Some(address("10.0.0.4")), 8080), pod_port: 81 },
+    ];
+    let text = fill(&sets)
+        + &host_ports([(address("10.244.1.5"), &ports[..]), (address("10.244.1.6"), &[])]);
+    assert_eq!(
+        text,
+        "flush set ip aksnet pods\n\
+         add element ip aksnet pods { 10.244.1.0/24 }\n\
+         flush set ip aksnet exempt\n\
+         add element ip aksnet hairpin { 10.244.1.5 . 10.244.1.5 }\n\
+         add element ip aksnet host_ports { tcp . 8080 : 10.244.1.5 . 80 }\n\
+         add element ip aksnet host_ports_at { 10.0.0.4 . sctp . 8080 : 10.244.1.5 . 81 }\n"
+    );
+}
+
+#[test]
+fn host_ports_overlap_where_a_packet_could_be_for_both() {
+    let host = |transport, address: Option<&str>, port| HostPort {
+        transport,
+        address: address.map(|text| text.parse().unwrap()),
+        port,
+    };
+    let everywhere = host(Transport::Tcp, None, 80);
+    let here = host(Transport::Tcp, Some("10.0.0.4"), 80);
+    let there = host(Transport::Tcp, Some("10.0.0.5"), 80);
+    assert!(everywhere.overlaps(here) && here.overlaps(everywhere) && here.overlaps(here));
+    assert!(!here.overlaps(there));
+    assert!(!everywhere.overlaps(host(Transport::Udp, None, 80)));
+    assert!(!everywhere.overlaps(host(Transport::Tcp, None, 81)));
 }
 
 // --- wiring -------------------------------------------------------------------------------------

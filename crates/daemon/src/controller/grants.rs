@@ -3,7 +3,7 @@
 //!
 //! The region decides; this only carries its answer into the cluster.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use kube::{
     Api, ResourceExt,
@@ -14,12 +14,19 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vnet::{
     command::Command,
-    model::{Holder, Machine, NetworkMode, POD_BATCH, Role},
+    model::{Holder, Machine, NetworkMode, Role},
+    name::ArmId,
+    pods::{
+        demand::Scaler,
+        exhaustion::{Ask, answer},
+    },
     region::Region,
 };
 
-use super::{Cluster, ControllerError, kubernetes, node_network_config};
+use super::{Cluster, ControllerError, kubernetes, node_network_config, reference};
 use crate::reconcile::now;
+
+mod exhaustion;
 
 const NAMESPACE: &str = "kube-system";
 const MANAGER: &str = "aksnet";
@@ -33,29 +40,41 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
     }
     let kind = node_network_config();
     let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), NAMESPACE, &kind);
-    let mut names = Vec::new();
-    for machine in region.machines.values() {
-        if !matches!(&machine.role, Role::Node(role) if role.cluster == cluster.id) {
-            continue;
-        }
+    let machines: Vec<_> = region
+        .machines
+        .values()
+        .filter(|machine| matches!(&machine.role, Role::Node(role) if role.cluster == cluster.id))
         // An old node of a cluster that is being migrated has the old way.
-        let mode = region.image_of(machine).map_or(mode, |image| image.mode);
-        if !matches!(mode, NetworkMode::Azure | NetworkMode::Overlay) {
-            continue;
-        }
-        names.push(machine.hostname.clone());
+        .filter(|machine| {
+            let mode = region.image_of(machine).map_or(mode, |image| image.mode);
+            matches!(mode, NetworkMode::Azure | NetworkMode::Overlay)
+        })
+        .collect();
+    let mut subnets: BTreeMap<ArmId, bool> = BTreeMap::new();
+    let mut short = Vec::new();
+    for machine in &machines {
         let key = ObjectRef::new_with(&machine.hostname, kind.clone()).within(NAMESPACE);
         let object = cluster.grants.get(&key);
-        let refused = match object.as_deref() {
-            Some(object) => grant(cluster, &region, machine, object)?,
-            None => false,
+        let subnet = pod_subnet(&region, machine);
+        let is_short = match (&subnet, object.as_deref()) {
+            (Some(subnet), Some(object)) => {
+                let is_exhausted = exhaustion::was_exhausted(cluster, subnet);
+                grant(cluster, machine, subnet, object, is_exhausted)?
+            }
+            _ => false,
         };
-        let Some(status) = status(&cluster.store.snapshot(), machine, refused) else { continue };
-        write(&api, machine, object.as_deref(), status).await?;
+        if let Some(subnet) = subnet {
+            *subnets.entry(subnet.clone()).or_default() |= is_short;
+            if is_short {
+                short.push((machine.hostname.as_str(), subnet));
+            }
+        }
+        let Some(status) = status(&cluster.store.snapshot(), machine, is_short) else { continue };
+        write(cluster, &api, machine, object.as_deref(), status).await?;
     }
     for object in cluster.grants.state() {
         let name = object.name_any();
-        if !names.contains(&name) {
+        if !machines.iter().any(|machine| machine.hostname == name) {
             match api.delete(&name, &DeleteParams::default()).await {
                 Ok(_) => {}
                 Err(kube::Error::Api(answer)) if answer.code == 404 => {}
@@ -65,32 +84,44 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
             }
         }
     }
-    Ok(())
+    exhaustion::publish(cluster, &subnets).await?;
+    exhaustion::tell(cluster, &short).await
 }
 
-/// Grants what the node asks for, in whole batches. Answers whether the subnet was too full for it.
+/// The pod subnet of a node's pool, if it has one.
+fn pod_subnet(region: &Region, machine: &Machine) -> Option<ArmId> {
+    let Role::Node(role) = &machine.role else { return None };
+    region.clusters.get(&role.cluster)?.pools.get(&role.pool)?.pod_subnet.clone()
+}
+
+/// Grants what the node asks for, as far as there is room. Answers whether it goes short.
 fn grant(
     cluster: &Cluster,
-    region: &Region,
     machine: &Machine,
+    subnet: &ArmId,
     object: &DynamicObject,
+    is_exhausted: bool,
 ) -> Result<bool, ControllerError> {
-    let Some(has) = batch_addresses(region, machine) else { return Ok(false) };
+    // What an earlier node of this pass was given is not there any more.
+    let region = cluster.store.snapshot();
+    let Some(has) = batch_addresses(&region, machine) else { return Ok(false) };
     let Some(wanted) = object.data["spec"]["requestedIPCount"].as_u64() else { return Ok(false) };
-    let batch = POD_BATCH as u64;
-    let wanted = wanted.div_ceil(batch) * batch;
-    if wanted == has.len() as u64 {
-        return Ok(false);
-    }
+    let listed = object.data["spec"]["ipsNotInUse"].as_array().map_or(0, Vec::len);
     let released = released(machine, object, &has);
-    if wanted < has.len() as u64 && released.is_empty() {
-        // It has not said yet which ones it can do without.
-        return Ok(false);
-    }
-    let total = u32::try_from(wanted).unwrap_or(u32::MAX);
+    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    let ask = Ask {
+        wanted: u32::try_from(wanted).unwrap_or(u32::MAX).min(Scaler::default().max),
+        has: number(has.len()),
+        listed: number(listed),
+        listed_held: number(released.len()),
+        room: number(region.free_addresses(subnet).count()),
+        is_exhausted,
+    };
+    let answer = answer(ask);
+    let Some(total) = answer.total else { return Ok(answer.is_short) };
     let command = Command::SetPodAddresses { machine: machine.meta.id.clone(), total, released };
     match cluster.store.change(command, now()) {
-        Ok(_) => Ok(false),
+        Ok(_) => Ok(answer.is_short),
         Err(store::StoreError::Refused(fault)) => {
             tracing::info!(node = machine.hostname, error = %fault, "no more pod addresses");
             Ok(true)
@@ -147,6 +178,7 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
     let mut container = json!({
         "id": machine.meta.guid.to_string(),
         "nodeIP": nic.address()?.to_string(),
+        "macAddress": nic.mac.to_string(),
         "version": 0,
         "status": if refused { "NCUpdateSubnetFullError" } else { "NCUpdateSuccess" },
     });
@@ -179,10 +211,15 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
             addresses.len() as u64
         }
     };
+    let scaler = Scaler::default();
     Some(json!({
         "assignedIPCount": count,
-        "scaler": { "batchSize": POD_BATCH, "releaseThresholdPercent": 150,
-                    "requestThresholdPercent": 50, "maxIPCount": 250 },
+        "scaler": {
+            "batchSize": scaler.batch,
+            "releaseThresholdPercent": scaler.release_percent,
+            "requestThresholdPercent": scaler.request_percent,
+            "maxIPCount": scaler.max,
+        },
         "status": if refused { "Error" } else { "Updated" },
         "networkContainers": [container],
     }))
@@ -190,19 +227,34 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
 
 /// Makes the object, or brings its status up to date.
 async fn write(
+    cluster: &Cluster,
     api: &Api<DynamicObject>,
     machine: &Machine,
     object: Option<&DynamicObject>,
-    status: Value,
+    mut status: Value,
 ) -> Result<(), ControllerError> {
     let name = &machine.hostname;
     let doing = || kubernetes(format!("granting addresses to {name}"));
-    if object.is_none() {
-        let count = status["assignedIPCount"].clone();
-        let object = json!({ "apiVersion": "acn.azure.com/v1alpha", "kind": "NodeNetworkConfig",
-            "metadata": { "name": name, "namespace": NAMESPACE },
-            "spec": { "requestedIPCount": count } });
-        let made = api.patch(name, &PatchParams::apply(MANAGER), &Patch::Apply(&object)).await;
+    // The node owns it, as in AKS: whoever deletes the node deletes this.
+    let node = cluster.nodes.get(&reference(name));
+    let owner = node.as_ref().and_then(|node| {
+        Some(json!([{ "apiVersion": "v1", "kind": "Node", "name": name, "uid": node.uid()? }]))
+    });
+    let is_owned = object.is_some_and(|object| !object.owner_references().is_empty());
+    if object.is_none() || (owner.is_some() && !is_owned) {
+        let mut made = json!({ "apiVersion": "acn.azure.com/v1alpha", "kind": "NodeNetworkConfig",
+            "metadata": { "name": name, "namespace": NAMESPACE } });
+        if let Some(owner) = owner {
+            made["metadata"]["ownerReferences"] = owner;
+        }
+        if object.is_none() {
+            made["spec"] = json!({ "requestedIPCount": status["assignedIPCount"] });
+        }
+        let made = match object {
+            None => api.patch(name, &PatchParams::apply(MANAGER), &Patch::Apply(&made)).await,
+            // The node has written its own count by now, and it is not ours to own.
+            Some(_) => api.patch(name, &PatchParams::default(), &Patch::Merge(&made)).await,
+        };
         match made {
             Ok(_) => {}
             // The definition of the kind may not be there yet; the next pass finds it.
@@ -211,6 +263,13 @@ async fn write(
         }
     }
     let has = object.map(|object| &object.data["status"]);
+    if let Some(has) = has {
+        // A container's version counts the changes of its addresses.
+        let container = &has["networkContainers"][0];
+        let version = container["version"].as_u64().unwrap_or_default();
+        let is_same = container["ipAssignments"] == status["networkContainers"][0]["ipAssignments"];
+        status["networkContainers"][0]["version"] = (version + u64::from(!is_same)).into();
+    }
     if has == Some(&status) {
         return Ok(());
     }

@@ -25,13 +25,14 @@ use cni::{
     spec::{Code, Failure},
     talk::{Added, Address, Attachment, Interface, Pod, Reply, Request, Route},
 };
-use linux::pod::{PodError, Sandbox, Wirer};
+use linux::pod::{PodError, Sandbox, Wirer, bandwidth};
 use tokio::sync::Notify;
 use vnet::{
     addr::Prefix4,
     pods::{
         PodNetwork,
-        pool::{Grant, Pool},
+        pool::{Exhausted, Grant, Pool},
+        ports::{Bandwidth, PortMapping},
         wiring::Wiring,
     },
 };
@@ -39,6 +40,7 @@ use vnet::{
 use super::{
     chain,
     ledger::{Found, Lease, Ledger, Phase},
+    rules::{Ports, Rules},
 };
 
 /// How long links are gathered before they are deleted together.
@@ -51,6 +53,7 @@ const LINK_PATIENCE: Duration = Duration::from_secs(10);
 /// Everything about this node's pods.
 pub struct Agent {
     network: PodNetwork,
+    pub(super) rules: Rules,
     ledger: Ledger,
     releases: PathBuf,
     state: Mutex<State>,
@@ -76,18 +79,27 @@ struct Leaving {
 }
 
 /// What must be known before a pod can be wired.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// The node's block, in modes that have one.
     pub block: Option<Prefix4>,
     /// The MTU of its NIC in bytes.
     pub mtu: u32,
+    /// The subnet that its pods' addresses come from, and how the last request for more went (the
+    /// `subnetName` and `status` of a `NodeNetworkConfig`'s container); for who reads errors.
+    pub origin: Option<(String, String)>,
 }
 
 impl Agent {
     /// An agent over the leases that were found, none of which has been looked at yet.
     #[must_use]
-    pub fn new(network: PodNetwork, ledger: Ledger, found: Found, socket: &Path) -> Self {
+    pub fn new(
+        network: PodNetwork,
+        interface: &str,
+        ledger: Ledger,
+        found: Found,
+        socket: &Path,
+    ) -> Self {
         let mut state = State::default();
         for (path, why) in found.unreadable {
             tracing::warn!(path = %path.display(), why, "not a lease; left alone");
@@ -105,6 +117,7 @@ impl Agent {
         }
         Self {
             network,
+            rules: Rules::new(interface, network),
             ledger,
             releases: queue::directory(socket),
             state: Mutex::new(state),
@@ -115,8 +128,17 @@ impl Agent {
 
     /// Clears what a killed agent left: links that no lease names, and links marked before.
     pub(super) fn sweep(&self, wirer: &mut Wirer) -> Result<(), linux::LinuxError> {
-        let known: BTreeSet<String> =
-            self.state().leases.values().map(|lease| lease.wiring().host_link).collect();
+        let known: BTreeSet<String> = self
+            .state()
+            .leases
+            .values()
+            .flat_map(|lease| {
+                let link = lease.wiring().host_link;
+                let limiter = lease.bandwidth.egress.map(|_| bandwidth::limiter(&link));
+                [Some(link), limiter]
+            })
+            .flatten()
+            .collect();
         for link in wirer.links()? {
             if !link.is_dead && !known.contains(&link.name) {
                 tracing::info!(link = link.name, "no pod has this link; it goes");
@@ -150,8 +172,9 @@ impl Agent {
     /// Answers one request.
     pub fn answer(&self, wirer: &mut Wirer, request: Request) -> Reply {
         let outcome = match request {
-            Request::Add { attachment, netns, pod } => {
-                self.add(wirer, &attachment, Path::new(&netns), pod).map(Reply::Added)
+            Request::Add { attachment, netns, pod, ports, bandwidth } => {
+                let wish = Wish { netns: netns.into(), pod, ports, bandwidth };
+                self.add(wirer, &attachment, wish).map(Reply::Added)
             }
             Request::Del { attachment } => {
                 self.delete(wirer, &attachment);
@@ -173,16 +196,16 @@ impl Agent {
         &self,
         wirer: &mut Wirer,
         attachment: &Attachment,
-        netns: &Path,
-        pod: Option<Pod>,
+        wish: Wish,
     ) -> Result<Added, Failure> {
-        let sandbox = Sandbox::open(netns).map_err(|error| not_wired(&error))?;
+        let netns = wish.netns.clone();
+        let sandbox = Sandbox::open(&netns).map_err(|error| not_wired(&error))?;
         if queue::has(&self.releases, attachment) {
             self.release(wirer, attachment);
         }
         let _busy = self.claim(attachment);
         self.wait_for_link(attachment)?;
-        let (lease, is_new) = self.lease(attachment, netns, &sandbox, pod)?;
+        let (lease, is_new) = self.lease(attachment, &sandbox, wish)?;
         let wiring = lease.wiring();
         let interface = &attachment.interface;
         if is_new {
@@ -190,15 +213,26 @@ impl Agent {
                 self.begin_leaving(attachment);
                 not_written(&error)
             })?;
-            if let Err(error) = wirer.wire(&sandbox, interface, &wiring) {
+            if let Err(error) = self.connect(wirer, &lease, &sandbox) {
                 self.finish_leaving(wirer, attachment);
                 return Err(not_wired(&error));
             }
             self.used.notify_one();
         } else {
-            self.wire_again(wirer, &lease, &sandbox, netns)?;
+            self.wire_again(wirer, &lease, &sandbox, &netns)?;
         }
         Ok(added(interface, &wiring))
+    }
+
+    /// Makes the pair of links, and what leads through it beside the pod's own address.
+    fn connect(&self, wirer: &mut Wirer, lease: &Lease, sandbox: &Sandbox) -> Result<(), PodError> {
+        let wiring = lease.wiring();
+        wirer.wire(sandbox, &lease.attachment.interface, &wiring)?;
+        wirer.limit(&wiring, &lease.bandwidth)?;
+        if !lease.ports.is_empty() {
+            self.rules.open(wirer, &wiring, &lease.ports)?;
+        }
+        Ok(())
     }
 
     /// A second ADD: nothing is done if all is well, else the pod is wired anew with its address.
@@ -213,7 +247,10 @@ impl Agent {
         if lease.netns_id == sandbox.id() {
             let faults =
                 wirer.verify(sandbox, interface, &wiring).map_err(|error| not_wired(&error))?;
-            if faults.is_empty() {
+            let has_ports = wirer
+                .has_ports(lease.address, &lease.ports)
+                .map_err(|error| not_wired(&error.into()))?;
+            if faults.is_empty() && has_ports {
                 return Ok(());
             }
         }
@@ -221,39 +258,38 @@ impl Agent {
         let lease = Lease { netns: netns.to_owned(), netns_id: sandbox.id(), ..lease.clone() };
         self.ledger.write(&lease).map_err(|error| not_written(&error))?;
         self.state().leases.insert(lease.attachment.clone(), lease.clone());
-        wirer.wire(sandbox, interface, &wiring).map_err(|error| not_wired(&error))
+        self.connect(wirer, &lease, sandbox).map_err(|error| not_wired(&error))
     }
 
     /// The lease of this attachment, and whether it was made just now.
     fn lease(
         &self,
         attachment: &Attachment,
-        netns: &Path,
         sandbox: &Sandbox,
-        pod: Option<Pod>,
+        wish: Wish,
     ) -> Result<(Lease, bool), Failure> {
         let mut state = self.state();
         if let Some(lease) = state.leases.get(attachment) {
             return Ok((lease.clone(), false));
         }
-        let Some(node) = state.node else {
+        let Some(node) = state.node.clone() else {
             return Err(Failure::new(Code::TryAgain, "the node has no pod addresses yet")
                 .details("the agent waits until the cluster grants it some"));
         };
-        let address = state.pool.take(attachment).map_err(|error| {
-            Failure::new(Code::TryAgain, "not enough IPs available, waiting for more")
-                .details(error.to_string())
-        })?;
+        state.check_ports(&wish.ports)?;
+        let address = state.pool.take(attachment).map_err(|error| not_enough(&node, &error))?;
         let lease = Lease {
             attachment: attachment.clone(),
             address,
-            pod,
-            netns: netns.to_owned(),
+            pod: wish.pod,
+            netns: wish.netns,
             netns_id: sandbox.id(),
             network: self.network,
             block: node.block,
             mtu: node.mtu,
             phase: Phase::Held,
+            ports: wish.ports,
+            bandwidth: wish.bandwidth,
         };
         state.leases.insert(attachment.clone(), lease.clone());
         Ok((lease, true))
@@ -286,7 +322,13 @@ impl Agent {
     }
 
     fn mark(&self, wirer: &mut Wirer, lease: &Lease) {
-        match wirer.retire(&lease.wiring()) {
+        let mut retire = || {
+            if !lease.ports.is_empty() {
+                self.rules.close(wirer, lease.address, &lease.ports)?;
+            }
+            wirer.retire(&lease.wiring())
+        };
+        match retire() {
             Ok(()) => {
                 if let Some(leaving) = self.state().leaving.get_mut(&lease.address) {
                     leaving.is_marked = true;
@@ -325,7 +367,13 @@ impl Agent {
             .verify(&sandbox, &attachment.interface, &lease.wiring())
             .map_err(|error| not_wired(&error))?;
         if faults.is_empty() {
-            return Ok(());
+            let has_ports = wirer
+                .has_ports(lease.address, &lease.ports)
+                .map_err(|error| not_wired(&error.into()))?;
+            if has_ports {
+                return Ok(());
+            }
+            return Err(broken("one of its host ports leads nowhere".to_owned()));
         }
         let faults: Vec<_> = faults.iter().map(ToString::to_string).collect();
         Err(broken(faults.join("; ")))
@@ -357,12 +405,16 @@ impl Agent {
 
     /// Deletes retired links and releases queued ones, for ever.
     pub(super) fn run_reaper(&self, wirer: &mut Wirer) {
+        let mut seen = None;
         loop {
             let state = self.state();
             let idle = |state: &mut State| state.leaving.is_empty();
             let waited = self.changed.wait_timeout_while(state, QUEUE_LOOK, idle);
             let is_idle = waited.expect(NEVER_POISONED).0.leaving.is_empty();
             self.release_queued(wirer);
+            if let Err(error) = self.rules.mend(&mut seen) {
+                tracing::warn!(error = %chain(&error), "the node's rules cannot be looked at or mended");
+            }
             if !is_idle {
                 std::thread::sleep(GATHER);
                 self.reap(wirer);
@@ -373,6 +425,13 @@ impl Agent {
     /// How many links are yet to go.
     pub(super) fn n_leaving(&self) -> usize {
         self.state().leaving.len()
+    }
+
+    /// The host ports of all pods.
+    pub(super) fn ports(&self) -> Ports {
+        let state = self.state();
+        let leases = state.leases.values().filter(|lease| !lease.ports.is_empty());
+        leases.map(|lease| (lease.address, lease.ports.clone())).collect()
     }
 
     /// One round: links that are marked go, and their addresses are free after that.
@@ -460,7 +519,42 @@ impl Agent {
 
 const NEVER_POISONED: &str = "nothing panics while it holds the state";
 
+/// What an ADD asks for, beside an address.
+struct Wish {
+    netns: PathBuf,
+    pod: Option<Pod>,
+    ports: Vec<PortMapping>,
+    bandwidth: Bandwidth,
+}
+
 impl State {
+    /// Refuses a host port that leads to another pod. One whose pod is leaving is free as soon as the
+    /// kernel has forgotten it, which is before its DEL is answered.
+    fn check_ports(&self, wanted: &[PortMapping]) -> Result<(), Failure> {
+        let holds = |lease: &Lease, is_gone: bool| {
+            let mut held = lease.ports.iter().flat_map(|a| wanted.iter().map(move |b| (a, b)));
+            held.find(|(a, b)| !is_gone && a.host.overlaps(b.host)).map(|(a, _)| a.host)
+        };
+        for lease in self.leases.values() {
+            if let Some(port) = holds(lease, false) {
+                let who = &lease.attachment.container;
+                let who = lease.pod.as_ref().map_or_else(
+                    || format!("container {who}"),
+                    |pod| format!("pod {}/{}", pod.namespace, pod.name),
+                );
+                return Err(Failure::new(Code::HostPort, "a host port is taken")
+                    .details(format!("{port} of this node leads to {who}")));
+            }
+        }
+        for leaving in self.leaving.values() {
+            if let Some(port) = holds(&leaving.lease, leaving.is_marked) {
+                return Err(Failure::new(Code::TryAgain, "a host port is not free yet")
+                    .details(format!("{port} of this node: its last pod is leaving")));
+            }
+        }
+        Ok(())
+    }
+
     fn retire(&mut self, lease: Lease) {
         let lease = Lease { phase: Phase::Leaving, ..lease };
         // Holding and leaving at once is how the pool learns of an address that rests.
@@ -509,6 +603,18 @@ fn added(interface: &str, wiring: &Wiring) -> Added {
         }],
         routes: vec![Route { destination: "0.0.0.0/0".to_owned(), gateway: Some(gateway) }],
     }
+}
+
+/// In CNS's words (Azure/azure-container-networking, `cns/restserver/ipam.go`), which people search for.
+fn not_enough(node: &Node, why: &Exhausted) -> Failure {
+    let message = match &node.origin {
+        Some((subnet, status)) => format!(
+            "not enough IPs available of type IPv4 for {subnet}, waiting on Azure CNS to allocate more with NC Status: {status}"
+        ),
+        None => "not enough IPs available, waiting on Azure CNS to allocate more".to_owned(),
+    };
+    Failure::new(Code::TryAgain, &message)
+        .details(format!("{why}; CNS return code 32, FailedToAllocateIPConfig"))
 }
 
 fn not_wired(error: &PodError) -> Failure {

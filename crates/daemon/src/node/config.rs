@@ -6,7 +6,10 @@ use std::{
 };
 
 use serde::Deserialize;
-use vnet::{addr::Prefix4, pods::PodNetwork};
+use vnet::{
+    addr::Prefix4,
+    pods::{PodNetwork, masquerade::Settings},
+};
 
 /// The only version of the file so far.
 const VERSION: u32 = 1;
@@ -20,8 +23,8 @@ pub struct Config {
     pub network: PodNetwork,
     /// Where it learns which addresses it has.
     pub source: SourceConfig,
-    /// Destinations that see a pod's own address.
-    pub no_masquerade: Vec<Prefix4>,
+    /// Who sees a pod's own address, until the cluster says it.
+    pub masquerade: Settings,
     /// Where the plugin finds the agent.
     pub socket: PathBuf,
     /// The node's NIC.
@@ -30,7 +33,7 @@ pub struct Config {
     pub run_directory: PathBuf,
     /// Where the container runtime looks for networks.
     pub cni_directory: PathBuf,
-    /// Whether pods may have `hostPort`s: adds the reference plugin `portmap` to the chain.
+    /// Whether pods may have `hostPort`s; as in AKS, they may unless this says otherwise.
     pub host_ports: bool,
 }
 
@@ -112,8 +115,12 @@ struct Wire {
     run_directory: Option<PathBuf>,
     #[serde(default = "default_cni_directory")]
     cni_directory: PathBuf,
-    #[serde(default)]
+    #[serde(default = "yes")]
     host_ports: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn default_socket() -> PathBuf {
@@ -169,7 +176,10 @@ impl Config {
             node: wire.node,
             network,
             source,
-            no_masquerade,
+            masquerade: Settings {
+                non_masquerade: no_masquerade,
+                masquerade_link_local: network != PodNetwork::Kubenet,
+            },
             socket: wire.socket,
             interface: wire.interface,
             run_directory,

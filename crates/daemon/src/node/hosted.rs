@@ -51,7 +51,8 @@ impl Hosted {
     pub fn start(netns: Netns, config: Config) -> Result<(Self, UnixListener), NodeError> {
         netns.enter()?;
         let (ledger, found) = Ledger::open(&config.run_directory.join("leases"))?;
-        let agent = Arc::new(Agent::new(config.network, ledger, found, &config.socket));
+        let agent =
+            Arc::new(Agent::new(config.network, &config.interface, ledger, found, &config.socket));
         let mut setup = Setup::new(config.clone())?;
         setup.prepare(&agent)?;
         let failed = |source| NodeError::Socket { path: config.socket.clone(), source };

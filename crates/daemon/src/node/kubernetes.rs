@@ -2,7 +2,7 @@
 //! `NodeNetworkConfig` (the other modes), and what the node asks for in the latter.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -10,13 +10,16 @@ use std::{
     sync::Arc,
 };
 
-use futures::{Stream, TryStreamExt};
+use futures::{Stream, StreamExt, TryStreamExt, future::ready};
 use k8s_openapi::api::core::v1::Node;
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, ResourceExt,
     api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
-    runtime::watcher::watch_object,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watch_object, watcher},
+    },
 };
 use serde::Deserialize;
 use serde_json::json;
@@ -25,12 +28,14 @@ use vnet::{
     pods::{
         PodNetwork,
         demand::{Scaler, Step, Supply, step},
+        exhaustion::state_name,
     },
 };
 
 use super::{
     NodeError,
     agent::Agent,
+    chain, masquerade,
     setup::{Learnt, Setup},
     source::{AddressSource, learn},
 };
@@ -103,11 +108,20 @@ impl AddressSource for NodeSource {
         setup: &mut Setup,
     ) -> Result<Infallible, NodeError> {
         const WHAT: &str = "the node";
-        let api: Api<Node> = Api::all(client(&self.kubeconfig).await?);
+        let client = client(&self.kubeconfig).await?;
+        let api: Api<Node> = Api::all(client.clone());
         let name = setup.config().node.clone();
         let mut changes = pin!(watch_object(api, &name));
+        let mut settings = pin!(masquerade::watch(client));
         loop {
-            let Some(node) = next(&mut changes, WHAT).await? else { continue };
+            let node = tokio::select! {
+                node = next(&mut changes, WHAT) => node?,
+                Some(settings) = settings.next() => {
+                    setup.set_masquerade(agent, settings)?;
+                    continue;
+                }
+            };
+            let Some(node) = node else { continue };
             let Some(block) = node.spec.and_then(|spec| spec.pod_cidr) else { continue };
             match block.parse::<Prefix4>() {
                 Ok(block) => {
@@ -144,13 +158,22 @@ impl AddressSource for NetworkConfigSource {
         let client = client(&self.kubeconfig).await?;
         let kind = GroupVersionKind::gvk("acn.azure.com", "v1alpha", "NodeNetworkConfig");
         let resource = ApiResource::from_gvk(&kind);
-        let api: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &resource);
+        let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &resource);
         let name = setup.config().node.clone();
         let network = setup.config().network;
         let mut changes = pin!(watch_object(api.clone(), &name));
-        let mut current = None;
+        let mut settings = pin!(masquerade::watch(client.clone()));
+        let mut exhausted = pin!(exhausted(client));
+        let mut subnets = BTreeSet::new();
+        let mut current: Option<NetworkConfig> = None;
         loop {
             tokio::select! {
+                Some(settings) = settings.next(), if network != PodNetwork::PodSubnet => {
+                    setup.set_masquerade(agent, settings)?;
+                }
+                Some(names) = exhausted.next(), if network == PodNetwork::PodSubnet => {
+                    subnets = names;
+                }
                 change = next(&mut changes, WHAT) => {
                     let Some(object) = change? else { continue };
                     let config = NetworkConfig::parse(&name, &object.data)?;
@@ -167,7 +190,7 @@ impl AddressSource for NetworkConfigSource {
             // The object that our own patch makes comes by the watch as well; taking it from the
             // answer keeps a burst of pods from asking for the same batch twice.
             if let Some(config) = &current
-                && let Some(spec) = config.wants(agent)
+                && let Some(spec) = config.wants(agent, &subnets)
             {
                 let patch = Patch::Merge(json!({ "spec": spec }));
                 let object =
@@ -182,6 +205,38 @@ impl AddressSource for NetworkConfigSource {
             }
         }
     }
+}
+
+/// The names of the pod subnets that are exhausted, whenever they change. What cannot be watched (an older
+/// cluster has no such objects) is watched again later, and says nothing meanwhile.
+fn exhausted(client: Client) -> impl Stream<Item = BTreeSet<String>> {
+    let kind = GroupVersionKind::gvk("acn.azure.com", "v1alpha1", "ClusterSubnetState");
+    let resource = ApiResource::from_gvk(&kind);
+    let api: Api<DynamicObject> = Api::namespaced_with(client, NAMESPACE, &resource);
+    let events = watcher(api, watcher::Config::default()).default_backoff();
+    events
+        .scan(BTreeSet::new(), |names, event| {
+            let before = names.clone();
+            match event {
+                Ok(Event::Init) => names.clear(),
+                Ok(Event::Apply(object) | Event::InitApply(object)) => {
+                    let name = object.name_any();
+                    if object.data["status"]["exhausted"] == true {
+                        names.insert(name);
+                    } else {
+                        names.remove(&name);
+                    }
+                }
+                Ok(Event::Delete(object)) => {
+                    names.remove(&object.name_any());
+                }
+                Ok(Event::InitDone) => {}
+                Err(error) => tracing::debug!(error = %chain(&error), "watching pod subnets"),
+            }
+            let news = (before != *names).then(|| names.clone());
+            ready(Some(news))
+        })
+        .filter_map(ready)
 }
 
 async fn client(kubeconfig: &Path) -> Result<Client, KubernetesError> {
@@ -250,6 +305,8 @@ struct WireScaler {
 struct Container {
     #[serde(rename = "primaryIP")]
     primary: Option<String>,
+    subnet_name: Option<String>,
+    status: Option<String>,
     ip_assignments: Vec<Assignment>,
 }
 
@@ -272,10 +329,13 @@ impl NetworkConfig {
     /// The addresses, once there are any.
     fn learnt(&self, network: PodNetwork) -> Option<Learnt> {
         let container = self.status.network_containers.first()?;
+        let origin = container.subnet_name.clone().map(|subnet| {
+            (subnet, container.status.clone().unwrap_or_else(|| "NCUpdateSuccess".to_owned()))
+        });
         match network {
             PodNetwork::Kubenet | PodNetwork::Overlay => {
                 let block = container.primary.as_deref()?.parse::<Prefix4>().ok()?;
-                Some(learn(network, Some(block), []))
+                Some(Learnt { origin, ..learn(network, Some(block), []) })
             }
             PodNetwork::NodeSubnet | PodNetwork::PodSubnet => {
                 let addresses = container.ip_assignments.iter().map(|assignment| assignment.ip);
@@ -283,13 +343,13 @@ impl NetworkConfig {
                 let offered =
                     self.assignments().filter(|one| self.spec.not_in_use.contains(&one.name));
                 let aside = offered.map(|one| one.ip).collect();
-                Some(Learnt { aside, ..learn(network, None, addresses) })
+                Some(Learnt { aside, origin, ..learn(network, None, addresses) })
             }
         }
     }
 
     /// The spec that the node should have, when it should have another.
-    fn wants(&self, agent: &Agent) -> Option<serde_json::Value> {
+    fn wants(&self, agent: &Agent, exhausted: &BTreeSet<String>) -> Option<serde_json::Value> {
         agent.with_pool(|pool| {
             let supply = Supply {
                 requested: self.spec.requested,
@@ -298,7 +358,7 @@ impl NetworkConfig {
                 returning: number(pool.returning().len()),
                 listed: number(self.spec.not_in_use.len()),
             };
-            let requested = match step(self.scaler(), supply) {
+            let requested = match step(self.scaler(exhausted), supply) {
                 Step::Rest => return None,
                 Step::Tidy => self.spec.requested,
                 Step::Ask { requested } => requested,
@@ -319,16 +379,22 @@ impl NetworkConfig {
         self.status.network_containers.iter().flat_map(|container| &container.ip_assignments)
     }
 
-    fn scaler(&self) -> Scaler {
+    fn scaler(&self, exhausted: &BTreeSet<String>) -> Scaler {
         let (default, wire) = (Scaler::default(), self.status.scaler);
         // A controller that does not set one writes zero.
         let or = |value: Option<u32>, default| value.filter(|value| *value > 0).unwrap_or(default);
-        Scaler {
+        let scaler = Scaler {
             batch: or(wire.batch_size, default.batch),
             request_percent: or(wire.request_threshold_percent, default.request_percent),
             release_percent: or(wire.release_threshold_percent, default.release_percent),
             max: or(wire.max_ip_count, default.max),
+        };
+        let subnets =
+            self.status.network_containers.iter().filter_map(|one| one.subnet_name.as_ref());
+        if subnets.map(|name| state_name(name)).any(|name| exhausted.contains(&name)) {
+            return scaler.exhausted();
         }
+        scaler
     }
 }
 

@@ -17,6 +17,7 @@ use vnet::{
     addr::Prefix4,
     pods::{
         PodNetwork,
+        ports::{Bandwidth, PortMapping},
         wiring::{Wiring, wiring},
     },
 };
@@ -44,6 +45,10 @@ pub struct Lease {
     pub mtu: u32,
     /// Where it is in its life.
     pub phase: Phase,
+    /// Ports of the node that lead to the pod.
+    pub ports: Vec<PortMapping>,
+    /// The pod's share of the network.
+    pub bandwidth: Bandwidth,
 }
 
 /// Where a lease is in its life.
@@ -77,6 +82,10 @@ struct Wire {
     network: String,
     block: Option<Prefix4>,
     mtu: u32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<PortMapping>,
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    bandwidth: Bandwidth,
 }
 
 #[derive(Deserialize)]
@@ -168,6 +177,8 @@ impl Ledger {
             network: lease.network.to_string(),
             block: lease.block,
             mtu: lease.mtu,
+            ports: lease.ports.clone(),
+            bandwidth: lease.bandwidth,
         };
         let path = self.directory.join(lease.address.to_string());
         let beside = self.directory.join(format!(".{}", lease.address));
@@ -209,5 +220,7 @@ fn read(path: &Path, name: &str) -> Result<Lease, String> {
         block: wire.block,
         mtu: wire.mtu,
         phase: wire.phase,
+        ports: wire.ports,
+        bandwidth: wire.bandwidth,
     })
 }

@@ -3,10 +3,8 @@
 
 use std::{
     fs,
-    io::Write,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use linux::pod::Wirer;
@@ -15,7 +13,7 @@ use vnet::{
     addr::Prefix4,
     pods::{
         PodNetwork,
-        masquerade::{masquerade, render},
+        masquerade::{Settings, sets},
         pool::Grant,
         wiring::bridge,
     },
@@ -36,20 +34,23 @@ pub struct Learnt {
     pub grant: Grant,
     /// Of these, the ones that it has offered back.
     pub aside: Vec<Ipv4Addr>,
+    /// See [`Node::origin`].
+    pub origin: Option<(String, String)>,
 }
 
 /// Makes the node fit for what was learnt, and the agent ready; does only what has changed.
 pub struct Setup {
     config: Config,
     wirer: Wirer,
-    rules: Option<String>,
+    masquerade: Settings,
     learnt: Option<Learnt>,
 }
 
 impl Setup {
     /// For the node whose namespace the calling thread is in.
     pub fn new(config: Config) -> Result<Self, NodeError> {
-        Ok(Self { config, wirer: Wirer::new()?, rules: None, learnt: None })
+        let masquerade = config.masquerade.clone();
+        Ok(Self { config, wirer: Wirer::new()?, masquerade, learnt: None })
     }
 
     /// The configuration.
@@ -66,7 +67,25 @@ impl Setup {
             // that translate it back.
             write_sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
         }
+        agent.rules.take_up(agent.ports());
         Ok(agent.sweep(&mut self.wirer)?)
+    }
+
+    /// From now on the cluster says this about masquerading; `None` when it says nothing.
+    pub fn set_masquerade(
+        &mut self,
+        agent: &Agent,
+        settings: Option<Settings>,
+    ) -> Result<(), NodeError> {
+        self.masquerade = settings.unwrap_or_else(|| self.config.masquerade.clone());
+        match &self.learnt {
+            Some(learnt) => self.fill(agent, &learnt.grant),
+            None => Ok(()),
+        }
+    }
+
+    fn fill(&self, agent: &Agent, grant: &Grant) -> Result<(), NodeError> {
+        agent.rules.fill(sets(self.config.network, grant, &self.masquerade))
     }
 
     /// The node has these addresses: rules first, the network's file last.
@@ -78,13 +97,9 @@ impl Setup {
         if let (PodNetwork::Kubenet, Some(block)) = (self.config.network, learnt.block) {
             self.wirer.ensure_bridge(&bridge(block, mtu))?;
         }
-        let masquerade = masquerade(self.config.network, &learnt.grant, &self.config.no_masquerade);
-        let rules = render(&self.config.interface, &masquerade);
-        if self.rules.as_ref() != Some(&rules) {
-            load(&rules)?;
-            self.rules = Some(rules);
-        }
-        agent.set_grant(&learnt.grant, &learnt.aside, Node { block: learnt.block, mtu });
+        self.fill(agent, &learnt.grant)?;
+        let node = Node { block: learnt.block, mtu, origin: learnt.origin.clone() };
+        agent.set_grant(&learnt.grant, &learnt.aside, node);
         tracing::info!(
             node = self.config.node,
             n_addresses = learnt.grant.addresses().len(),
@@ -105,14 +120,12 @@ impl Setup {
                 ("10-azure.conflist", "azure")
             }
         };
-        let mut plugins = vec![json!({ "type": "aksnet-cni", "agentSocket": self.config.socket })];
-        if self.config.host_ports {
-            plugins.push(json!({
-                "type": "portmap",
-                "capabilities": { "portMappings": true },
-                "snat": true,
-            }));
-        }
+        // What the runtime is to hand on to the plugin: other plugins of a chain would do it with programs.
+        let plugins = json!([{
+            "type": "aksnet-cni",
+            "agentSocket": self.config.socket,
+            "capabilities": { "portMappings": self.config.host_ports, "bandwidth": true },
+        }]);
         // 1.0.0 is the newest that containerd 1.6 asks for.
         let network = json!({ "cniVersion": "1.0.0", "name": name, "plugins": plugins });
         let directory = &self.config.cni_directory;
@@ -138,22 +151,4 @@ fn write_sysctl(name: &str, value: &str) -> Result<(), NodeError> {
 
 fn write_file(path: &Path, text: &str) -> Result<(), NodeError> {
     fs::write(path, text).map_err(|source| NodeError::File { path: path.to_owned(), source })
-}
-
-/// Replaces the node's table in one transaction. Once per change of the grant, never per pod.
-fn load(rules: &str) -> Result<(), NodeError> {
-    let failed = |source| NodeError::Nft { source };
-    let mut nft = Command::new("nft")
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
-    let written = nft.stdin.take().map_or(Ok(()), |mut input| input.write_all(rules.as_bytes()));
-    let output = nft.wait_with_output().map_err(failed)?;
-    if output.status.success() {
-        return written.map_err(failed);
-    }
-    Err(NodeError::Rules { text: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
 }

@@ -80,5 +80,5 @@ pub(super) fn learn(
         Some(block) => Grant::block(network, block),
         None => addresses.into_iter().collect(),
     };
-    Learnt { block, grant, aside: Vec::new() }
+    Learnt { block, grant, aside: Vec::new(), origin: None }
 }

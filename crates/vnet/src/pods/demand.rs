@@ -34,6 +34,13 @@ impl Scaler {
         }
     }
 
+    /// The numbers while the subnet is exhausted: one address at a time, and one free (CNS sets
+    /// `batch = 1`, `minFree = 1`, `maxFree = 2`).
+    #[must_use]
+    pub fn exhausted(self) -> Self {
+        Self { batch: 1, request_percent: 100, release_percent: 200, ..self }
+    }
+
     /// Fewer free than this, and more are asked for.
     #[must_use]
     pub fn min_free(self) -> u32 {

@@ -1,82 +1,74 @@
-//! Which source address the world sees of a node's pods, as rules for `nft -f`.
-//!
-//! One static table per node: nothing in it changes when a pod comes or goes. It lives beside
-//! kube-proxy's tables: whichever chain translates a connection first has decided, and both would
-//! choose the node's address.
+//! Whose packets get the node's source address, and on the way to where. Not here: the rules as text
+//! ([`super::table`]).
 
-use std::fmt::Write;
+use std::net::Ipv4Addr;
 
 use crate::{
     addr::Prefix4,
     pods::{PodNetwork, pool::Grant},
 };
 
-/// The table's name.
-pub const TABLE: &str = "aksnet";
+/// Link-local addresses: among them the metadata service's.
+const LINK_LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 0);
 
-/// When a pod's packets get the node's address on their way out of the NIC.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Masquerade {
-    /// Never: the pod's address is good everywhere.
-    Never,
-    /// When they come from `pods` and go anywhere but `exempt`.
-    Outside {
-        /// Sources.
-        pods: Vec<Prefix4>,
-        /// Destinations that see the pod's own address.
-        exempt: Vec<Prefix4>,
-    },
+/// What azure-ip-masq-agent is told (Azure/ip-masq-agent-v2, `MasqConfig`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Destinations that see a pod's own address.
+    pub non_masquerade: Vec<Prefix4>,
+    /// Whether 169.254.0.0/16 sees the node's address.
+    pub masquerade_link_local: bool,
 }
 
-/// Decides it for a node whose pods have these addresses.
-///
-/// `exempt` is what the cluster says keeps the pod's address: the pod range for kubenet and
-/// overlay, the virtual network's ranges for a node subnet.
+impl Settings {
+    /// What AKS tells it: the pod range keeps addresses in kubenet and overlay, the virtual network where
+    /// pods have addresses of it (`azure-ip-masq-agent-config-reconciled`).
+    #[must_use]
+    pub fn of_aks(network: PodNetwork, pods: Option<Prefix4>, vnet: &[Prefix4]) -> Self {
+        match network {
+            PodNetwork::Kubenet | PodNetwork::Overlay => Self {
+                non_masquerade: pods.into_iter().collect(),
+                masquerade_link_local: network == PodNetwork::Overlay,
+            },
+            PodNetwork::NodeSubnet => {
+                Self { non_masquerade: vnet.to_vec(), masquerade_link_local: true }
+            }
+            // No agent runs there: pods keep their address everywhere.
+            PodNetwork::PodSubnet => Self::default(),
+        }
+    }
+
+    /// Both: lists are appended, switches are joined by "or".
+    #[must_use]
+    pub fn and(mut self, other: &Self) -> Self {
+        self.non_masquerade.extend(&other.non_masquerade);
+        self.masquerade_link_local |= other.masquerade_link_local;
+        self
+    }
+}
+
+/// The contents of the node's two sets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sets {
+    /// The node's pods.
+    pub pods: Vec<Prefix4>,
+    /// Destinations that see a pod's own address.
+    pub exempt: Vec<Prefix4>,
+}
+
+/// The sets of a node whose pods have these addresses. In a pod subnet `settings` mean nothing.
 #[must_use]
-pub fn masquerade(network: PodNetwork, grant: &Grant, exempt: &[Prefix4]) -> Masquerade {
+pub fn sets(network: PodNetwork, grant: &Grant, settings: &Settings) -> Sets {
     let pods = merged(grant.addresses().iter().map(|address| Prefix4::host(*address)));
-    match network {
-        PodNetwork::PodSubnet => Masquerade::Never,
-        PodNetwork::Kubenet => {
-            // ip-masq-agent's `masqLinkLocal: false` of kubenet.
-            let link_local = Prefix4::containing([169, 254, 0, 0].into(), 16);
-            let exempt = merged(exempt.iter().copied().chain([link_local]));
-            Masquerade::Outside { pods, exempt }
+    let exempt = match network {
+        PodNetwork::PodSubnet => Vec::new(),
+        PodNetwork::Kubenet | PodNetwork::NodeSubnet | PodNetwork::Overlay => {
+            let link_local =
+                (!settings.masquerade_link_local).then(|| Prefix4::containing(LINK_LOCAL, 16));
+            merged(settings.non_masquerade.iter().copied().chain(link_local))
         }
-        PodNetwork::NodeSubnet | PodNetwork::Overlay => {
-            Masquerade::Outside { pods, exempt: merged(exempt.iter().copied()) }
-        }
-    }
-}
-
-/// The rules, as a file that replaces the table in one transaction.
-///
-/// Only what leaves by `interface` is translated: pods of the node meet by their own addresses.
-/// Plain `masquerade` keeps the source port where it can; random ports meet old connections of the
-/// far end and cost whole seconds then.
-#[must_use]
-pub fn render(interface: &str, masquerade: &Masquerade) -> String {
-    let mut text = format!("table ip {TABLE} {{\n}}\ndelete table ip {TABLE}\n");
-    let Masquerade::Outside { pods, exempt } = masquerade else { return text };
-    let _ = writeln!(text, "table ip {TABLE} {{");
-    for (name, prefixes) in [("pods", pods), ("exempt", exempt)] {
-        let _ = writeln!(text, "\tset {name} {{\n\t\ttype ipv4_addr\n\t\tflags interval");
-        if !prefixes.is_empty() {
-            let elements: Vec<_> = prefixes.iter().map(ToString::to_string).collect();
-            let _ = writeln!(text, "\t\telements = {{ {} }}", elements.join(", "));
-        }
-        text.push_str("\t}\n");
-    }
-    let _ = write!(
-        text,
-        "\tchain postrouting {{
-\t\ttype nat hook postrouting priority srcnat + 10; policy accept;
-\t\toifname \"{interface}\" ip saddr @pods ip daddr != @exempt masquerade
-\t}}
-}}
-"
-    );
-    text
+    };
+    Sets { pods, exempt }
 }
 
 /// The same addresses in the fewest prefixes, lowest first.

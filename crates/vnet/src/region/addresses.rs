@@ -202,16 +202,12 @@ impl Change {
             return Err(refusal::not_found(machine));
         };
         let wanted = usize::try_from(total).unwrap_or(usize::MAX);
-        if !wanted.is_multiple_of(POD_BATCH) {
-            return Err(refusal::invalid(
-                "requestedIPCount",
-                &format!("{total} is not a multiple of {POD_BATCH}."),
-            ));
-        }
+        // Single addresses come and go while the subnet is exhausted, and at a node's maximum of 250.
+        let step = if wanted.is_multiple_of(POD_BATCH) { POD_BATCH } else { 1 };
         let has = self.region.pod_addresses_of(machine);
         if wanted > has.len() {
             let room = self.region.free_addresses(&pod_subnet).take(wanted - has.len()).count();
-            let granted = room - room % POD_BATCH;
+            let granted = room - room % step;
             if granted == 0 {
                 let (_, subnet) = self
                     .region

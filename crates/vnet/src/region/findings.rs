@@ -10,8 +10,8 @@ use crate::{
     addr::{Mac, Prefix4},
     ipam,
     model::{
-        Cluster, Frontend, Holder, InboundTarget, LoadBalancer, POD_BATCH, ProvisioningState,
-        Subnet, UpgradeStep,
+        Cluster, Frontend, Holder, InboundTarget, LoadBalancer, ProvisioningState, Subnet,
+        UpgradeStep,
     },
     name::{ArmId, Name},
 };
@@ -283,9 +283,6 @@ impl Region {
                 if !ranges.insert(range) {
                     findings.push(format!("{name} has {range}, and so has another node"));
                 }
-            }
-            if !self.pod_addresses_of(&machine.meta.id).len().is_multiple_of(POD_BATCH) {
-                findings.push(format!("{name} has a part of a batch"));
             }
             if !cluster.pools.contains_key(&node.pool) {
                 findings.push(format!("{name} is of pool {}, which is not there", node.pool));

@@ -190,7 +190,10 @@ fn pod_addresses_come_in_batches() {
     lab.must(set(32, &[]));
     assert_eq!(lab.must(set(32, &[])).outcome, Outcome::Unchanged);
     assert_eq!(has(&lab).len(), 32);
-    lab.refused(set(33, &[]));
+    // A subnet that is exhausted gives and takes single addresses.
+    lab.must(set(33, &[]));
+    assert_eq!(has(&lab).len(), 33);
+    lab.must(set(32, &["10.1.2.36"]));
     // Only what the node gives back is taken from it.
     lab.refused(set(16, &["10.1.2.4"]));
     let back: Vec<String> = (8..24).map(|i| format!("10.1.2.{i}")).collect();

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use cluster::programs::{Plugin, no_masquerade};
+use cluster::programs::Plugin;
 use cni::talk;
 use linux::netns::Netns;
 use store::Store;
@@ -29,7 +29,7 @@ use vnet::{
     host::names,
     model::{Cluster, Machine, POD_BATCH},
     name::ArmId,
-    pods::PodNetwork,
+    pods::{PodNetwork, masquerade::Settings},
     region::Region,
 };
 
@@ -163,12 +163,12 @@ fn config(
         node: machine.hostname.clone(),
         network,
         source: SourceConfig::Host,
-        no_masquerade: no_masquerade(cluster, prefixes, network),
+        masquerade: Settings::of_aks(network, cluster.pod_cidr, prefixes),
         socket: places.socket(),
         interface: names::ETH0.to_owned(),
         run_directory: places.folder.clone(),
         cni_directory: places.networks(),
-        host_ports: false,
+        host_ports: true,
     })
 }
 

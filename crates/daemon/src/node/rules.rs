@@ -1,0 +1,163 @@
+//! The node's nftables table: loaded whole once, then only its elements change; mended when somebody
+//! takes it away. Not here: what it says (`vnet::pods::table`).
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    net::Ipv4Addr,
+    process::{Command, Stdio},
+    sync::{Mutex, MutexGuard},
+};
+
+use linux::{LinuxError, nfnetlink::Nfnetlink, pod::Wirer};
+use vnet::pods::{
+    PodNetwork,
+    masquerade::Sets,
+    ports::PortMapping,
+    table::{HAIRPIN, HOST_PORTS, HOST_PORTS_AT, TABLE, fill, host_ports, n_rules, table},
+    wiring::Wiring,
+};
+
+use super::NodeError;
+
+/// The host ports of each pod that has some.
+pub(super) type Ports = BTreeMap<Ipv4Addr, Vec<PortMapping>>;
+
+/// The table, and what is in it.
+pub(super) struct Rules {
+    interface: String,
+    network: PodNetwork,
+    /// Held while anything of the table changes.
+    loaded: Mutex<Loaded>,
+}
+
+#[derive(Default)]
+struct Loaded {
+    /// Since this process began. One before it may have left a table, with all that was in it.
+    is_there: bool,
+    sets: Sets,
+    ports: Ports,
+}
+
+impl Rules {
+    /// The rules of a node with this NIC, not loaded yet.
+    pub(super) fn new(interface: &str, network: PodNetwork) -> Self {
+        Self { interface: interface.to_owned(), network, loaded: Mutex::default() }
+    }
+
+    /// From now on these are the host ports of pods that were there before.
+    pub(super) fn take_up(&self, ports: Ports) {
+        self.loaded().ports = ports;
+    }
+
+    /// Lets the two sets have these contents, in a table that is loaded whole the first time; nothing is
+    /// done when they have.
+    pub(super) fn fill(&self, sets: Sets) -> Result<(), NodeError> {
+        let mut loaded = self.loaded();
+        if !loaded.is_there {
+            self.load_whole(&loaded.ports, &sets)?;
+        } else if loaded.sets != sets {
+            run(&fill(&sets))?;
+        }
+        loaded.is_there = true;
+        loaded.sets = sets;
+        Ok(())
+    }
+
+    /// Leads ports of the node to a pod.
+    pub(super) fn open(
+        &self,
+        wirer: &mut Wirer,
+        wiring: &Wiring,
+        ports: &[PortMapping],
+    ) -> Result<(), LinuxError> {
+        let mut loaded = self.loaded();
+        wirer.open_ports(wiring, ports)?;
+        loaded.ports.insert(wiring.address, ports.to_vec());
+        Ok(())
+    }
+
+    /// Takes them away again.
+    pub(super) fn close(
+        &self,
+        wirer: &mut Wirer,
+        address: Ipv4Addr,
+        ports: &[PortMapping],
+    ) -> Result<(), LinuxError> {
+        let mut loaded = self.loaded();
+        wirer.close_ports(address, ports)?;
+        loaded.ports.remove(&address);
+        Ok(())
+    }
+
+    /// Loads the table anew if somebody has taken it, or rules or elements of it, away. `seen` is the
+    /// generation that this found everything in order at.
+    pub(super) fn mend(&self, seen: &mut Option<u32>) -> Result<(), NodeError> {
+        let mut socket = Nfnetlink::open()?;
+        let generation = socket.generation()?;
+        if *seen == Some(generation) {
+            return Ok(());
+        }
+        let loaded = self.loaded();
+        if !loaded.is_there {
+            return Ok(());
+        }
+        if !self.is_whole(&mut socket, &loaded)? {
+            tracing::warn!("somebody has changed the node's rules; they are loaded anew");
+            self.load_whole(&loaded.ports, &loaded.sets)?;
+        }
+        *seen = Some(generation);
+        Ok(())
+    }
+
+    /// Whether everything is there, by number. Contents are not compared: `nft` merges and splits what it
+    /// is given.
+    fn is_whole(&self, socket: &mut Nfnetlink, loaded: &Loaded) -> Result<bool, NodeError> {
+        for (set, wanted) in [("pods", &loaded.sets.pods), ("exempt", &loaded.sets.exempt)] {
+            if (socket.n_elements(TABLE, set)? == 0) != wanted.is_empty() {
+                return Ok(false);
+            }
+        }
+        let all = || loaded.ports.values().flatten();
+        let n_at = all().filter(|port| port.host.address.is_some()).count();
+        let exact = [
+            (HAIRPIN, loaded.ports.len()),
+            (HOST_PORTS_AT, n_at),
+            (HOST_PORTS, all().count() - n_at),
+        ];
+        for (set, wanted) in exact {
+            if socket.n_elements(TABLE, set)? != wanted {
+                return Ok(false);
+            }
+        }
+        Ok(socket.n_rules(TABLE)? == n_rules(self.network))
+    }
+
+    fn load_whole(&self, ports: &Ports, sets: &Sets) -> Result<(), NodeError> {
+        let ports = ports.iter().map(|(address, ports)| (*address, ports.as_slice()));
+        let text = [table(&self.interface, self.network), fill(sets), host_ports(ports)];
+        run(&text.concat())
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Loaded> {
+        self.loaded.lock().expect("nothing panics while it holds the rules")
+    }
+}
+
+/// Has `nft` carry out `text` in one transaction. Once per change of the node, never per pod.
+fn run(text: &str) -> Result<(), NodeError> {
+    let failed = |source| NodeError::Nft { source };
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let written = nft.stdin.take().map_or(Ok(()), |mut input| input.write_all(text.as_bytes()));
+    let output = nft.wait_with_output().map_err(failed)?;
+    if output.status.success() {
+        return written.map_err(failed);
+    }
+    Err(NodeError::Rules { text: String::from_utf8_lossy(&output.stderr).trim().to_owned() })
+}
