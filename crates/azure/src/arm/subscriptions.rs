@@ -157,6 +157,87 @@ pub(super) fn in_location(
             "actions": ["Microsoft.Network/virtualNetworks/subnets/join/action"],
             "location": location,
         })])),
+        ("microsoft.network", ["usages"]) => Ok(Reply::list(network_usages(call, location))),
         _ => Err(no_route(call)),
     }
+}
+
+/// How many resources of Microsoft.Network a region has, and how many it may have
+/// (Azure subscription and service limits, networking: the defaults).
+fn network_usages(call: &Call<'_>, location: &str) -> Vec<serde_json::Value> {
+    let region = call.region();
+    let location = crate::wire::location(location);
+    let is_in = |meta: &vnet::model::Meta| meta.location == location;
+    let counts = [
+        (
+            "VirtualNetworks",
+            "Virtual Networks",
+            1_000,
+            region.vnets.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "StaticPublicIPAddresses",
+            "Static Public IP Addresses",
+            1_000,
+            region.public_ips.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "NetworkSecurityGroups",
+            "Network Security Groups",
+            5_000,
+            region.security_groups.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "PublicIPAddresses",
+            "Public IP Addresses",
+            1_000,
+            region.public_ips.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "PublicIpPrefixes",
+            "Public Ip Prefixes",
+            2_147_483_647,
+            region.public_ip_prefixes.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "NatGateways",
+            "Nat Gateways",
+            1_000,
+            region.nat_gateways.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "NetworkInterfaces",
+            "Network Interfaces",
+            65_536,
+            region.nics.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "LoadBalancers",
+            "Load Balancers",
+            1_000,
+            region.balancers.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "ApplicationSecurityGroups",
+            "Application Security Groups",
+            3_000,
+            region.application_groups.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "RouteTables",
+            "Route Tables",
+            200,
+            region.route_tables.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+    ];
+    let usage = |(name, label, limit, count): (&str, &str, u64, usize)| {
+        json!({
+            "id": format!("/subscriptions/{DEFAULT_SUBSCRIPTION}/providers/Microsoft.Network/locations/{location}/usages/{name}"),
+            "name": { "value": name, "localizedValue": label },
+            "currentValue": count,
+            "limit": limit,
+            "unit": "Count",
+        })
+    };
+    counts.into_iter().map(usage).collect()
 }
