@@ -81,6 +81,10 @@ async fn machines_are_made_with_what_they_need() {
     let config = &nic["properties"]["ipConfigurations"][0];
     assert_eq!(config["name"], "ipconfigvm1");
     assert_eq!(config["properties"]["publicIPAddress"]["id"], network("publicIPAddresses/p1"));
+    let view =
+        format!("{GROUP}/providers/Microsoft.Compute/virtualMachines/vm1?$expand=instanceView");
+    let view = lab.get(&view).await.body["properties"]["instanceView"].clone();
+    assert_eq!(view["statuses"][1]["code"], "PowerState/running", "{view}");
     let all = [shown, machine, nic].map(|body| body.to_string()).concat();
     assert!(!all.contains("a secret"), "a password is shown: {all}");
 }

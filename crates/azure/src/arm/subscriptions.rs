@@ -157,8 +157,56 @@ pub(super) fn in_location(
             "actions": ["Microsoft.Network/virtualNetworks/subnets/join/action"],
             "location": location,
         })])),
+        (
+            "microsoft.compute",
+            [
+                "publishers",
+                publisher,
+                "artifacttypes",
+                "vmimage",
+                "offers",
+                offer,
+                "skus",
+                sku,
+                "versions",
+                rest @ ..,
+            ],
+        ) => image(location, [publisher, offer, sku], rest).ok_or_else(|| no_route(call)),
         ("microsoft.network", ["usages"]) => Ok(Reply::list(network_usages(call, location))),
         _ => Err(no_route(call)),
+    }
+}
+
+/// The one version of every image.
+const IMAGE_VERSION: &str = "1.0.0";
+
+/// What the marketplace says of an image. A machine's image is kept, not acted upon, so there is every one of them;
+/// what tools have to know is which operating system it would be.
+fn image(location: &str, of: [&str; 3], rest: &[&str]) -> Option<Reply> {
+    let [publisher, offer, sku] = of;
+    let id = format!(
+        "/Subscriptions/{DEFAULT_SUBSCRIPTION}/Providers/Microsoft.Compute/Locations/{location}/Publishers/{publisher}/ArtifactTypes/VMImage/Offers/{offer}/Skus/{sku}/Versions/{IMAGE_VERSION}"
+    );
+    let body = json!({ "name": IMAGE_VERSION, "location": location, "id": id });
+    match rest {
+        // A list without the usual frame, as Azure has it.
+        [] => Some(Reply::ok(Value::Array(vec![body]))),
+        [version] if [IMAGE_VERSION, "latest"].contains(version) => {
+            let is_windows = publisher.starts_with("microsoftwindows") || offer.contains("windows");
+            let mut body = body;
+            body["properties"] = json!({
+                "architecture": "x64",
+                "automaticOSUpgradeProperties": { "automaticOSUpgradeSupported": false },
+                "dataDiskImages": [],
+                "disallowed": { "vmDiskType": "None" },
+                "features": [],
+                "hyperVGeneration": "V2",
+                "osDiskImage": { "operatingSystem": if is_windows { "Windows" } else { "Linux" } },
+                "replicaType": "Managed",
+            });
+            Some(Reply::ok(body))
+        }
+        _ => None,
     }
 }
 
