@@ -376,7 +376,7 @@ async fn a_template_makes_a_load_balancer() {
             { "type": "Microsoft.Network/publicIPAddresses", "name": "p", "location": "eastus", "apiVersion": "2023-04-01",
               "sku": { "name": "Standard" }, "properties": { "publicIPAllocationMethod": "Static" } }],
         "outputs": { "loadBalancer": { "type": "object", "value": "[reference('lb')]" } } } } });
-    let made = lab.send("PUT", &id, Some(body.clone())).await;
+    let made = lab.send("PUT", &id, Some(body)).await;
     assert_eq!(
         (made.status, &made.body["properties"]["provisioningState"]),
         (201, &json!("Accepted"))
@@ -389,11 +389,6 @@ async fn a_template_makes_a_load_balancer() {
     let value = &shown["properties"]["outputs"]["loadBalancer"]["value"];
     assert_eq!(value["frontendIPConfigurations"][0]["name"], "fe");
     assert_eq!(shown["properties"]["outputResources"].as_array().unwrap().len(), 2);
-
-    let mut broken = body;
-    broken["properties"]["template"]["resources"][0]["location"] =
-        json!("[resourceGroup().location]");
-    assert_eq!(lab.refused(&id, broken).await, (400, "NotSupported".to_owned()));
 }
 
 #[tokio::test]
@@ -404,14 +399,13 @@ async fn what_the_lab_has_not_is_refused() {
     for (property, value) in [
         ("natGateway", some.clone()),
         ("addressPrefixes", json!(["10.0.0.0/24", "10.0.1.0/24"])),
-        ("defaultOutboundAccess", json!(false)),
         ("addressPrefix", json!("fd00::/64")),
     ] {
         let mut body = json!({ "properties": { "addressPrefix": "10.0.0.0/24" } });
         body["properties"][property] = value;
         assert_eq!(lab.refused(&subnet("s"), body).await.0, 400, "{property}");
     }
-    for kind in ["natGateways", "privateEndpoints"] {
+    for kind in ["azureFirewalls", "privateEndpoints"] {
         let path = network(&format!("{kind}/x"));
         assert_eq!(
             lab.refused(&path, json!({ "location": "eastus" })).await,

@@ -25,6 +25,11 @@ pub(super) fn answer(call: &Call<'_>, kind: Kind, id: &ArmId, word: &str) -> Ans
             let vnet = vnet.ok_or_else(|| resources::not_found(&region, kind, id))?;
             Ok(Reply::list(wire_vnet::render_usages(vnet)))
         }
+        (&Method::GET, Kind::Vm, "instanceview") => {
+            let machine = region.machines.get(id);
+            let machine = machine.ok_or_else(|| resources::not_found(&region, kind, id))?;
+            Ok(Reply::ok(machine::instance_view(machine)))
+        }
         (&Method::GET, Kind::Balancer, "networkinterfaces") => balancer_nics(call, id),
         (&Method::GET, Kind::ScaleSet, "networkinterfaces") => scale_set_nics(call, id),
         (&Method::POST, Kind::Cluster, "listclusterusercredential") => {

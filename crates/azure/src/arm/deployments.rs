@@ -1,15 +1,22 @@
-//! Template deployments, as far as `az network lb create` needs them: literal resources in the order of
-//! their dependencies, and `[reference('name')]` in outputs. Not here: parameters, functions, loops.
+//! Template deployments: resources in the order of their dependencies, with what template expressions mean.
+//! `az network lb create`, `az vm create` and others work through them.
 //!
+//! Not here: templates inside of templates, links to templates, mode `Complete`. They are refused.
 //! Deployments live as long as the door does; the resources that they make live in the store.
+
+mod expression;
+mod function;
+mod plan;
+mod scope;
 
 use std::{collections::BTreeMap, sync::MutexGuard};
 
 use http::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use uuid::Uuid;
 use vnet::{fault::Fault, model::Timestamp, name::ArmId};
 
+use self::scope::{Scope, Template};
 use super::{
     groups, is_read, operations, resources,
     target::{self, Target, Within},
@@ -30,23 +37,16 @@ pub(crate) struct Deployment {
     started: Timestamp,
     /// What was made, in order.
     made: Vec<ArmId>,
-    /// The template's outputs: name to type and value.
-    outputs: BTreeMap<String, (String, Value)>,
+    template: Template,
     /// Why it went no further.
     fault: Option<Fault>,
-}
-
-/// One resource of a template.
-struct Step {
-    target: Target,
-    id: ArmId,
-    body: Value,
 }
 
 /// Where a deployment is.
 enum State {
     Running,
-    Succeeded,
+    /// With its outputs.
+    Succeeded(Map<String, Value>),
     Failed(Fault),
 }
 
@@ -69,7 +69,11 @@ pub(super) fn word(call: &Call<'_>, id: &ArmId, word: &str) -> Answer {
     match (&call.method, word.split_once('/')) {
         (&Method::GET, Some(("operationstatuses", operation))) => status(call, id, operation),
         (&Method::POST, None) if word == "validate" => {
-            steps(id, &template(call)?)?;
+            let template = template(call)?;
+            let group = group(call, id)?;
+            let resources = |name: &str, is_full| referenced(call, id, &[], name, is_full);
+            let resources: &scope::Resources<'_> = &resources;
+            plan::steps(&Scope { template: &template, id, group: &group, copy: None, resources })?;
             Ok(Reply::ok(json!({ "id": id, "name": id.name(), "properties": {
                 "provisioningState": "Succeeded", "mode": "Incremental" } })))
         }
@@ -99,27 +103,56 @@ fn find(call: &Call<'_>, id: &ArmId) -> Result<Deployment, Fault> {
     })
 }
 
-fn template(call: &Call<'_>) -> Result<Value, Fault> {
+/// The template of a request with its parameters' values.
+fn template(call: &Call<'_>) -> Result<Template, Fault> {
     let mut body = call.json()?;
-    let template = body["properties"]["template"].take();
-    if template.is_object() { Ok(template) } else { Err(missing("properties.template")) }
+    let properties = &mut body["properties"];
+    if !properties["templateLink"].is_null() || !properties["parametersLink"].is_null() {
+        return Err(unsupported(NOT_SUPPORTED, "links to templates (send the template itself)"));
+    }
+    let mode = properties["mode"].as_str().unwrap_or("Incremental");
+    if !mode.eq_ignore_ascii_case("Incremental") {
+        return Err(unsupported(NOT_SUPPORTED, "template deployments in mode Complete"));
+    }
+    let given = properties["parameters"].take();
+    let value = properties["template"].take();
+    if !value.is_object() {
+        return Err(missing("properties.template"));
+    }
+    plan::with_parameters(value, &given)
+}
+
+/// The deployment's group as `resourceGroup()` gives it.
+fn group(call: &Call<'_>, id: &ArmId) -> Result<Value, Fault> {
+    let group = groups::find(call, &id.resource_group_id())?;
+    Ok(json!({
+        "id": group.id,
+        "name": group.id.resource_group(),
+        "type": "Microsoft.Resources/resourceGroups",
+        "location": group.location,
+        "tags": group.tags,
+    }))
 }
 
 fn put(call: &Call<'_>, id: &ArmId) -> Answer {
-    groups::find(call, &id.resource_group_id())?;
+    let group = group(call, id)?;
     let template = template(call)?;
-    let steps = steps(id, &template)?;
+    let none = |name: &str, is_full| referenced(call, id, &[], name, is_full);
+    let scope = Scope { template: &template, id, group: &group, copy: None, resources: &none };
+    let steps = plan::steps(&scope)?;
     let mut deployment = Deployment {
         id: id.clone(),
         operation: Uuid::new_v4(),
         started: (call.door().clock)(),
         made: Vec::new(),
-        outputs: outputs(&template)?,
+        template: template.clone(),
         fault: None,
     };
     for step in steps {
-        let Target::One { kind, .. } = step.target else { continue };
-        match resources::put(call, kind, &step.id, Some(step.body)) {
+        let made = deployment.made.clone();
+        let resources = |name: &str, is_full| referenced(call, id, &made, name, is_full);
+        let body = step.body(&Scope { resources: &resources, ..scope_of(&template, id, &group) });
+        match body.and_then(|body| resources::put(call, step.kind, &step.id, Some(body))) {
             Ok(_) => deployment.made.push(step.id),
             Err(fault) => {
                 deployment.fault = Some(fault);
@@ -141,93 +174,34 @@ fn put(call: &Call<'_>, id: &ArmId) -> Answer {
     Ok(operations::retry_after(call, reply))
 }
 
-/// The resources of a template, those first that others depend on.
-fn steps(id: &ArmId, template: &Value) -> Result<Vec<Step>, Fault> {
-    let group = id.resource_group_id();
-    let mut waiting = Vec::new();
-    for resource in template["resources"].as_array().into_iter().flatten() {
-        refuse_expressions(resource)?;
-        let (Some(kind), Some(name)) = (resource["type"].as_str(), resource["name"].as_str())
-        else {
-            return Err(invalid("every resource must have a type and a name"));
-        };
-        let path = path_of(&group, kind, name);
-        let parsed = crate::call::Path::parse(&path);
-        let (segments, lower) = (parsed.segments(), parsed.lower());
-        let target = target::parse(group.subscription(), &segments[2..], &lower[2..])?;
-        let Target::One { id, .. } = &target else {
-            return Err(invalid(&format!("'{kind}' with the name '{name}' is no resource")));
-        };
-        let mut body = resource.clone();
-        if let Some(object) = body.as_object_mut() {
-            for key in ["type", "apiVersion", "dependsOn", "condition", "comments", "scope"] {
-                object.remove(key);
-            }
-        }
-        let needs: Vec<String> = resource["dependsOn"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|text| text.as_str().map(str::to_ascii_lowercase))
-            .collect();
-        let step = Step { id: id.clone(), target: target.clone(), body };
-        waiting.push((format!("{kind}/{name}").to_ascii_lowercase(), needs, step));
-    }
-    let mut ordered = Vec::new();
-    while !waiting.is_empty() {
-        let names: Vec<String> = waiting.iter().map(|(name, _, _)| name.clone()).collect();
-        let free = waiting.iter().position(|(_, needs, _)| {
-            !needs.iter().any(|need| names.iter().any(|name| need == name || need.ends_with(name)))
-        });
-        let Some(free) = free else {
-            return Err(invalid("the resources' dependsOn go round in a circle"));
-        };
-        ordered.push(waiting.remove(free).2);
-    }
-    Ok(ordered)
+/// A scope outside of loops and without resources.
+fn scope_of<'a>(template: &'a Template, id: &'a ArmId, group: &'a Value) -> Scope<'a> {
+    let resources: &scope::Resources<'_> =
+        &|name, _| Err(invalid(&format!("the resource '{name}' is not there yet")));
+    Scope { template, id, group, copy: None, resources }
 }
 
-/// `Microsoft.Network/virtualNetworks/subnets` and `v/s` make `…/virtualNetworks/v/subnets/s`.
-fn path_of(group: &ArmId, kind: &str, name: &str) -> String {
-    let (namespace, types) = kind.split_once('/').unwrap_or((kind, ""));
-    let pairs = types.split('/').zip(name.split('/'));
-    pairs.fold(format!("{group}/providers/{namespace}"), |path, (kind, name)| {
-        format!("{path}/{kind}/{name}")
-    })
-}
-
-/// Template functions are not evaluated, so they are refused rather than taken literally.
-fn refuse_expressions(value: &Value) -> Result<(), Fault> {
-    match value {
-        Value::String(text) if text.starts_with('[') && !text.starts_with("[[") => {
-            Err(unsupported(NOT_SUPPORTED, &format!("the template expression {text}")))
-        }
-        Value::Array(items) => items.iter().try_for_each(refuse_expressions),
-        Value::Object(object) if object.contains_key("copy") => {
-            Err(unsupported(NOT_SUPPORTED, "copy loops in templates"))
-        }
-        Value::Object(object) => object.values().try_for_each(refuse_expressions),
-        _ => Ok(()),
-    }
-}
-
-fn outputs(template: &Value) -> Result<BTreeMap<String, (String, Value)>, Fault> {
-    let mut outputs = BTreeMap::new();
-    for (name, output) in template["outputs"].as_object().into_iter().flatten() {
-        let kind = output["type"].as_str().unwrap_or("object").to_owned();
-        if let Some(text) = output["value"].as_str().filter(|text| text.starts_with('['))
-            && referenced(text).is_none()
-        {
-            return Err(unsupported(NOT_SUPPORTED, &format!("the template expression {text}")));
-        }
-        outputs.insert(name.clone(), (kind, output["value"].clone()));
-    }
-    Ok(outputs)
-}
-
-/// The name in `[reference('name')]`, the one function that is known.
-fn referenced(text: &str) -> Option<&str> {
-    text.strip_prefix("[reference('")?.strip_suffix("')]").filter(|name| !name.contains('\''))
+/// What `reference` gives: a resource of the deployment by its name, or any by its id.
+fn referenced(
+    call: &Call<'_>,
+    deployment: &ArmId,
+    made: &[ArmId],
+    name: &str,
+    is_full: bool,
+) -> Result<Value, Fault> {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    let made = made.iter().rev().find(|id| id.name().eq_ignore_ascii_case(last));
+    let id = name.parse::<ArmId>().ok().or_else(|| made.cloned()).ok_or_else(|| {
+        invalid(&format!("the resource '{name}' is not defined in the template of {deployment}"))
+    })?;
+    let path = crate::call::Path::parse(id.as_str());
+    let (segments, lower) = (path.segments(), path.lower());
+    let Target::One { kind, id } = target::parse(id.subscription(), &segments[2..], &lower[2..])?
+    else {
+        return Err(invalid(&format!("'{name}' is no resource")));
+    };
+    let mut body = resources::shown(call, kind, &id)?;
+    Ok(if is_full { body } else { body["properties"].take() })
 }
 
 fn invalid(what: &str) -> Fault {
@@ -248,7 +222,30 @@ fn state(call: &Call<'_>, deployment: &Deployment) -> State {
             Some(Some((_, None))) | None => {}
         }
     }
-    State::Succeeded
+    outputs(call, deployment).map_or_else(|fault| State::Failed(failed(&fault)), State::Succeeded)
+}
+
+/// The template's outputs, as they are now.
+fn outputs(call: &Call<'_>, deployment: &Deployment) -> Result<Map<String, Value>, Fault> {
+    let id = &deployment.id;
+    let group = group(call, id)?;
+    let resources = |name: &str, is_full| referenced(call, id, &deployment.made, name, is_full);
+    let scope = Scope { resources: &resources, ..scope_of(&deployment.template, id, &group) };
+    let mut outputs = Map::new();
+    for (name, output) in deployment.template.value["outputs"].as_object().into_iter().flatten() {
+        if !plan::is_wanted(&scope, output)? {
+            continue;
+        }
+        let kind = output["type"].as_str().unwrap_or("object");
+        let value = if is_secret(kind) { Value::Null } else { scope.value(&output["value"])? };
+        outputs.insert(name.clone(), json!({ "type": title_case(kind), "value": value }));
+    }
+    Ok(outputs)
+}
+
+/// Whether values of this type are never shown.
+fn is_secret(kind: &str) -> bool {
+    kind.to_ascii_lowercase().starts_with("secure")
 }
 
 fn failed(fault: &Fault) -> Fault {
@@ -277,7 +274,7 @@ fn status(call: &Call<'_>, id: &ArmId, operation: &str) -> Answer {
             body["status"] = json!("InProgress");
             operations::retry_after(call, Reply::ok(body))
         }
-        State::Succeeded => {
+        State::Succeeded(_) => {
             body["status"] = json!("Succeeded");
             Reply::ok(body)
         }
@@ -301,21 +298,21 @@ fn render(call: &Call<'_>, deployment: &Deployment) -> Value {
     });
     match state(call, deployment) {
         State::Running => properties["provisioningState"] = json!("Running"),
-        State::Succeeded => properties["provisioningState"] = json!("Succeeded"),
+        State::Succeeded(outputs) => {
+            properties["provisioningState"] = json!("Succeeded");
+            properties["outputs"] = Value::Object(outputs);
+        }
         State::Failed(fault) => {
             properties["provisioningState"] = json!("Failed");
             properties["error"] = answer::error(&fault);
         }
     }
-    let outputs: serde_json::Map<String, Value> = deployment
-        .outputs
-        .iter()
-        .map(|(name, (kind, value))| {
-            let value = evaluate(call, deployment, value);
-            (name.clone(), json!({ "type": title_case(kind), "value": value }))
-        })
-        .collect();
-    properties["outputs"] = Value::Object(outputs);
+    for (name, (kind, value)) in &deployment.template.parameters {
+        properties["parameters"][name] = json!({ "type": title_case(kind) });
+        if !is_secret(kind) {
+            properties["parameters"][name]["value"] = value.clone();
+        }
+    }
     properties["outputResources"] = deployment.made.iter().map(|id| json!({ "id": id })).collect();
     json!({
         "id": deployment.id,
@@ -323,21 +320,6 @@ fn render(call: &Call<'_>, deployment: &Deployment) -> Value {
         "type": "Microsoft.Resources/deployments",
         "properties": properties,
     })
-}
-
-/// `[reference('name')]` is the properties of the resource of that name.
-fn evaluate(call: &Call<'_>, deployment: &Deployment, value: &Value) -> Value {
-    let Some(name) = value.as_str().and_then(referenced) else { return value.clone() };
-    let name = name.rsplit('/').next().unwrap_or(name);
-    let id = deployment.made.iter().rev().find(|id| id.name().eq_ignore_ascii_case(name));
-    let Some(id) = id else { return Value::Null };
-    let path = crate::call::Path::parse(id.as_str());
-    let (segments, lower) = (path.segments(), path.lower());
-    match target::parse(id.subscription(), &segments[2..], &lower[2..]) {
-        Ok(Target::One { kind, id }) => resources::shown(call, kind, &id)
-            .map_or(Value::Null, |mut body| body["properties"].take()),
-        _ => Value::Null,
-    }
 }
 
 fn title_case(text: &str) -> String {

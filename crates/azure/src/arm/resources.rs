@@ -42,7 +42,17 @@ pub(super) fn answer(call: &Call<'_>, target: &Target) -> Answer {
 
 fn one(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     match &call.method {
-        method if is_read(method) => Ok(Reply::ok(shown(call, kind, id)?)),
+        method if is_read(method) => {
+            let mut body = shown(call, kind, id)?;
+            let expand = call.query.get("$expand");
+            if kind == Kind::Vm
+                && expand.is_some_and(|text| text.eq_ignore_ascii_case("instanceView"))
+                && let Some(machine) = call.region().machines.get(id)
+            {
+                body["properties"]["instanceView"] = machine::instance_view(machine);
+            }
+            Ok(Reply::ok(body))
+        }
         &Method::PUT => put(call, kind, id, None),
         &Method::PATCH => patch(call, kind, id),
         &Method::DELETE => delete(call, kind, id),

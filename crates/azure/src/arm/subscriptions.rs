@@ -157,6 +157,135 @@ pub(super) fn in_location(
             "actions": ["Microsoft.Network/virtualNetworks/subnets/join/action"],
             "location": location,
         })])),
+        (
+            "microsoft.compute",
+            [
+                "publishers",
+                publisher,
+                "artifacttypes",
+                "vmimage",
+                "offers",
+                offer,
+                "skus",
+                sku,
+                "versions",
+                rest @ ..,
+            ],
+        ) => image(location, [publisher, offer, sku], rest).ok_or_else(|| no_route(call)),
+        ("microsoft.network", ["usages"]) => Ok(Reply::list(network_usages(call, location))),
         _ => Err(no_route(call)),
     }
+}
+
+/// The one version of every image.
+const IMAGE_VERSION: &str = "1.0.0";
+
+/// What the marketplace says of an image. A machine's image is kept, not acted upon, so there is every one of them;
+/// what tools have to know is which operating system it would be.
+fn image(location: &str, of: [&str; 3], rest: &[&str]) -> Option<Reply> {
+    let [publisher, offer, sku] = of;
+    let id = format!(
+        "/Subscriptions/{DEFAULT_SUBSCRIPTION}/Providers/Microsoft.Compute/Locations/{location}/Publishers/{publisher}/ArtifactTypes/VMImage/Offers/{offer}/Skus/{sku}/Versions/{IMAGE_VERSION}"
+    );
+    let body = json!({ "name": IMAGE_VERSION, "location": location, "id": id });
+    match rest {
+        // A list without the usual frame, as Azure has it.
+        [] => Some(Reply::ok(Value::Array(vec![body]))),
+        [version] if [IMAGE_VERSION, "latest"].contains(version) => {
+            let is_windows = publisher.starts_with("microsoftwindows") || offer.contains("windows");
+            let mut body = body;
+            body["properties"] = json!({
+                "architecture": "x64",
+                "automaticOSUpgradeProperties": { "automaticOSUpgradeSupported": false },
+                "dataDiskImages": [],
+                "disallowed": { "vmDiskType": "None" },
+                "features": [],
+                "hyperVGeneration": "V2",
+                "osDiskImage": { "operatingSystem": if is_windows { "Windows" } else { "Linux" } },
+                "replicaType": "Managed",
+            });
+            Some(Reply::ok(body))
+        }
+        _ => None,
+    }
+}
+
+/// How many resources of Microsoft.Network a region has, and how many it may have
+/// (Azure subscription and service limits, networking: the defaults).
+fn network_usages(call: &Call<'_>, location: &str) -> Vec<serde_json::Value> {
+    let region = call.region();
+    let location = crate::wire::location(location);
+    let is_in = |meta: &vnet::model::Meta| meta.location == location;
+    let counts = [
+        (
+            "VirtualNetworks",
+            "Virtual Networks",
+            1_000,
+            region.vnets.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "StaticPublicIPAddresses",
+            "Static Public IP Addresses",
+            1_000,
+            region.public_ips.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "NetworkSecurityGroups",
+            "Network Security Groups",
+            5_000,
+            region.security_groups.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "PublicIPAddresses",
+            "Public IP Addresses",
+            1_000,
+            region.public_ips.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "PublicIpPrefixes",
+            "Public Ip Prefixes",
+            2_147_483_647,
+            region.public_ip_prefixes.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "NatGateways",
+            "Nat Gateways",
+            1_000,
+            region.nat_gateways.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "NetworkInterfaces",
+            "Network Interfaces",
+            65_536,
+            region.nics.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "LoadBalancers",
+            "Load Balancers",
+            1_000,
+            region.balancers.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "ApplicationSecurityGroups",
+            "Application Security Groups",
+            3_000,
+            region.application_groups.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+        (
+            "RouteTables",
+            "Route Tables",
+            200,
+            region.route_tables.values().filter(|it| is_in(&it.meta)).count(),
+        ),
+    ];
+    let usage = |(name, label, limit, count): (&str, &str, u64, usize)| {
+        json!({
+            "id": format!("/subscriptions/{DEFAULT_SUBSCRIPTION}/providers/Microsoft.Network/locations/{location}/usages/{name}"),
+            "name": { "value": name, "localizedValue": label },
+            "currentValue": count,
+            "limit": limit,
+            "unit": "Count",
+        })
+    };
+    counts.into_iter().map(usage).collect()
 }

@@ -7,7 +7,7 @@ use vnet::{
     command::Command,
     fault::Fault,
     kind,
-    model::{Machine, Nic},
+    model::{Machine, Nic, ProvisioningState},
     name::ArmId,
 };
 
@@ -89,6 +89,21 @@ pub(crate) fn render(machine: &Machine) -> Value {
     kept::merge(&mut body, &machine.meta.kept);
     fill(&mut body, json!({ "properties": { "hardwareProfile": { "vmSize": "Standard_B1s" } } }));
     body
+}
+
+/// What a virtual machine is doing, as `$expand=instanceView` and `…/instanceView` show it.
+pub(crate) fn instance_view(machine: &Machine) -> Value {
+    let state = network_state(machine.meta.state);
+    let status = |code: String, text: String| json!({ "code": code, "level": "Info", "displayStatus": text });
+    let mut statuses = vec![status(
+        format!("ProvisioningState/{}", state.to_ascii_lowercase()),
+        format!("Provisioning {}", state.to_ascii_lowercase()),
+    )];
+    // A machine that is there runs; the lab has no other.
+    if machine.meta.state == ProvisioningState::Succeeded {
+        statuses.push(status("PowerState/running".to_owned(), "VM running".to_owned()));
+    }
+    json!({ "computerName": machine.hostname, "statuses": statuses })
 }
 
 fn properties(machine: &Machine) -> Value {

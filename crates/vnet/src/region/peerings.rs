@@ -110,7 +110,7 @@ impl Region {
                 let other = self.other_side(id, peering).map(|(_, side)| side.peering_state);
                 let is_right = match peering.peering_state {
                     _ if !peering.is_there() || vnet.meta.state == ProvisioningState::Deleting => {
-                        other.is_none_or(|other| other == PeeringState::Disconnected)
+                        other != Some(PeeringState::Connected)
                     }
                     PeeringState::Connected => other == Some(PeeringState::Connected),
                     PeeringState::Initiated => {

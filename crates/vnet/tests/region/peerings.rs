@@ -87,6 +87,18 @@ fn a_side_that_lost_the_other_is_disconnected_and_begins_again() {
 }
 
 #[test]
+fn a_side_that_is_going_counts_as_gone() {
+    let mut lab = lab();
+    lab.must(put_peering("a/to-b", "b"));
+    lab.delete("peering a/to-b");
+    lab.must(put_peering("b/to-a", "a"));
+    assert_eq!(lab.side("b/to-a"), Some(PeeringState::Initiated));
+    lab.fabric();
+    lab.must(put_peering("a/to-b", "b"));
+    assert_eq!(lab.side("b/to-a"), Some(PeeringState::Connected));
+}
+
+#[test]
 fn a_virtual_network_takes_its_peerings_with_it() {
     let mut lab = lab();
     lab.peer("a", "b");

@@ -107,8 +107,7 @@ impl Reader<'_> {
                 if name.is_empty() {
                     return Err(self.wrong("the name of a property"));
                 }
-                expression =
-                    Expression::Of(Box::new(expression), Box::new(Expression::Text(name)));
+                expression = Expression::Of(Box::new(expression), Box::new(Expression::Text(name)));
             } else if self.next_is('[') {
                 let index = self.expression()?;
                 if !self.next_is(']') {
@@ -163,7 +162,9 @@ impl Reader<'_> {
     fn literal(&mut self) -> Result<Expression, Fault> {
         let mut text = String::new();
         loop {
-            let Some(end) = self.rest().find('\'') else { return Err(self.wrong("a closing quote")) };
+            let Some(end) = self.rest().find('\'') else {
+                return Err(self.wrong("a closing quote"));
+            };
             text.push_str(&self.rest()[..end]);
             self.at += end + 1;
             if !self.rest().starts_with('\'') {

@@ -12,12 +12,58 @@ use super::invalid;
 
 /// The functions here, in lower case.
 pub(super) const NAMES: &[&str] = &[
-    "add", "and", "array", "base64", "base64tostring", "bool", "coalesce", "concat", "contains",
-    "createarray", "createobject", "div", "empty", "endswith", "equals", "false", "first", "format",
-    "greater", "greaterorequals", "guid", "indexof", "int", "join", "json", "last", "length", "less",
-    "lessorequals", "max", "min", "mod", "mul", "not", "null", "or", "padleft", "range", "replace",
-    "skip", "split", "startswith", "string", "sub", "substring", "take", "tolower", "toupper", "trim",
-    "true", "union", "uniquestring",
+    "add",
+    "and",
+    "array",
+    "base64",
+    "base64tostring",
+    "bool",
+    "coalesce",
+    "concat",
+    "contains",
+    "createarray",
+    "createobject",
+    "div",
+    "empty",
+    "endswith",
+    "equals",
+    "false",
+    "first",
+    "format",
+    "greater",
+    "greaterorequals",
+    "guid",
+    "indexof",
+    "int",
+    "join",
+    "json",
+    "last",
+    "length",
+    "less",
+    "lessorequals",
+    "max",
+    "min",
+    "mod",
+    "mul",
+    "not",
+    "null",
+    "or",
+    "padleft",
+    "range",
+    "replace",
+    "skip",
+    "split",
+    "startswith",
+    "string",
+    "sub",
+    "substring",
+    "take",
+    "tolower",
+    "toupper",
+    "trim",
+    "true",
+    "union",
+    "uniquestring",
 ];
 
 /// What `name`, in lower case, makes of its arguments.
@@ -28,9 +74,12 @@ pub(super) fn call(name: &str, arguments: &[Value]) -> Result<Value, Fault> {
         [one, other] => binary(name, one, other),
         _ => None,
     };
-    result
-        .or_else(|| variadic(name, arguments))
-        .ok_or_else(|| invalid(&format!("the template function '{name}' cannot have the arguments {}", Value::from(arguments))))
+    result.or_else(|| variadic(name, arguments)).ok_or_else(|| {
+        invalid(&format!(
+            "the template function '{name}' cannot have the arguments {}",
+            Value::from(arguments)
+        ))
+    })
 }
 
 fn constant(name: &str) -> Option<Value> {
@@ -112,8 +161,9 @@ fn binary(name: &str, one: &Value, other: &Value) -> Option<Value> {
         }
         "contains" => json!(match one {
             Value::Array(items) => items.contains(other),
-            Value::Object(object) =>
-                object.keys().any(|key| key.eq_ignore_ascii_case(other.as_str().unwrap_or_default())),
+            Value::Object(object) => object
+                .keys()
+                .any(|key| key.eq_ignore_ascii_case(other.as_str().unwrap_or_default())),
             _ => texts().map(|(one, other)| one.contains(other))?,
         }),
         "split" => {
@@ -124,7 +174,9 @@ fn binary(name: &str, one: &Value, other: &Value) -> Option<Value> {
                         marks.iter().filter_map(|mark| mark.as_str()?.chars().next()).collect();
                     json!(one.split(marks.as_slice()).collect::<Vec<_>>())
                 }
-                _ => json!(one.split(other.as_str().filter(|mark| !mark.is_empty())?).collect::<Vec<_>>()),
+                _ => json!(
+                    one.split(other.as_str().filter(|mark| !mark.is_empty())?).collect::<Vec<_>>()
+                ),
             }
         }
         "join" => {
@@ -152,7 +204,11 @@ fn binary(name: &str, one: &Value, other: &Value) -> Option<Value> {
             let from = usize::try_from(other.as_i64()?).ok()?;
             json!(one.as_str()?.chars().skip(from).collect::<String>())
         }
-        "padleft" => json!(format!("{:>1$}", as_text(one), usize::try_from(other.as_i64()?).ok().filter(|n| *n <= 1_024)?)),
+        "padleft" => json!(format!(
+            "{:>1$}",
+            as_text(one),
+            usize::try_from(other.as_i64()?).ok().filter(|n| *n <= 1_024)?
+        )),
         _ => return None,
     })
 }
@@ -211,7 +267,8 @@ fn variadic(name: &str, arguments: &[Value]) -> Option<Value> {
         },
         "substring" => match arguments {
             [text, from, n] => {
-                let (from, n) = (usize::try_from(from.as_i64()?).ok()?, usize::try_from(n.as_i64()?).ok()?);
+                let (from, n) =
+                    (usize::try_from(from.as_i64()?).ok()?, usize::try_from(n.as_i64()?).ok()?);
                 let chars: Vec<char> = text.as_str()?.chars().collect();
                 json!(chars.get(from..from.checked_add(n)?)?.iter().collect::<String>())
             }
