@@ -118,8 +118,14 @@ fn nodes(lab: &TestLab, cluster: &str) -> Vec<(String, String)> {
 fn every_mode_without_kubernetes() {
     let lab = TestLab::up_with(&["--nodes", "network-only"]);
     build(&lab);
-    for mode in &MODES {
-        table(&lab, mode);
+    {
+        let vm = vm_address(&lab, "vm");
+        let _vm = Echo::start(&lab, "vm", &vm);
+        thread::scope(|scope| {
+            for mode in &MODES {
+                scope.spawn(|| table(&lab, mode, &vm));
+            }
+        });
     }
     between_clusters(&lab);
     batches(&lab);
@@ -185,7 +191,7 @@ fn build(lab: &TestLab) {
 }
 
 /// Who reaches whom in a mode, seen as whom.
-fn table(lab: &TestLab, mode: &Mode) {
+fn table(lab: &TestLab, mode: &Mode, vm: &str) {
     let cluster = mode.cluster;
     let nodes = nodes(lab, cluster);
     let address_of_node: BTreeMap<&str, &str> =
@@ -226,17 +232,13 @@ fn table(lab: &TestLab, mode: &Mode) {
         "{cluster}: who speaks first"
     );
 
-    let vm = vm_address(lab, "vm");
-    let expected = mode.from_vm.then(|| ("c".to_owned(), vm.clone()));
+    let expected = mode.from_vm.then(|| ("c".to_owned(), vm.to_owned()));
     assert_eq!(heard(lab, "vm", &address("c")), expected, "{cluster}: VM to pod");
     let expected = match mode.vm_sees {
         Seen::Pod => a.clone(),
         Seen::Node => address_of_node[pods[&pod("a")]["node"].as_str().unwrap()].to_owned(),
     };
-    {
-        let _vm = Echo::start(lab, "vm", &vm);
-        assert_eq!(seen_from(lab, &pod("a"), &vm), expected, "{cluster}: pod to VM");
-    }
+    assert_eq!(seen_from(lab, &pod("a"), vm), expected, "{cluster}: pod to VM");
     if cluster == "kubenet" {
         let near = vm_address(lab, "near");
         assert_eq!(heard(lab, "near", &address("c")), said("c", &near), "by the nodes' routes");

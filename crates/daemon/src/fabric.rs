@@ -16,6 +16,7 @@
 //! Health is not durable. After a start every member is asked once before anything is changed.
 
 mod dns;
+mod belief;
 mod instance;
 mod internet;
 mod kept;

@@ -43,7 +43,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     (
         "lab",
         "cli azure daemon store linux cluster cni vnet",
-        "anyhow clap serde_json tempfile tracing-subscriber ureq",
+        "anyhow clap serde_json tempfile tokio tracing-subscriber ureq",
     ),
 ];
 

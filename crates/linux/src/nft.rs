@@ -26,6 +26,22 @@ pub fn load_table(namespace: &Netns, table: &str, text: &str) -> Result<(), Linu
     run_with(namespace, &["-f", "-"], &transaction(table, text)).map(drop)
 }
 
+/// Changes the table where `delta` says so, if the text with the digest `before` is what is loaded; from then on
+/// `text` is. When it is refused, the old one stands.
+pub fn change(
+    namespace: &Netns,
+    delta: &str,
+    before: &str,
+    text: &str,
+) -> Result<(), LinuxError> {
+    // Deleting a chain that is not there refuses the whole of it.
+    let marks = format!(
+        "delete chain ip {TABLE} {LOADED}{before}\nadd chain ip {TABLE} {LOADED}{}\n",
+        digest(text)
+    );
+    run_with(namespace, &["-f", "-"], &format!("{delta}{marks}")).map(drop)
+}
+
 /// Has `text` checked as [`load`] would load it, and changes nothing.
 pub fn check(namespace: &Netns, text: &str) -> Result<(), LinuxError> {
     run_with(namespace, &["-c", "-f", "-"], &transaction(TABLE, text)).map(drop)

@@ -8,6 +8,7 @@ pub(crate) mod balancing;
 mod control;
 mod cuts;
 pub(crate) mod egress;
+mod delta;
 pub mod fabric;
 mod gates;
 pub mod health;
@@ -28,6 +29,7 @@ pub(crate) mod view;
 mod laws;
 
 pub use self::{
+    delta::delta,
     fabric::compile_fabric,
     health::Health,
     plan::{Action, Step, plan},

@@ -8,6 +8,7 @@ use vnet::host::{
     Action, NamespaceState, Observed, Step, names::is_fabric_ns, plan::plan, state::Fabric,
 };
 
+use super::belief::{self, Numbers};
 use crate::metrics::METER;
 
 /// Makes the network namespaces of one lab what they must be, and remembers what it made, so that the
@@ -23,7 +24,8 @@ pub struct Reconciler {
 pub enum Scope {
     /// Looks at every namespace, and mends what others did.
     All,
-    /// Looks at namespaces that should be other than they were made.
+    /// Believes that all is as it was made, and changes what should be other. When it is not so, the kernel refuses
+    /// something, or the next look at everything mends it.
     Changed,
 }
 
@@ -57,8 +59,12 @@ impl Reconciler {
     pub fn pass(&mut self, desired: &Fabric, scope: Scope) -> Result<Done, LinuxError> {
         let made = std::mem::take(&mut self.made);
         let mut done = Done::default();
-        let present: BTreeSet<String> =
-            Netns::list()?.into_iter().filter(|name| is_fabric_ns(&self.lab, name)).collect();
+        let is_believed = scope == Scope::Changed && !made.is_empty();
+        let present: BTreeSet<String> = if is_believed {
+            made.keys().cloned().collect()
+        } else {
+            Netns::list()?.into_iter().filter(|name| is_fabric_ns(&self.lab, name)).collect()
+        };
         for name in &present {
             if !desired.namespaces.contains_key(name) {
                 Netns::delete(name)?;
@@ -71,8 +77,7 @@ impl Reconciler {
                 Netns::ensure(name)?;
                 done.created.push(name.clone());
             }
-            let before =
-                made.get(name).filter(|_| scope == Scope::Changed && present.contains(name));
+            let before = made.get(name).filter(|_| is_believed);
             if before == Some(state) {
                 continue;
             }
@@ -85,21 +90,38 @@ impl Reconciler {
             }
         }
         let mut observed: BTreeMap<String, Observed> = BTreeMap::new();
+        let mut numbers = Numbers::default();
         for name in touched {
-            if let Some(state) = desired.namespaces.get(name) {
-                let namespace = Netns::open(name)?;
-                observed.insert(name.to_owned(), linux::net::observe(&namespace, state)?);
-            }
+            let Some(state) = desired.namespaces.get(name) else { continue };
+            let seen = match made.get(name).filter(|_| is_believed) {
+                Some(made) => belief::as_made(name, made, &mut numbers),
+                None => linux::net::observe(&Netns::open(name)?, state)?,
+            };
+            observed.insert(name.to_owned(), seen);
         }
         done.steps = plan(desired, &observed);
+        if is_believed {
+            belief::change_tables(&mut done.steps, &made);
+        }
         for step in &done.steps {
             if let Action::LoadRuleset(_) = step.action {
                 METER.before_load(&step.namespace);
             }
         }
         linux::net::apply_steps(&done.steps)?;
-        self.made.clone_from(&desired.namespaces);
+        self.remember(made, desired);
         Ok(done)
+    }
+
+    /// Takes over what is different: most of a thousand namespaces is not.
+    fn remember(&mut self, mut made: BTreeMap<String, NamespaceState>, desired: &Fabric) {
+        made.retain(|name, _| desired.namespaces.contains_key(name));
+        for (name, state) in &desired.namespaces {
+            if made.get(name) != Some(state) {
+                made.insert(name.clone(), state.clone());
+            }
+        }
+        self.made = made;
     }
 }
 

@@ -16,7 +16,7 @@ use vnet::host::{
 
 use super::{
     netlink::{Netlink, Request},
-    observe::{link_indexes, links_without_carrier},
+    observe::{lacks_carrier, link_index, link_indexes, links_without_carrier},
     sysctl,
     wire::{self, RouteTo, RuleMatch, RuleThen, VethEnd},
 };
@@ -25,6 +25,9 @@ use crate::{LinuxError, netns::Netns, nft};
 /// The interface group of links that are about to be deleted: the kernel deletes a group as fast as one
 /// link, and one takes 16 to 30 ms.
 const DEAD_GROUP: u32 = 0x00de_ad00;
+
+/// Up to so many links are asked for one by one; for more, all are listed.
+const FEW: usize = 16;
 
 /// How long links that were set up may take until they send.
 const CARRIER_PATIENCE: Duration = Duration::from_millis(500);
@@ -57,13 +60,25 @@ fn wait_until_they_send(steps: &[Step]) -> Result<(), LinuxError> {
     let patience = Instant::now() + CARRIER_PATIENCE;
     for (namespace, links) in waiting {
         let mut netlink = Netlink::open_in(&Netns::open(namespace)?)?;
-        while links_without_carrier(&mut netlink)?.iter().any(|it| links.contains(it.as_str()))
-            && Instant::now() < patience
-        {
+        while is_one_waiting(&mut netlink, &links)? && Instant::now() < patience {
             std::thread::sleep(CARRIER_POLL);
         }
     }
     Ok(())
+}
+
+/// Whether one of these links does not send yet.
+fn is_one_waiting(netlink: &mut Netlink, links: &BTreeSet<&str>) -> Result<bool, LinuxError> {
+    if links.len() > FEW {
+        let waiting = links_without_carrier(netlink)?;
+        return Ok(waiting.iter().any(|it| links.contains(it.as_str())));
+    }
+    for link in links {
+        if lacks_carrier(netlink, link)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Carries out one action. Deleting what is not there is success.
@@ -76,6 +91,7 @@ fn run(namespace: &Netns, actions: &[&Action]) -> Result<(), LinuxError> {
         namespace,
         netlink: Netlink::open_in(namespace)?,
         indexes: None,
+        asked: BTreeMap::new(),
         pending: Vec::new(),
     };
     let mut rest = actions;
@@ -95,6 +111,8 @@ struct Worker<'a> {
     netlink: Netlink,
     /// Numbers of links by name; `None` when links were made or deleted since they were read.
     indexes: Option<BTreeMap<String, u32>>,
+    /// Those that were asked for one by one, instead.
+    asked: BTreeMap<String, u32>,
     pending: Vec<Pending>,
 }
 
@@ -119,6 +137,12 @@ impl Worker<'_> {
             Action::LoadRuleset(text) => {
                 self.flush()?;
                 nft::load(self.namespace, text)
+            }
+            Action::ChangeRuleset { delta, loaded, text } => {
+                self.flush()?;
+                // Somebody else changed the table, or the kernel has a limit: replacing it is always right.
+                nft::change(self.namespace, delta, loaded, text)
+                    .or_else(|_| nft::load(self.namespace, text))
             }
             Action::DropRuleset => {
                 self.flush()?;
@@ -218,7 +242,7 @@ impl Worker<'_> {
                 _ => None,
             })
             .collect();
-        self.indexes = None;
+        self.forget_indexes();
         self.netlink.send_all(&requests)
     }
 
@@ -230,7 +254,7 @@ impl Worker<'_> {
                 indexes.extend(self.index(name).ok());
             }
         }
-        self.indexes = None;
+        self.forget_indexes();
         for index in &indexes {
             let group = LinkAttribute::Group(DEAD_GROUP);
             self.delete(wire::link_set(*index, vec![group]), "link");
@@ -279,16 +303,33 @@ impl Worker<'_> {
     }
 
     fn index(&mut self, link: &str) -> Result<u32, LinuxError> {
-        if self.indexes.is_none() {
-            self.flush()?;
-            self.indexes = Some(link_indexes(&mut self.netlink)?);
-        }
-        self.indexes.as_ref().and_then(|indexes| indexes.get(link)).copied().ok_or_else(|| {
-            LinuxError::NoLink {
-                link: link.to_owned(),
-                namespace: self.namespace.name().to_owned(),
+        let missing = || LinuxError::NoLink {
+            link: link.to_owned(),
+            namespace: self.namespace.name().to_owned(),
+        };
+        let indexes = match &self.indexes {
+            Some(indexes) => indexes,
+            None => {
+                self.flush()?;
+                if let Some(index) = self.asked.get(link) {
+                    return Ok(*index);
+                }
+                // A namespace may have a thousand links, and a change is often of one.
+                if self.asked.len() < FEW {
+                    let index = link_index(&mut self.netlink, link)?.ok_or_else(missing)?;
+                    self.asked.insert(link.to_owned(), index);
+                    return Ok(index);
+                }
+                self.indexes.insert(link_indexes(&mut self.netlink)?)
             }
-        })
+        };
+        indexes.get(link).copied().ok_or_else(missing)
+    }
+
+    /// Links were made or deleted.
+    fn forget_indexes(&mut self) {
+        self.indexes = None;
+        self.asked.clear();
     }
 
     fn route_to(&mut self, target: &Target) -> Result<RouteTo, LinuxError> {

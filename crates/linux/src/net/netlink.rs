@@ -132,6 +132,42 @@ impl Netlink {
         Ok(())
     }
 
+    /// The one thing that is asked for; `None` when it is not there. `what` is for messages.
+    pub fn get(
+        &mut self,
+        question: &RouteNetlinkMessage,
+        what: impl FnOnce() -> String,
+    ) -> Result<Option<RouteNetlinkMessage>, LinuxError> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut buffer = Vec::new();
+        append(&mut buffer, question.clone(), NLM_F_REQUEST, self.sequence);
+        self.write(&buffer)?;
+        loop {
+            let data = self.read()?;
+            for message in messages(&data) {
+                let message = message?;
+                if message.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match message.payload {
+                    NetlinkPayload::InnerMessage(inner) => return Ok(Some(inner)),
+                    NetlinkPayload::Error(error) => {
+                        let number = error.code.map_or(0, |code| code.get().saturating_abs());
+                        return match Errno::from_raw(number) {
+                            Errno::ENODEV | Errno::ENOENT => Ok(None),
+                            source => Err(LinuxError::Refused {
+                                what: what(),
+                                text: explanation(&error.header),
+                                source,
+                            }),
+                        };
+                    }
+                    other => return Err(LinuxError::Answer { text: format!("{other:?}") }),
+                }
+            }
+        }
+    }
+
     /// Everything that the kernel lists for this question.
     pub fn dump(
         &mut self,

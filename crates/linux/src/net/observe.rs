@@ -18,7 +18,11 @@ use vnet::{
     host::state::{Address, NamespaceState, Observed, ObservedLink, RouteKey, Rule, Target, Then},
 };
 
-use super::{netlink::Netlink, sysctl, wire::PROTOCOL};
+use super::{
+    netlink::Netlink,
+    sysctl,
+    wire::{self, PROTOCOL},
+};
 use crate::{LinuxError, netns::Netns, nft};
 
 /// Link names by number.
@@ -44,6 +48,24 @@ pub fn observe(namespace: &Netns, desired: &NamespaceState) -> Result<Observed, 
 /// The numbers of all links, by name.
 pub fn link_indexes(netlink: &mut Netlink) -> Result<BTreeMap<String, u32>, LinuxError> {
     Ok(links(netlink)?.into_iter().map(|(name, link)| (name, link.index)).collect())
+}
+
+/// The number of one link; `None` when there is none of this name.
+pub(super) fn link_index(netlink: &mut Netlink, name: &str) -> Result<Option<u32>, LinuxError> {
+    Ok(get_link(netlink, name)?.map(|message| message.header.index))
+}
+
+/// Whether a link is there and does not send yet.
+pub(super) fn lacks_carrier(netlink: &mut Netlink, name: &str) -> Result<bool, LinuxError> {
+    let up = LinkAttribute::OperState(State::Up);
+    Ok(get_link(netlink, name)?.is_some_and(|message| !message.attributes.contains(&up)))
+}
+
+fn get_link(netlink: &mut Netlink, name: &str) -> Result<Option<LinkMessage>, LinuxError> {
+    Ok(match netlink.get(&wire::link_get(name), || format!("link {name}"))? {
+        Some(RouteNetlinkMessage::NewLink(message)) => Some(message),
+        _ => None,
+    })
 }
 
 /// The names of links that do not send yet.

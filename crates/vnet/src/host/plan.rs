@@ -67,6 +67,16 @@ pub enum Action {
     },
     /// Replaces the nftables table by this text.
     LoadRuleset(String),
+    /// Changes the nftables table where it differs, which is less work than replacing it. A plan has none: whoever
+    /// knows the text that is loaded puts it in the place of [`Action::LoadRuleset`].
+    ChangeRuleset {
+        /// What is different; see [`super::delta()`].
+        delta: String,
+        /// The digest of the text that is loaded.
+        loaded: String,
+        /// The text that is to be.
+        text: String,
+    },
     /// Removes the nftables table.
     DropRuleset,
     /// Adds an address.

@@ -28,6 +28,11 @@ pub(crate) struct Lab {
 impl Lab {
     /// Starts a new one with a resource group; the time is that of `up`.
     pub(crate) fn up(aksnet: &Path) -> anyhow::Result<(Self, Duration)> {
+        Self::up_with(aksnet, &[])
+    }
+
+    /// Starts one with more arguments to `up`.
+    pub(crate) fn up_with(aksnet: &Path, more: &[&str]) -> anyhow::Result<(Self, Duration)> {
         let aksnet = fs::canonicalize(aksnet).context("finding aksnet")?;
         let name = format!("bench{}", std::process::id());
         eprintln!("if this is interrupted: {} --name {name} reset --yes", aksnet.display());
@@ -35,7 +40,7 @@ impl Lab {
         // Given back at once; nobody else on this machine takes free ports by the second.
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let listen = format!("127.0.0.1:{port}");
-        let (_, time) = timed(|| lab.aksnet(&["up", "--listen", &listen]))?;
+        let (_, time) = timed(|| lab.aksnet(&[&["up", "--listen", &listen], more].concat()))?;
         let lines = lab.aksnet(&["env"])?;
         let variable = |line: &str| {
             let (name, value) = line.strip_prefix("export ")?.split_once('=')?;

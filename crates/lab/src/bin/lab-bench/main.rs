@@ -10,7 +10,9 @@
 mod cluster;
 mod lab;
 mod machine;
+mod network_only;
 mod pods;
+mod reconcile;
 
 use std::{
     path::PathBuf,
@@ -60,6 +62,10 @@ enum What {
     Down,
     /// The whole article in a new lab
     Tour,
+    /// 100 nodes and 3,000 pods without Kubernetes
+    NetworkOnly,
+    /// One change among 10 and among 1,000 NICs
+    Reconcile,
 }
 
 fn main() -> ExitCode {
@@ -86,7 +92,8 @@ fn measure(cli: &Cli) -> anyhow::Result<Value> {
     note("version", json!(1));
     note("machine", machine::describe());
 
-    if cli.only != Some(What::Tour) {
+    let without_cluster = [What::Tour, What::NetworkOnly, What::Reconcile];
+    if cli.only.is_none_or(|only| !without_cluster.contains(&only)) {
         let load = machine::wait_until_quiet();
         let (lab, time) = Lab::up(&cli.aksnet)?;
         note("up", json!({ "seconds": seconds(time), "load": load }));
@@ -133,6 +140,12 @@ fn measure(cli: &Cli) -> anyhow::Result<Value> {
         let load = machine::wait_until_quiet();
         let (time, verdict) = lab.tour()?;
         note("tour", json!({ "seconds": seconds(time), "verdict": verdict, "load": load }));
+    }
+    if wants(What::NetworkOnly) {
+        note("network_only", network_only::measure(&cli.aksnet)?);
+    }
+    if wants(What::Reconcile) {
+        note("reconcile", reconcile::measure()?);
     }
     Ok(Value::Object(report))
 }
