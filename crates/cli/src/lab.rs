@@ -52,6 +52,9 @@ pub(crate) struct Config {
     /// The link that joins the lab's internet to the machine's network: an empty text is that of the default route.
     #[serde(default)]
     pub(crate) uplink: Option<String>,
+    /// Whether flow logs are written.
+    #[serde(default)]
+    pub(crate) flow_logs: bool,
 }
 
 /// What a cluster's nodes are.
@@ -78,6 +81,7 @@ impl Config {
             kubernetes: cluster::install::DEFAULT_VERSION.to_owned(),
             metrics: None,
             uplink: None,
+            flow_logs: false,
         }
     }
 }
@@ -138,6 +142,11 @@ impl Lab {
     /// The socket on which the running lab answers `status` and its like.
     pub(crate) fn control_socket(&self) -> PathBuf {
         self.run_dir().join("control.sock")
+    }
+
+    /// Flow logs, as a storage account of Azure's has them.
+    pub(crate) fn flow_log_dir(&self) -> PathBuf {
+        self.log_dir().join("flow-logs")
     }
 
     /// The daemon's log.

@@ -8,6 +8,7 @@ mod azure_env;
 mod capture;
 mod control;
 mod exec;
+mod flow_logs;
 mod in_process_arm;
 mod lab;
 mod output;
@@ -99,6 +100,15 @@ enum Command {
     Top(top::Top),
     /// Print the lab's numbers as Prometheus reads them; `up --metrics` serves them
     Metrics,
+    /// Show flow logs: time in milliseconds, NIC, rule, and Azure's flow tuple
+    ///
+    /// The tuple is: source, destination, their ports, protocol, direction (I or O), state (B begun, C continuing, E
+    /// ended, D denied), encryption, packets and bytes sent, packets and bytes received.
+    FlowLogs {
+        /// Go on with what comes
+        #[arg(long, short)]
+        follow: bool,
+    },
     /// Kubernetes' programs
     #[command(subcommand)]
     Kubernetes(Kubernetes),
@@ -161,6 +171,12 @@ struct Up {
     /// Keep the lab's internet to itself again
     #[arg(long, conflicts_with = "uplink")]
     no_uplink: bool,
+    /// Write virtual network flow logs, which `aksnet flow-logs` shows; kept for the next `up`
+    #[arg(long)]
+    flow_logs: bool,
+    /// Write no flow logs any more
+    #[arg(long, conflicts_with = "flow_logs")]
+    no_flow_logs: bool,
 }
 
 /// Where metrics are served; `None`: nowhere.
@@ -249,6 +265,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
                 config.uplink = None;
             }
             config.uplink = up.uplink.or(config.uplink);
+            config.flow_logs = (config.flow_logs || up.flow_logs) && !up.no_flow_logs;
             if let Some(version) = up.kubernetes {
                 version.trim_start_matches('v').clone_into(&mut config.kubernetes);
             }
@@ -282,6 +299,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Trace(wanted) => return trace::run(&lab, &wanted),
         Command::Top(wanted) => top::run(&lab, &wanted)?,
         Command::Metrics => top::metrics(&lab)?,
+        Command::FlowLogs { follow } => flow_logs::show(&lab, follow)?,
         Command::Kubernetes(Kubernetes::Install { version, from }) => {
             run::install_kubernetes(version.trim_start_matches('v'), from.as_deref())?;
         }

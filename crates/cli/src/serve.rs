@@ -118,6 +118,7 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
             .uplink
             .as_ref()
             .and_then(|_| fs::read_to_string("/etc/resolv.conf").ok()),
+        flow_logs: config.flow_logs.then(|| lab.flow_log_dir()),
         uplink: match &config.uplink {
             Some(link) => Some(lab.uplink(Some(link))?),
             None => {

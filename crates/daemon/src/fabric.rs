@@ -15,8 +15,10 @@
 //! # Caveats
 //! Health is not durable. After a start every member is asked once before anything is changed.
 
-mod dns;
 mod belief;
+mod dns;
+mod flow_files;
+mod flow_logs;
 mod instance;
 mod internet;
 mod kept;
@@ -28,7 +30,7 @@ mod tls;
 mod uplink;
 mod upstream;
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use axum::Router;
 use linux::LinuxError;
@@ -41,7 +43,8 @@ use vnet::{
 };
 
 use self::{
-    internet::Internet, platform::Platform, probes::Probes, reconciler::Done, upstream::Upstream,
+    flow_logs::FlowLogs, internet::Internet, platform::Platform, probes::Probes, reconciler::Done,
+    upstream::Upstream,
 };
 use crate::{
     metrics::METER,
@@ -84,17 +87,20 @@ pub struct Settings {
     pub resolv_conf: Option<String>,
     /// Joins the lab's internet to the machine's own network.
     pub uplink: Option<Uplink>,
+    /// Where flow logs are written. Without it there are none.
+    pub flow_logs: Option<PathBuf>,
 }
 
 /// Makes the machine match the region, for ever. Cancel by dropping.
 pub async fn run(store: Store, settings: Settings) {
-    let Settings { lab, identity, resolv_conf, uplink } = settings;
+    let Settings { lab, identity, resolv_conf, uplink, flow_logs } = settings;
     let upstream = resolv_conf.as_deref().and_then(Upstream::of);
     let (verdicts, mut health) = watch::channel(Health::default());
     let mut generation = store.watch();
     let mut fabric = Loop {
         reconciler: Some(Reconciler::new(&lab)),
         uplink: uplink.map(Arc::new),
+        flow_logs: flow_logs.map(|folder| FlowLogs::new(&lab, store.clone(), &folder)),
         internet: Internet::new(&lab),
         platform: Platform::new(&lab, store.clone(), identity, upstream),
         probes: Probes::new(verdicts),
@@ -150,6 +156,7 @@ struct Loop {
     /// `None` while a pass has it, and after one that was cancelled.
     reconciler: Option<Reconciler>,
     uplink: Option<Arc<Uplink>>,
+    flow_logs: Option<FlowLogs>,
     internet: Internet,
     platform: Platform,
     probes: Probes,
@@ -201,6 +208,9 @@ impl Loop {
         }
         self.internet.serve(&done.created).map_err(FabricError::Linux)?;
         self.platform.serve(&region, &done.created).map_err(FabricError::Linux)?;
+        if let Some(flow_logs) = &mut self.flow_logs {
+            flow_logs.serve(&region, &done.created).map_err(FabricError::Linux)?;
+        }
         self.probes.ask(questions(&self.lab, &region));
         self.report(region.generation)
     }

@@ -1,7 +1,10 @@
 //! What nftables and connection tracking know and `nft` does not tell well: counters of rules, the way of
 //! single packets through the rules, flows. Read over nfnetlink. Not here: loading rules (see [`crate::nft`]).
 
+mod channel;
+pub mod conntrack;
 mod flows;
+pub mod log;
 mod rules;
 mod trace;
 mod wire;

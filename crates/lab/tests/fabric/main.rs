@@ -4,6 +4,7 @@
 mod balancing;
 mod clusters;
 mod egress;
+mod flow_logs;
 mod gates;
 mod golden;
 mod lab;

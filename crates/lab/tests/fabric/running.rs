@@ -78,6 +78,11 @@ impl Azure {
 
     /// A machine in subnet `a` of a virtual network.
     pub(crate) fn vm_in(&self, vnet: &str, name: &str) {
+        self.vm_behind(vnet, name, None);
+    }
+
+    /// The same behind a security group.
+    pub(crate) fn vm_behind(&self, vnet: &str, name: &str, group: Option<ArmId>) {
         let subnet = self.id(kind::VNET, vnet).child("subnets", "a");
         let config = PutIpConfiguration {
             public_ip: None,
@@ -87,7 +92,7 @@ impl Azure {
             address: None,
         };
         self.command(Command::PutNic {
-            security_group: None,
+            security_group: group,
             common: self.common(kind::NIC, name),
             ip_forwarding: false,
             configs: vec![config],

@@ -53,6 +53,10 @@ impl Attributes {
     pub(super) fn list(self, kind: u16, inner: &Self) -> Self {
         self.bytes(kind | NESTED, &inner.0)
     }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// Attributes that are being read: their type and value. What is malformed ends the list.

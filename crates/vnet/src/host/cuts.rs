@@ -108,7 +108,7 @@ pub(super) fn render(text: &mut String, name: &str, head: &str, rules: &[Rule]) 
         .collect();
     let used = std::mem::take(&mut writer.used);
     for n in used {
-        let rule = verdict(rules.get(n).expect("a rule of the list"));
+        let rule = verdict(name, rules.get(n).expect("a rule of the list"));
         line(text, format_args!("\tchain {name}-r{n} {{\n\t\t{rule}\n\t}}"));
     }
     line(text, format_args!("\tchain {name} {{"));

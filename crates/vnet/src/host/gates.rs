@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     cuts, names,
+    platform::logged_drop,
     ruleset::{elements, line},
     view::View,
 };
@@ -136,7 +137,7 @@ fn list(text: &mut String, name: &str, direction: Direction, rules: &[Rule]) {
     line(text, format_args!("\tchain {name} {{"));
     text.push_str(&head);
     for rule in rules {
-        write_rule(text, rule);
+        write_rule(text, name, rule);
     }
     line(text, format_args!("\t}}"));
 }
@@ -144,24 +145,26 @@ fn list(text: &mut String, name: &str, direction: Direction, rules: &[Rule]) {
 fn platform(text: &mut String, name: &str, rules: &[Rule]) {
     line(text, format_args!("\tchain {name}-platform {{"));
     for rule in rules.iter().filter(|rule| rule.is_for_platform) {
-        write_rule(text, rule);
+        write_rule(text, name, rule);
     }
     line(text, format_args!("\t}}"));
 }
 
-fn write_rule(text: &mut String, rule: &Rule) {
+fn write_rule(text: &mut String, name: &str, rule: &Rule) {
     if let Some(matches) = matches(rule) {
-        line(text, format_args!("\t\t{matches}{}", verdict(rule)));
+        line(text, format_args!("\t\t{matches}{}", verdict(name, rule)));
     }
 }
 
-/// What a rule does with what it matches, with its counter and its name.
-pub(super) fn verdict(rule: &Rule) -> String {
+/// What a rule of the list `name` does with what it matches, with its counter and its name. Flow logs hear of what it
+/// denies, when there are any: where nobody listens to a group, the kernel does nothing.
+pub(super) fn verdict(name: &str, rule: &Rule) -> String {
+    let own = comment(rule.rule.name.as_str());
     let verdict = match rule.rule.access {
-        Access::Allow => "return",
-        Access::Deny => "drop",
+        Access::Allow => "return".to_owned(),
+        Access::Deny => logged_drop(name, &own),
     };
-    format!("counter {verdict} comment \"{}\"", comment(rule.rule.name.as_str()))
+    format!("counter {verdict} comment \"{own}\"")
 }
 
 /// A text as nft takes it between quotes: at most 128 bytes, nothing that ends it.

@@ -31,11 +31,21 @@ pub const PLACEHOLDER_SUFFIX: &str = "reddog.microsoft.com";
 /// Addresses of the lab's own internet: nobody outside knows them (RFC 2544 keeps them for benchmarks).
 pub const LAB_INTERNET: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
 
+/// The group that rules of security groups log to what they deny (`nfnetlink_log`).
+pub const FLOW_LOG_GROUP: u16 = 197;
+
 /// Gives the namespace the address of the metadata service beside the platform's own. Both are local, and the
 /// kernel looks there before any other table: no user-defined route applies to them.
 pub(super) fn addresses(state: &mut NamespaceState) {
     state.address("lo", PLATFORM_ADDRESS, 32);
     state.address("lo", METADATA_ADDRESS, 32);
+}
+
+/// What a rule of the list `name` does with a packet that it denies: flow logs read list and rule from the prefix, of
+/// which nft takes 127 bytes.
+pub(super) fn logged_drop(name: &str, rule: &str) -> String {
+    let prefix: String = format!("{name} {rule}").replace('$', "_").chars().take(127).collect();
+    format!("log prefix \"{prefix}\" group {FLOW_LOG_GROUP} drop")
 }
 
 /// The domain of a virtual network's machines, `<26 characters>.<letter>x.internal.cloudapp.net`. Azure's is
