@@ -223,8 +223,8 @@ pub(super) fn changes(group: &Value, claims: &[Claim]) -> Option<Changes> {
 /// The properties of every rule that is needed, without priorities, by name. Services that let the same in by the
 /// same ports share a rule.
 fn wanted(claims: &[Claim]) -> BTreeMap<String, Value> {
-    let mut allowed: BTreeMap<(&str, Vec<String>, Vec<String>), BTreeSet<Ipv4Addr>> =
-        BTreeMap::new();
+    // By protocol, sources and ports.
+    let mut allowed = BTreeMap::<_, BTreeSet<Ipv4Addr>>::new();
     let mut denied = BTreeSet::new();
     for claim in claims.iter().filter(|claim| !claim.destinations.is_empty()) {
         let mut sources: Vec<Vec<String>> =

@@ -17,7 +17,8 @@ pub(super) fn hex(message: &[u8]) -> String {
     for block in padded.chunks_exact(64) {
         absorb(&mut state, block);
     }
-    state.iter().flat_map(|word| word.to_le_bytes()).map(|byte| format!("{byte:02x}")).collect()
+    // A digest's first byte is its most significant one, and each word's is its least.
+    state.iter().fold(String::new(), |text, word| format!("{text}{:08x}", word.swap_bytes()))
 }
 
 fn absorb(state: &mut [u32; 4], block: &[u8]) {

@@ -50,13 +50,15 @@ fn rules(claims: &[Claim]) -> Vec<String> {
     wanted(claims).into_iter().map(line).collect()
 }
 
+/// Annotations, source ranges, and the ends of the rules' lines.
+type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
+
 #[test]
 fn who_may_reach_a_service() {
-    let open = "allow_IPv4_a4 Allow Tcp Internet -> 198.18.0.9 80";
+    let open = "allow_IPv4_d3 Allow Tcp Internet -> 198.18.0.9 80";
     let deny = "deny-all_IPv4 Deny * * -> 198.18.0.9 *";
     let ranges = ("azure-allowed-ip-ranges", "10.0.0.0/8, 192.168.0.0/16");
     let only = ("azure-deny-all-except-load-balancer-source-ranges", "true");
-    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
     let cases: &[Case<'_>] = &[
         // A public one is everybody's, an internal one the virtual network's, which needs no rule.
         (&[], &[], &[open]),
