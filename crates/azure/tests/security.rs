@@ -13,7 +13,7 @@ fn check(name: &str, body: &Value) {
 }
 
 /// A rule as `az network nsg rule create` sends it.
-fn rule(change: Value) -> Value {
+fn rule(change: &Value) -> Value {
     let mut properties = json!({
         "access": "Allow", "direction": "Inbound", "priority": 100, "protocol": "*",
         "sourceAddressPrefix": "*", "sourcePortRange": "*",
@@ -67,9 +67,9 @@ async fn groups_look_as_in_azure() {
     let body = json!({ "location": "eastus", "tags": { "a": "b" } });
     check("application_group", &lab.put(&application_group, body).await);
 
-    let one = rule(json!({ "description": "pods", "sourceAddressPrefix": "10.244.0.0/16" }));
+    let one = rule(&json!({ "description": "pods", "sourceAddressPrefix": "10.244.0.0/16" }));
     check("security_rule", &lab.put(&format!("{group}/securityRules/one"), one).await);
-    let many = rule(json!({
+    let many = rule(&json!({
         "priority": 90 + 20, "protocol": "tcp", "access": "deny",
         "sourceAddressPrefix": "", "sourceAddressPrefixes": ["10.1.0.0/16", "10.2.0.4", "10.2.0.5/32"],
         "destinationAddressPrefix": null,
@@ -117,7 +117,7 @@ async fn a_rule_that_is_read_can_be_written_back() {
         json!({ "sourceAddressPrefix": null, "description": "from the web",
             "sourceApplicationSecurityGroups": [{ "id": network("applicationSecurityGroups/web") }] }),
     ] {
-        let asked = rule(change);
+        let asked = rule(&change);
         let first = lab.put(&path, asked.clone()).await;
         for (key, value) in asked["properties"].as_object().into_iter().flatten() {
             let shown = &first["properties"][key];
@@ -135,7 +135,7 @@ async fn rules_that_are_refused() {
     let path = network("networkSecurityGroups/g/securityRules/r");
     lab.put(
         &network("networkSecurityGroups/g/securityRules/there"),
-        rule(json!({ "priority": 200 })),
+        rule(&json!({ "priority": 200 })),
     )
     .await;
     let prefix = "SecurityRuleInvalidAddressPrefix";
@@ -184,21 +184,21 @@ async fn rules_that_are_refused() {
         (json!({ "description": "x".repeat(141) }), "InvalidParameter"),
         (json!({ "priority": "100" }), "InvalidRequestContent"),
     ] {
-        let (status, found) = lab.refused(&path, rule(change.clone())).await;
+        let (status, found) = lab.refused(&path, rule(&change)).await;
         assert_eq!((status, found.as_str()), (400, code), "{change}");
         // The same as a part of its group.
-        let mut one = rule(change.clone());
+        let mut one = rule(&change);
         one["name"] = json!("r");
-        let mut there = rule(json!({ "priority": 200 }));
+        let mut there = rule(&json!({ "priority": 200 }));
         there["name"] = json!("there");
         let body = json!({ "location": "eastus", "properties": { "securityRules": [one, there] } });
         let (status, found) = lab.refused(&network("networkSecurityGroups/g"), body).await;
         assert_eq!((status, found.as_str()), (400, code), "in its group: {change}");
     }
     let missing = network("networkSecurityGroups/nope/securityRules/r");
-    assert_eq!(lab.refused(&missing, rule(json!({}))).await.0, 404);
+    assert_eq!(lab.refused(&missing, rule(&json!({}))).await.0, 404);
     let default = network("networkSecurityGroups/g/defaultSecurityRules/DenyAllInBound");
-    assert_eq!(lab.refused(&default, rule(json!({}))).await.1, "NotSupported");
+    assert_eq!(lab.refused(&default, rule(&json!({}))).await.1, "NotSupported");
     assert_eq!(lab.send("DELETE", &default, None).await.status, 400);
 }
 
@@ -224,30 +224,25 @@ async fn groups_in_use_stay() {
     assert_eq!(lab.get(&group).await.code(), "ResourceNotFound");
 }
 
-#[tokio::test]
-async fn what_a_nic_meets_is_told() {
-    let lab = lab().await;
+/// VM `n`, whose NIC has group `g` and is in group `web`, in a subnet with group `closed` and route table `rt`; the
+/// answer is the VM's id.
+async fn guarded(lab: &Lab) -> String {
     lab.put(&network("applicationSecurityGroups/web"), json!({ "location": "eastus" })).await;
     let group = network("networkSecurityGroups/g");
-    let nic = network("networkInterfaces/n");
-    lab.put(&nic, nic_body(Some("g"), &["web"])).await;
-    for word in ["effectiveNetworkSecurityGroups", "effectiveRouteTable"] {
-        let answer = lab.send("POST", &format!("{nic}/{word}"), None).await;
-        assert_eq!((answer.status, answer.code()), (400, "OperationNotAllowed"), "{word}");
-    }
-    let machine = vm(&lab, "n").await;
+    lab.put(&network("networkInterfaces/n"), nic_body(Some("g"), &["web"])).await;
+    let machine = vm(lab, "n").await;
     let web = rule(
-        json!({ "priority": 100, "protocol": "Tcp", "sourceAddressPrefix": "10.0.0.0/24",
+        &json!({ "priority": 100, "protocol": "Tcp", "sourceAddressPrefix": "10.0.0.0/24",
         "destinationAddressPrefix": null, "destinationPortRange": "80",
         "destinationApplicationSecurityGroups": [{ "id": network("applicationSecurityGroups/web") }] }),
     );
     lab.put(&format!("{group}/securityRules/web"), web).await;
-    let registry = rule(json!({ "priority": 100, "direction": "Outbound", "access": "Deny",
+    let registry = rule(&json!({ "priority": 100, "direction": "Outbound", "access": "Deny",
         "destinationAddressPrefix": "MicrosoftContainerRegistry" }));
     lab.put(&format!("{group}/securityRules/registry"), registry).await;
     let body = json!({ "location": "eastus" });
     lab.put(&network("networkSecurityGroups/closed"), body).await;
-    let closed = rule(json!({ "access": "Deny", "priority": 4096, "destinationPortRange": "81" }));
+    let closed = rule(&json!({ "access": "Deny", "priority": 4096, "destinationPortRange": "81" }));
     lab.put(&network("networkSecurityGroups/closed/securityRules/shut"), closed).await;
     lab.put(
         &network("routeTables/rt"),
@@ -265,18 +260,39 @@ async fn what_a_nic_meets_is_told() {
             "routeTable": { "id": network("routeTables/rt") } } }),
     )
     .await;
-    let answer = lab.send("POST", &format!("{nic}/effectiveNetworkSecurityGroups"), None).await;
-    check("effective_groups", &answer.body);
-    let answer = lab.send("POST", &format!("{nic}/effectiveRouteTable"), None).await;
-    check("effective_routes", &answer.body);
+    machine
+}
 
-    // The watcher is found in a list of the subscription, as az looks for it.
+/// The watcher of eastus, found in a list of the subscription, as az looks for it.
+async fn watcher(lab: &Lab) -> String {
     let watchers = format!("{SUBSCRIPTION}/providers/Microsoft.Network/networkWatchers");
     let watchers = lab.get(&watchers).await.body;
     assert_eq!(watchers["value"][0]["location"], "eastus");
     let watcher = watchers["value"][0]["id"].as_str().unwrap_or_default().to_owned();
     assert_eq!(lab.get(&watcher).await.body["name"], "NetworkWatcher_eastus");
+    watcher
+}
 
+#[tokio::test]
+async fn what_a_nic_meets_is_told() {
+    let lab = lab().await;
+    let nic = network("networkInterfaces/n");
+    for word in ["effectiveNetworkSecurityGroups", "effectiveRouteTable"] {
+        let answer = lab.send("POST", &format!("{nic}/{word}"), None).await;
+        assert_eq!((answer.status, answer.code()), (400, "OperationNotAllowed"), "{word}");
+    }
+    guarded(&lab).await;
+    let answer = lab.send("POST", &format!("{nic}/effectiveNetworkSecurityGroups"), None).await;
+    check("effective_groups", &answer.body);
+    let answer = lab.send("POST", &format!("{nic}/effectiveRouteTable"), None).await;
+    check("effective_routes", &answer.body);
+}
+
+#[tokio::test]
+async fn one_flow_is_verified() {
+    let lab = lab().await;
+    let machine = guarded(&lab).await;
+    let watcher = watcher(&lab).await;
     let verify = async |direction: &str, local: (&str, &str), remote: (&str, &str)| {
         let body = json!({ "targetResourceId": machine, "direction": direction, "protocol": "TCP",
             "localIPAddress": local.0, "localPort": local.1,
@@ -321,11 +337,14 @@ async fn what_a_nic_meets_is_told() {
         );
     }
     assert_eq!(verify("Up", (own, "80"), ("10.0.0.7", "*")).await, "400 InvalidParameter");
+}
 
-    let with_routes = json!({ "properties": { "addressPrefix": "10.0.0.0/24",
-        "networkSecurityGroup": { "id": network("networkSecurityGroups/closed") },
-        "routeTable": { "id": network("routeTables/rt") } } });
-    lab.put(&subnet("s"), with_routes).await;
+#[tokio::test]
+async fn the_next_hop_is_told() {
+    let lab = lab().await;
+    let machine = guarded(&lab).await;
+    let watcher = watcher(&lab).await;
+    let own = "10.0.0.4";
     let next = async |destination: &str| {
         let body = json!({ "targetResourceId": machine, "sourceIPAddress": own,
             "destinationIPAddress": destination });

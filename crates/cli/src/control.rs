@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+use vnet::policy::tags::ServiceTags;
 
 use crate::{
     lab::Lab,
@@ -29,6 +30,8 @@ pub(crate) enum Ask {
     },
     /// About pods of network-only clusters.
     Pods(AskPods),
+    /// About the service tags that security rules can name.
+    ServiceTags(AskTags),
     /// Where packets of these things pass.
     Places {
         /// As people call them; see [`crate::places`].
@@ -79,6 +82,18 @@ pub(crate) enum AskPods {
     },
 }
 
+/// A question about service tags.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum AskTags {
+    /// Show them.
+    Show,
+    /// Replace them.
+    Set(ServiceTags),
+    /// Bring the built-in ones back.
+    Reset,
+}
+
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -102,6 +117,8 @@ pub(crate) enum Answer {
         /// A sentence for each that was not.
         failures: Vec<String>,
     },
+    /// To [`Ask::ServiceTags`]: the list as it then is.
+    ServiceTags(ServiceTags),
     /// To [`Ask::Places`], in the order of the question.
     Places(Vec<Place>),
     /// To [`Ask::Ground`].

@@ -16,6 +16,7 @@ mod places;
 mod pod;
 mod run;
 mod serve;
+mod service_tags;
 mod status;
 mod top;
 mod tour;
@@ -92,6 +93,9 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Service tags: names for addresses that security rules can name
+    #[command(subcommand)]
+    ServiceTags(service_tags::Tags),
     /// Show or keep the packets at points of their path
     Capture(capture::Capture),
     /// Send one packet and show what it meets, beside what the model says
@@ -295,6 +299,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Exec { target, command } => {
             return Ok(Exit::Command(exec::run(&lab, &target, &command)?));
         }
+        Command::ServiceTags(wanted) => service_tags::run(&lab, &wanted)?,
         Command::Capture(wanted) => capture::run(&lab, &wanted)?,
         Command::Trace(wanted) => return trace::run(&lab, &wanted),
         Command::Top(wanted) => top::run(&lab, &wanted)?,

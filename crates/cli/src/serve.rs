@@ -24,7 +24,8 @@ use vnet::{
 use crate::{
     azure_env,
     control::{
-        Answer, Ask, AskPods, ClusterStatus, NodeStatus, PodStatus, Status, SubnetStatus, VmStatus,
+        Answer, Ask, AskPods, AskTags, ClusterStatus, NodeStatus, PodStatus, Status, SubnetStatus,
+        VmStatus,
     },
     lab::{Config, Lab, Nodes},
     places::Finder,
@@ -229,6 +230,7 @@ impl Answering {
             Ok(Ask::Status) => Answer::Status(self.status()),
             Ok(Ask::Find { name }) => self.find(&name),
             Ok(Ask::Pods(ask)) => self.pods(ask),
+            Ok(Ask::ServiceTags(ask)) => self.service_tags(ask),
             Ok(Ask::Places { names }) => self.places(&names),
             Ok(Ask::Ground { from, to }) => self.ground(&from, &to),
             Ok(Ask::Ways(question)) => {
@@ -285,6 +287,21 @@ impl Answering {
             }
             Err(error) => Answer::Failed { message: daemon::reconcile::Chain(&error).to_string() },
         }
+    }
+
+    fn service_tags(&self, ask: AskTags) -> Answer {
+        let tags = match ask {
+            AskTags::Show => None,
+            AskTags::Set(tags) => Some(Some(tags)),
+            AskTags::Reset => Some(None),
+        };
+        if let Some(tags) = tags {
+            let command = vnet::command::Command::SetServiceTags { tags };
+            if let Err(error) = self.store.change(command, daemon::reconcile::now()) {
+                return Answer::Failed { message: daemon::reconcile::Chain(&error).to_string() };
+            }
+        }
+        Answer::ServiceTags(self.store.snapshot().service_tags().clone())
     }
 
     fn places(&self, names: &[String]) -> Answer {

@@ -13,6 +13,8 @@
 //! kubernetes-sigs/cloud-provider-azure does. `grants` stands for the service side of AKS's address
 //! management, which knows both; it is the one that reads the region itself.
 
+mod access;
+mod admission;
 mod arm;
 mod balancers;
 mod grants;
@@ -75,6 +77,14 @@ pub enum ControllerError {
         /// What it answered.
         #[source]
         source: ArmError,
+    },
+    /// Traffic to a Service cannot be let in.
+    #[error("letting traffic to service {service} in: {why}")]
+    Admission {
+        /// The Service.
+        service: String,
+        /// Why not.
+        why: String,
     },
     /// A kubeconfig that cannot be used.
     #[error("reading the kubeconfig of {cluster}")]

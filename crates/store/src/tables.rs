@@ -19,6 +19,7 @@ use vnet::{
         PublicIpPrefix, ResourceGroup, RoleAssignment, RouteTable, SecurityGroup, Vnet,
     },
     name::ArmId,
+    policy::tags::ServiceTags,
     region::Region,
 };
 
@@ -94,6 +95,16 @@ impl Stored for RoleAssignment {
     }
 }
 
+/// There is one list at most.
+impl Stored for ServiceTags {
+    const TABLE: &'static str = "service_tags";
+    type Key = ();
+    fn key(&self) {}
+    fn text((): &()) -> String {
+        "list".to_owned()
+    }
+}
+
 /// Writes the format's number, when there is none yet.
 pub(crate) fn initialise(database: &Database) -> Result<(), StoreError> {
     let transaction = database.begin_write().map_err(StoreError::engine("making the state"))?;
@@ -131,6 +142,7 @@ pub(crate) fn load(database: &Database) -> Result<Region, StoreError> {
         clusters: read(&transaction)?,
         operations: read(&transaction)?,
         role_assignments: read(&transaction)?,
+        given_tags: read(&transaction)?.into_values().next(),
     })
 }
 
@@ -194,6 +206,10 @@ pub(crate) fn save(database: &Database, before: &Region, after: &Region) -> Resu
     write(&transaction, &before.clusters, &after.clusters)?;
     write(&transaction, &before.operations, &after.operations)?;
     write(&transaction, &before.role_assignments, &after.role_assignments)?;
+    let as_map = |tags: &Option<Arc<ServiceTags>>| {
+        tags.iter().map(|tags| (tags.key(), tags.clone())).collect()
+    };
+    write(&transaction, &as_map(&before.given_tags), &as_map(&after.given_tags))?;
     // The engine's default durability: on disk when this returns.
     transaction.commit().map_err(StoreError::engine("committing a change"))
 }

@@ -8,6 +8,7 @@ use vnet::{
     command::{Command, Outcome},
     model::Timestamp,
     name::ArmId,
+    policy::tags::ServiceTags,
 };
 
 fn put_group(name: &str) -> Command {
@@ -118,4 +119,22 @@ fn what_is_not_touched_is_shared() {
     store.change(put_group("b"), Timestamp(2)).unwrap();
     let id = ArmId::group("s", "a");
     assert!(Arc::ptr_eq(&before.groups[&id], &store.snapshot().groups[&id]));
+}
+
+#[test]
+fn service_tags_are_kept_replaced_and_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.redb");
+    let set = |number: Option<u64>| {
+        let list = |change_number| ServiceTags { change_number, tags: BTreeMap::new() };
+        Command::SetServiceTags { tags: number.map(list) }
+    };
+    for number in [Some(1), Some(2), None, Some(3)] {
+        let store = Store::open(&path).unwrap();
+        store.change(set(number), Timestamp(1)).unwrap();
+        drop(store);
+        let store = Store::open(&path).unwrap();
+        let found = store.snapshot().given_tags.as_ref().map(|tags| tags.change_number);
+        assert_eq!(found, number);
+    }
 }

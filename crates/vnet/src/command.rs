@@ -16,6 +16,7 @@ use crate::{
         RoleAssignment, Route, SecurityRule, Tags,
     },
     name::{ArmId, Name},
+    policy::tags::ServiceTags,
 };
 
 /// One change to a region.
@@ -235,6 +236,12 @@ pub enum Command {
         target: ArmId,
         /// Why.
         fault: Fault,
+    },
+    /// Replaces the service tags that security rules can name; `None` brings the built-in list back. Rules that name
+    /// a tag which is in the new list no more are about nobody until it comes back.
+    SetServiceTags {
+        /// The whole list. What the platform's own tags mean stays, whatever it says.
+        tags: Option<ServiceTags>,
     },
     /// Forgets operations that ended before this many operations ago, to keep the state small.
     PruneOperations {

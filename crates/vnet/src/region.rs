@@ -34,6 +34,7 @@ use crate::{
         RouteTable, SecurityGroup, Timestamp, Verb, Vnet,
     },
     name::ArmId,
+    policy::tags::ServiceTags,
 };
 
 mod addresses;
@@ -95,6 +96,8 @@ pub struct Region {
     pub operations: BTreeMap<Uuid, Arc<Operation>>,
     /// Role assignments by scope and name, lower case.
     pub role_assignments: BTreeMap<(String, String), Arc<RoleAssignment>>,
+    /// The service tags, where the built-in ones were replaced; see [`Self::service_tags`].
+    pub given_tags: Option<Arc<ServiceTags>>,
 }
 
 impl Region {
@@ -174,6 +177,7 @@ impl Change {
             }
             Command::ClusterGone { cluster } => self.cluster_gone(&cluster),
             Command::Failed { target, fault } => Ok(self.failed(&target, &fault)),
+            Command::SetServiceTags { tags } => Ok(self.set_service_tags(tags)),
             Command::PruneOperations { keep } => Ok(self.prune_operations(keep)),
         }
     }

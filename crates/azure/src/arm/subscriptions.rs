@@ -9,7 +9,7 @@ use crate::{
     answer::{Answer, Reply},
     call::Call,
     identity::{DEFAULT_SUBSCRIPTION, TENANT},
-    wire::cluster,
+    wire::{cluster, effective},
 };
 
 /// Name, display name, geography, longitude, latitude, place.
@@ -148,6 +148,10 @@ pub(super) fn in_location(
     match (namespace, rest) {
         ("microsoft.containerservice", ["kubernetesversions"]) => {
             Ok(Reply::ok(cluster::render_versions(&call.door().available_versions)))
+        }
+        ("microsoft.network", ["servicetags"]) => {
+            let region = call.region();
+            Ok(Reply::ok(effective::render_tags(region.service_tags(), location)))
         }
         ("microsoft.network", ["availabledelegations"]) => Ok(Reply::list(vec![json!({
             "name": "Microsoft.ContainerService.managedClusters",

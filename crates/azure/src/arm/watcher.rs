@@ -67,8 +67,11 @@ pub(super) fn is_own_group(group: &ArmId) -> bool {
     group.resource_group().eq_ignore_ascii_case(GROUP)
 }
 
+/// Answers one kind of question.
+type Answering = fn(&Call<'_>) -> Answer;
+
 /// What a watcher answers.
-const QUESTIONS: [(&str, fn(&Call<'_>) -> Answer); 3] = [
+const QUESTIONS: [(&str, Answering); 3] = [
     ("ipflowverify", ip_flow_verify),
     ("nexthop", next_hop),
     ("securitygroupview", security_group_view),
@@ -100,7 +103,7 @@ struct Question {
 }
 
 fn question(call: &Call<'_>) -> Result<Question, Fault> {
-    serde_json::from_slice(&call.body).map_err(|error| content(&error))
+    serde_json::from_slice(call.body).map_err(|error| content(&error))
 }
 
 /// The NIC that a question is about.
@@ -128,7 +131,9 @@ fn is_running(region: &Region, nic: &Nic) -> bool {
 fn not_running(id: &ArmId) -> Fault {
     Fault::bad(
         "OperationNotAllowed",
-        format!("{id} must be a virtual machine that runs, or attached to one, to be asked about."),
+        format!(
+            "Only what runs can be asked about: {id} must be, or be attached to, a running virtual machine."
+        ),
     )
 }
 

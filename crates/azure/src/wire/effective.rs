@@ -3,12 +3,12 @@
 
 use serde_json::{Map, Value, json};
 use vnet::{
-    addr::AddressSet,
+    addr::{AddressSet, Prefix4},
     effective::{self, Attached, NextStop, Verdict},
     kind,
     model::{Addresses, Nic, Peers, PortRange, Ports, RuleProtocol},
     name::ArmId,
-    policy::Rule,
+    policy::{Rule, tags::ServiceTags},
     routes::{EffectiveRoute, Hop, Source},
 };
 
@@ -186,4 +186,26 @@ pub(crate) fn render_view(view: &View<'_>, nic: &Nic) -> Value {
         "id": nic.meta.id,
         "securityRuleAssociations": associations,
     }] })
+}
+
+/// The answer of `serviceTags`: Azure's list for a location, which has all of them.
+pub(crate) fn render_tags(tags: &ServiceTags, location: &str) -> Value {
+    let number = tags.change_number.to_string();
+    let value = |(tag, prefixes): (&String, &Vec<Prefix4>)| {
+        let (service, region) = tag.split_once('.').unwrap_or((tag, ""));
+        json!({ "name": tag, "id": tag, "properties": {
+            "changeNumber": number,
+            "region": region,
+            "systemService": if service == "AzureCloud" { "" } else { service },
+            "addressPrefixes": prefixes,
+        } })
+    };
+    json!({
+        "name": "Public",
+        "id": format!("/providers/Microsoft.Network/locations/{location}/serviceTags/Public"),
+        "type": "Microsoft.Network/serviceTags",
+        "changeNumber": number,
+        "cloud": "Public",
+        "values": tags.tags.iter().map(value).collect::<Vec<_>>(),
+    })
 }

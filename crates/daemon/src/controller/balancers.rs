@@ -274,7 +274,7 @@ fn replace_pool(body: &mut Value, pool: Value) -> bool {
 }
 
 /// Whether `has` says everything that `wanted` says. Ids compare without regard to case, lists as sets.
-fn covers(has: &Value, wanted: &Value) -> bool {
+pub(super) fn covers(has: &Value, wanted: &Value) -> bool {
     match (has, wanted) {
         (Value::Object(has), Value::Object(wanted)) => {
             wanted.iter().all(|(key, value)| covers(has.get(key).unwrap_or(&Value::Null), value))

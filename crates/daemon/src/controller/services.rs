@@ -13,7 +13,7 @@ use vnet::{
 };
 
 use super::{
-    Cluster, ControllerError, arm,
+    Cluster, ControllerError, admission, arm,
     arm::ArmError,
     balancers::{self, FrontEnd, Wanted},
     full_name, kubernetes, reference,
@@ -32,25 +32,57 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
         (service.metadata.creation_timestamp.clone(), full_name(service.as_ref()))
     });
     let mut failed = None;
+    let mut balanced = Vec::new();
     for service in services {
         let done = if is_wanted(&service) {
-            ensure(cluster, &managed, &service).await
+            let done = ensure(cluster, &managed, &service).await;
+            done.map(|done| balanced.extend(done.map(|done| (service.clone(), done))))
         } else if service.finalizers().iter().any(|name| name == FINALIZER) {
             remove(cluster, &managed, &service).await
         } else {
             continue;
         };
         if let Err(error) = done {
-            let text = crate::reconcile::Chain(&error).to_string();
-            let note =
-                format!("Error syncing load balancer: failed to ensure load balancer: {text}");
-            cluster
-                .event(service.as_ref(), EventType::Warning, "SyncLoadBalancerFailed", &note)
-                .await;
+            failed_sync(cluster, &service, &error).await;
+            // Who has an address keeps what lets its users in.
+            if is_wanted(&service)
+                && let Some(address) = shown_address(&service)
+            {
+                balanced.push((service.clone(), Balanced { address, is_new: false }));
+            }
+            failed.get_or_insert(error);
+        }
+    }
+    // Nobody hears of an address before its users may use it.
+    let addresses: Vec<(&Service, &str)> = balanced
+        .iter()
+        .map(|(service, balanced)| (service.as_ref(), balanced.address.as_str()))
+        .collect();
+    let admitted = admission::admit(cluster, &managed, &addresses).await;
+    for ((service, balanced), admitted) in balanced.iter().zip(admitted) {
+        let done = match admitted {
+            Ok(()) if balanced.is_new => publish(cluster, service, &balanced.address).await,
+            other => other,
+        };
+        if let Err(error) = done {
+            failed_sync(cluster, service, &error).await;
             failed.get_or_insert(error);
         }
     }
     failed.map_or(Ok(()), Err)
+}
+
+/// A Service that its load balancer serves.
+struct Balanced {
+    address: String,
+    /// Whether its address has yet to be shown.
+    is_new: bool,
+}
+
+async fn failed_sync(cluster: &Cluster, service: &Service, error: &ControllerError) {
+    let text = crate::reconcile::Chain(error).to_string();
+    let note = format!("Error syncing load balancer: failed to ensure load balancer: {text}");
+    cluster.event(service, EventType::Warning, "SyncLoadBalancerFailed", &note).await;
 }
 
 fn is_wanted(service: &Service) -> bool {
@@ -66,7 +98,7 @@ fn balancer_id(managed: &Managed, internal: bool) -> ArmId {
     managed.node_group.sibling("Microsoft.Network/loadBalancers", name)
 }
 
-fn azure(action: impl Into<String>) -> impl FnOnce(ArmError) -> ControllerError {
+pub(super) fn azure(action: impl Into<String>) -> impl FnOnce(ArmError) -> ControllerError {
     let action = action.into();
     move |source| ControllerError::Azure { action, source }
 }
@@ -84,7 +116,7 @@ async fn ensure(
     cluster: &Cluster,
     managed: &Managed,
     service: &Service,
-) -> Result<(), ControllerError> {
+) -> Result<Option<Balanced>, ControllerError> {
     let wanted = Wanted::of(service);
     let members = members(cluster, managed);
     let id = balancer_id(managed, wanted.internal);
@@ -100,9 +132,15 @@ async fn ensure(
         &managed.meta.location,
     );
 
-    let shown = shown_address(service);
-    if body.is_none() && shown.is_some() && shown == balancers::address(&current, &wanted) {
-        return Ok(());
+    let address_in = |current: &Value| match &front_end {
+        FrontEnd::Internal { .. } => balancers::address(current, &wanted),
+        FrontEnd::Public { address, .. } => Some(address.clone()),
+    };
+    if body.is_none()
+        && let Some(address) = shown_address(service)
+        && address_in(&current).as_ref() == Some(&address)
+    {
+        return Ok(Some(Balanced { address, is_new: false }));
     }
     cluster
         .event(service, EventType::Normal, "EnsuringLoadBalancer", "Ensuring load balancer")
@@ -127,11 +165,17 @@ async fn ensure(
         Some(body) => arm::put(&*cluster.arm, id.as_str(), body).await.map_err(azure(context))?,
         None => current,
     };
-    let address = match &front_end {
-        FrontEnd::Internal { .. } => balancers::address(&current, &wanted),
-        FrontEnd::Public { address, .. } => Some(address.clone()),
-    };
-    let Some(address) = address else { return Ok(()) };
+    Ok(address_in(&current).map(|address| Balanced { address, is_new: true }))
+}
+
+/// Shows a Service's address.
+async fn publish(
+    cluster: &Cluster,
+    service: &Service,
+    address: &str,
+) -> Result<(), ControllerError> {
+    let api: Api<Service> =
+        Api::namespaced(cluster.client.clone(), &service.namespace().unwrap_or_default());
     let patch = json!({ "status": { "loadBalancer": { "ingress": [{ "ip": address, "ipMode": "VIP" }] } } });
     api.patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
         .await

@@ -58,6 +58,25 @@ impl ServiceTags {
             || self.tags.keys().any(|name| name.eq_ignore_ascii_case(tag))
     }
 
+    /// The same list with what the platform's own tags mean in a lab. Azure's file has none of them: they are the same
+    /// in every virtual network.
+    #[must_use]
+    pub fn with_platform(mut self) -> Self {
+        let is_own = |tag: &String| {
+            [VIRTUAL_NETWORK, INTERNET].iter().any(|own| own.eq_ignore_ascii_case(tag))
+        };
+        let built_in = &Self::built_in().tags;
+        let platform = built_in
+            .iter()
+            .filter(|(tag, _)| tag.as_str() == AZURE_LOAD_BALANCER || is_platform_service(tag));
+        for (tag, prefixes) in platform {
+            self.tags.retain(|name, _| !name.eq_ignore_ascii_case(tag));
+            self.tags.insert(tag.clone(), prefixes.clone());
+        }
+        self.tags.retain(|tag, _| !is_own(tag));
+        self
+    }
+
     /// The tags that rules can name where nobody has given a list. A lab has an internet of its own
     /// (198.18.0.0/15): its lower half is Azure's, in every region; some services have addresses in the upper half.
     #[must_use]

@@ -39,7 +39,7 @@ impl Region {
     /// The service tags that security rules can name.
     #[must_use]
     pub fn service_tags(&self) -> &ServiceTags {
-        ServiceTags::built_in()
+        self.given_tags.as_deref().unwrap_or_else(|| ServiceTags::built_in())
     }
 
     /// A subnet and the virtual network that it is in.

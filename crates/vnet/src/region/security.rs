@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{Change, Region, UNCHANGED, nodes, refusal};
+use super::{Change, Region, UNCHANGED, UPDATED, nodes, refusal};
 use crate::{
     command::{Accepted, Common},
     fault::Fault,
@@ -17,6 +17,7 @@ use crate::{
         ProvisioningState, SecurityGroup, SecurityRule,
     },
     name::{ArmId, Name},
+    policy::tags::ServiceTags,
 };
 
 /// Security rules of a group (Azure subscription and service limits, networking; also the next three).
@@ -106,6 +107,16 @@ impl Change {
         let id = meta.id.clone();
         self.region.application_groups.insert(id.clone(), Arc::new(ApplicationGroup { meta }));
         Ok(self.put(&id, old.is_none()))
+    }
+
+    /// Replaces the service tags, or brings the built-in ones back.
+    pub(super) fn set_service_tags(&mut self, tags: Option<ServiceTags>) -> Accepted {
+        let tags = tags.map(|tags| Arc::new(tags.with_platform()));
+        if self.region.given_tags == tags {
+            return UNCHANGED;
+        }
+        self.region.given_tags = tags;
+        UPDATED
     }
 
     /// Refuses a reference to a network security group that `user`, a resource in `location`, cannot have.

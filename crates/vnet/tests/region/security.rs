@@ -352,3 +352,49 @@ fn a_cluster_with_a_managed_virtual_network_has_its_group_on_the_subnet() {
     lab.must(Command::ClusterGone { cluster: id("cluster c") });
     assert!(!lab.region.security_groups.contains_key(&own));
 }
+
+#[test]
+fn the_list_of_service_tags_can_be_replaced() {
+    use vnet::policy::tags::ServiceTags;
+    let mut lab = lab();
+    let named =
+        |name: &str, tag_name: &str| SecurityRule { source: tag(tag_name), ..rule(name, 300) };
+    let list = |pairs: &[(&str, &str)]| ServiceTags {
+        change_number: 340,
+        tags: pairs.iter().map(|(tag, range)| ((*tag).to_owned(), vec![prefix(range)])).collect(),
+    };
+    check(
+        &lab.refused(put_rule("s", named("q", "Contoso"))),
+        "SecurityRuleInvalidAddressPrefix",
+        "Contoso",
+    );
+    // Nobody can say what the platform's own tags and the virtual network are.
+    let tags = list(&[
+        ("Contoso", "203.0.113.0/24"),
+        ("azureloadbalancer", "0.0.0.0/0"),
+        ("VIRTUALNETWORK", "0.0.0.0/0"),
+    ]);
+    let set = Command::SetServiceTags { tags: Some(tags) };
+    assert_eq!(lab.must(set.clone()).outcome, Outcome::Updated);
+    assert_eq!(lab.must(set).outcome, Outcome::Unchanged);
+    let known = lab.region.service_tags();
+    assert_eq!(known.change_number, 340);
+    let prefixes = known.addresses("AzureLoadBalancer").unwrap().prefixes();
+    assert_eq!(prefixes, [prefix("168.63.129.16/32")]);
+    assert!(known.knows("azureplatformdns") && known.addresses("VirtualNetwork").is_none());
+    lab.must(put_rule("s", named("q", "contoso")));
+    check(
+        &lab.refused(put_rule("s", named("p", "AzureCloud"))),
+        "SecurityRuleInvalidAddressPrefix",
+        "AzureCloud",
+    );
+    // A rule stays when its tag goes, and other rules can still be written.
+    assert_eq!(lab.must(Command::SetServiceTags { tags: None }).outcome, Outcome::Updated);
+    assert_eq!(lab.region.service_tags(), ServiceTags::built_in());
+    lab.must(put_rule("s", rule("other", 400)));
+    check(
+        &lab.refused(put_rule("s", named("q2", "Contoso"))),
+        "SecurityRuleInvalidAddressPrefix",
+        "Contoso",
+    );
+}
