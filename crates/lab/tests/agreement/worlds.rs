@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use vnet::{
     addr::Prefix4,
     command::{
-        Command, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutPeering, PutSubnet,
+        Command, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutNatGateway,
+        PutPeering, PutSubnet,
     },
     kind,
     model::{
@@ -65,14 +66,17 @@ impl World<'_> {
     fn build(&mut self) {
         let location = "eastus".to_owned();
         self.apply(Command::PutGroup { id: group(), location, tags: BTreeMap::new() });
-        for n in 0..3 {
+        for n in 0..12 {
             self.apply(Command::PutPublicIp {
                 common: common(id(kind::PUBLIC_IP, &format!("pip{n}"))),
                 prefix: None,
                 sku: "Standard".to_owned(),
                 allocation: Allocation::Static,
             });
-            self.public_ips.push(id(kind::PUBLIC_IP, &format!("pip{n}")));
+            // The first one is the public load balancer's.
+            if n > 0 {
+                self.public_ips.push(id(kind::PUBLIC_IP, &format!("pip{n}")));
+            }
         }
         let n_vnets = 2 + self.dice.below(2);
         for n in 1..=n_vnets {
@@ -89,11 +93,38 @@ impl World<'_> {
         self.apply(Command::FabricReal { generation });
     }
 
+    /// A public IP that nobody has yet.
+    fn public_ip(&mut self) -> Option<ArmId> {
+        self.public_ips.pop()
+    }
+
+    fn nat_gateway(&mut self, n: usize) -> Option<ArmId> {
+        let n_addresses = 1 + self.dice.below(2);
+        let public_ips: Vec<ArmId> = (0..n_addresses).filter_map(|_| self.public_ip()).collect();
+        let gateway = id(kind::NAT_GATEWAY, &format!("nat{n}"));
+        let is_there = !public_ips.is_empty()
+            && self.try_apply(Command::PutNatGateway {
+                common: common(gateway.clone()),
+                gateway: PutNatGateway {
+                    sku: "Standard".to_owned(),
+                    public_ips,
+                    public_ip_prefixes: Vec::new(),
+                    idle_timeout_minutes: None,
+                },
+            });
+        is_there.then_some(gateway)
+    }
+
     fn vnet(&mut self, n: usize) {
+        for group in ["x", "y"] {
+            let id = id(kind::APPLICATION_GROUP, &format!("asg{n}{group}"));
+            self.apply(Command::PutApplicationGroup { common: common(id) });
+        }
         for name in ["a", "b", "nic"] {
             self.security_group(n, name);
         }
         self.route_table(n);
+        let gateway = self.nat_gateway(n);
         let subnet = |this: &mut Self, name: &str, third: u8| PutSubnet {
             name: Name::new(name),
             prefix: prefix(&format!("10.{n}.{third}.0/24")),
@@ -102,8 +133,8 @@ impl World<'_> {
                 .dice
                 .chance(70)
                 .then(|| id(kind::SECURITY_GROUP, &format!("nsg{n}{name}"))),
-            nat_gateway: None,
-            default_outbound: None,
+            nat_gateway: this.dice.chance(40).then(|| gateway.clone()).flatten(),
+            default_outbound: Some(this.dice.chance(80)),
             delegations: Vec::new(),
             private_endpoint_network_policies: None,
             private_link_service_network_policies: None,
@@ -124,14 +155,24 @@ impl World<'_> {
         let name = format!("vm{n}{m}");
         let subnet =
             id(kind::VNET, &format!("v{n}")).child("subnets", ["a", "b"][self.dice.below(2)]);
-        let config = |i: usize| PutIpConfiguration {
-            name: format!("ipconfig{i}"),
-            subnet: subnet.clone(),
-            address: None,
-            public_ip: None,
-            application_groups: Vec::new(),
-        };
-        let configs = (0..=self.dice.below(2)).map(config).collect();
+        let n_configs = 1 + self.dice.below(2);
+        let mut application_groups = Vec::new();
+        for group in ["x", "y"] {
+            if self.dice.chance(40) {
+                application_groups.push(id(kind::APPLICATION_GROUP, &format!("asg{n}{group}")));
+            }
+        }
+        let mut configs = Vec::new();
+        for i in 0..n_configs {
+            let is_public = self.dice.chance(20);
+            configs.push(PutIpConfiguration {
+                name: format!("ipconfig{i}"),
+                subnet: subnet.clone(),
+                address: None,
+                public_ip: if is_public { self.public_ip() } else { None },
+                application_groups: application_groups.clone(),
+            });
+        }
         let security_group =
             self.dice.chance(40).then(|| id(kind::SECURITY_GROUP, &format!("nsg{n}nic")));
         let ip_forwarding = m == 0 || self.dice.chance(10);
@@ -183,6 +224,10 @@ impl World<'_> {
     }
 
     fn peers(&mut self, n: usize) -> Peers {
+        if self.dice.chance(15) {
+            let group = format!("asg{n}{}", ["x", "y"][self.dice.below(2)]);
+            return Peers::Groups(vec![id(kind::APPLICATION_GROUP, &group)]);
+        }
         let mut any_of = Vec::new();
         for _ in 0..=self.dice.below(2) {
             any_of.push(match self.dice.below(8) {
@@ -256,7 +301,8 @@ impl World<'_> {
         }
         let (frontend, pool) = (Name::new("f"), Name::new("p"));
         let put = if public {
-            PutFrontend::Public { public_ip: self.public_ips[0].clone() }
+            let public_ip = id(kind::PUBLIC_IP, "pip0");
+            PutFrontend::Public { public_ip }
         } else {
             let subnet = id(kind::VNET, &format!("v{n}")).child("subnets", "b");
             PutFrontend::Internal { subnet, address: None }

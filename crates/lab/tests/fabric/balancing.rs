@@ -225,3 +225,24 @@ fn a_flow_that_was_idle_for_too_long_is_reset() {
     let err = stream.read_exact(&mut name).expect_err("nobody answers");
     assert_eq!(err.kind(), std::io::ErrorKind::ConnectionReset);
 }
+
+#[test]
+fn routes_are_for_what_the_sender_wrote_not_for_the_member_that_was_chosen() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         table t
+         route 10.1.2.0/24 none
+         subnet clients 10.1.1.0/24 table t
+         subnet members 10.1.2.0/24
+         vm client 10.1.1.4
+         vm member 10.1.2.4
+         balancer b
+         frontend front 10.1.1.100
+         pool p member
+         rule front p tcp 80 to 8080",
+    );
+    lab.serve("member", &[8080]);
+    let client = lab.machine("client");
+    assert_eq!(ask(&client, "10.1.1.100:80"), "member sees 10.1.1.4 at 10.1.2.4");
+    assert_eq!(ask(&client, "10.1.2.4:8080"), "nothing");
+}

@@ -83,3 +83,24 @@ fn an_own_prefix_can_be_sent_through_an_appliance() {
     );
     assert_eq!(ask(&lab.machine("one"), "10.1.1.5:80"), "nothing", "even between neighbours");
 }
+
+#[test]
+fn a_local_route_leads_nowhere_outside_of_the_network() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         table t
+         route 0.0.0.0/0 local
+         subnet a 10.1.1.0/24 table t
+         vm one 10.1.1.4
+         vm two 10.1.1.5",
+    );
+    lab.serve("two", &[80]);
+    serve(&lab.internet(), "internet", 80);
+    let one = lab.machine("one");
+    assert_eq!(ask(&one, "10.1.1.5:80"), "two sees 10.1.1.4 at 10.1.1.5");
+    assert_eq!(
+        ask(&one, "93.184.216.34:80"),
+        "nothing",
+        "the main table leads out, the route does not"
+    );
+}
