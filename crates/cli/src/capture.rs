@@ -98,6 +98,7 @@ pub(crate) fn run(lab: &Lab, wanted: &Capture) -> anyhow::Result<()> {
         .into_iter()
         .map(|place| open(place, wanted.snapshot_length))
         .collect::<anyhow::Result<Vec<_>>>()?;
+    packets::wait_for_stamps()?;
     let stop = stop_on_signals()?;
     let mut output = Output::new(wanted, &points)?;
     let names: Vec<&str> = points.iter().map(|point| point.place.name.as_str()).collect();

@@ -270,7 +270,8 @@ fn counts_are_the_kernels_and_outlive_reloads(lab: &TestLab, metrics: &str) {
         "aksnet_subnet_addresses{resource_group=\"rg\",vnet=\"v\",subnet=\"s1\",state=\"used\"} 2";
     assert!(text.contains(used), "{text}");
     assert!(text.contains("\naksnet_vms 3\n"), "{text}");
-    let top = lab.aksnet(&["top", "--once", "-o", "json"]).json();
+    trace(lab, &["web", "db", "--port", "9000"]);
+    let top = lab.aksnet(&["top", "--once", "--talkers", "100", "-o", "json"]).json();
     assert_eq!(top["version"], 1);
     let vnet = top["vnets"].as_array().unwrap().iter().find(|vnet| vnet["name"] == "v").unwrap();
     let has_flow =

@@ -181,6 +181,40 @@ impl AsFd for Tap {
     }
 }
 
+/// Waits until the kernel stamps packets as they pass. It begins to, a moment after the first tap asks for it; what
+/// passes before that gets the time at which it is read, and packets of several taps would be in no order.
+pub fn wait_for_stamps() -> Result<(), LinuxError> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let failed = |source| LinuxError::Call { what: "waiting for time stamps".to_owned(), source };
+    let broken = |source| LinuxError::Socket { source };
+    let own = std::net::UdpSocket::bind(("127.0.0.1", 0)).map_err(broken)?;
+    own.set_read_timeout(Some(PATIENCE)).map_err(broken)?;
+    let address = own.local_addr().map_err(broken)?;
+    setsockopt(&own, sockopt::ReceiveTimestampns, &true).map_err(failed)?;
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let until = now() + PATIENCE;
+    while now() < until {
+        own.send_to(&[0], address).map_err(broken)?;
+        // On loopback it has arrived when this returns: a later stamp is that of the reading.
+        let sent = now();
+        std::thread::sleep(Duration::from_micros(200));
+        let mut byte = [0; 1];
+        let mut control = nix::cmsg_space!(nix::sys::time::TimeSpec);
+        let mut parts = [IoSliceMut::new(&mut byte)];
+        let flags = MsgFlags::empty();
+        let message = recvmsg::<()>(own.as_raw_fd(), &mut parts, Some(&mut control), flags)
+            .map_err(failed)?;
+        let is_stamped = message.cmsgs().map_err(failed)?.any(|control| {
+            matches!(control, ControlMessageOwned::ScmTimestampns(time) if Duration::from(time) <= sent)
+        });
+        if is_stamped {
+            return Ok(());
+        }
+    }
+    // Only the order is in doubt: nothing is worse than before.
+    Ok(())
+}
+
 /// Waits until one of these has something to read, for `patience` at most.
 pub fn wait(sources: &[BorrowedFd<'_>], patience: Duration) -> Result<(), LinuxError> {
     let mut fds: Vec<PollFd<'_>> =

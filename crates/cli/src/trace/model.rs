@@ -109,7 +109,11 @@ fn in_words(region: &Region, step: &Step) -> String {
                 Some(vnet) if at.kind().ends_with("subnets") => {
                     format!("subnet {}/{}", vnet.name(), at.name())
                 }
-                _ => format!("nic {}", at.name()),
+                // A scale set's NICs all have one name.
+                _ => match region.nics.get(at).and_then(|nic| nic.machine.as_ref()) {
+                    Some(machine) => format!("nic of {}", name(region, machine)),
+                    None => format!("nic {}", at.name()),
+                },
             };
             format!("{at}, {direction}: {rule} of {} {verb}", group.name())
         }

@@ -63,6 +63,7 @@ pub(super) fn watch(
         "{} cannot be watched; `aksnet trace` needs root",
         from.name
     );
+    packets::wait_for_stamps()?;
     let mut seen = Vec::new();
     let mut told: Vec<Told> = posts.iter().map(|post| post.told(groups)).collect();
     let outcome = std::thread::scope(|scope| {
