@@ -151,6 +151,9 @@ async fn a_put_replaces_and_gives_back_what_it_keeps() {
     );
     assert_ne!(after["etag"], etag);
     assert_eq!(after["etag"], after["properties"]["subnets"][0]["etag"]);
+    body["properties"]["dhcpOptions"] = json!({ "dnsServers": ["10.0.0.9", "nine"] });
+    let refused = lab.refused(&path, body.clone()).await;
+    assert_eq!((refused.0, refused.1.as_str()), (400, "InvalidIPAddress"));
     body["properties"].as_object_mut().unwrap().remove("dhcpOptions");
     body.as_object_mut().unwrap().remove("tags");
     let after = lab.put(&path, body).await;

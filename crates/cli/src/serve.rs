@@ -112,6 +112,13 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
     std::thread::spawn(move || answering.run(&control));
 
     let arm = Arc::new(crate::in_process_arm::InProcessArm::new(router.clone()));
+    let uplink = if let Some(link) = &config.uplink {
+        Some(lab.uplink(Some(link))?)
+    } else {
+        // What a lab that had one and crashed has left.
+        lab.uplink(None)?.down().context("leaving the machine's network")?;
+        None
+    };
     let fabric = daemon::fabric::Settings {
         lab: lab.name().to_owned(),
         identity: Some(azure::imds_router(Arc::new(daemon::reconcile::now))),
@@ -120,14 +127,7 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
             .as_ref()
             .and_then(|_| fs::read_to_string("/etc/resolv.conf").ok()),
         flow_logs: config.flow_logs.then(|| lab.flow_log_dir()),
-        uplink: match &config.uplink {
-            Some(link) => Some(lab.uplink(Some(link))?),
-            None => {
-                // What a lab that had one and crashed has left.
-                lab.uplink(None)?.down().context("leaving the machine's network")?;
-                None
-            }
-        },
+        uplink,
     };
     let is_network_only = config.nodes == Nodes::NetworkOnly;
     let controller = async {

@@ -17,6 +17,13 @@ struct Properties {
     address_space: Option<AddressSpace>,
     subnets: Option<Vec<Value>>,
     virtual_network_peerings: Option<Vec<Value>>,
+    dhcp_options: Option<DhcpOptions>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DhcpOptions {
+    dns_servers: Option<Vec<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -47,6 +54,15 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let resource: Resource<Properties> = asked.read()?;
     let mut findings = asked.findings(&REFUSED);
     let common = asked.common(&resource, &KNOWN);
+    let dhcp = resource.properties.as_ref().and_then(|given| given.dhcp_options.as_ref());
+    for server in dhcp.and_then(|dhcp| dhcp.dns_servers.as_ref()).into_iter().flatten() {
+        // Kept as it is; machines' resolvers read it from there. Azure's code for this is not documented.
+        if server.parse::<std::net::Ipv4Addr>().is_err() {
+            let text = format!("DNS server '{server}' of {} is not an IPv4 address.", asked.id);
+            let fault = Fault::bad("InvalidIPAddress", text);
+            findings.add(fault.at("properties.dhcpOptions.dnsServers"));
+        }
+    }
     let (space, subnets, peerings) = resource.properties.map_or((None, None, None), |given| {
         (given.address_space, given.subnets, given.virtual_network_peerings)
     });

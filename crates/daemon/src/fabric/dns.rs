@@ -76,13 +76,10 @@ impl Server {
     async fn serve_udp(self: Arc<Self>, socket: Arc<UdpSocket>) {
         let mut buffer = vec![0; 4096];
         loop {
-            let (n, peer) = match socket.recv_from(&mut buffer).await {
-                Ok(received) => received,
+            let Ok((n, peer)) = socket.recv_from(&mut buffer).await else {
                 // An ICMP error to an earlier answer, or no memory: neither ends the service.
-                Err(_) => {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                    continue;
-                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
             };
             match self.reply(&buffer[..n], false) {
                 Reply::Nothing => {}

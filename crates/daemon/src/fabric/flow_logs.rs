@@ -447,7 +447,7 @@ impl View<'_> {
         let decided = match direction {
             // What an appliance sends on has gates of its own, later.
             Direction::Outbound => gates.by_ref().take(2).last(),
-            Direction::Inbound => gates.last(),
+            Direction::Inbound => gates.next_back(),
         };
         let group = decided.and_then(|(group, _)| self.region.security_groups.get(group));
         let rule = decided.and_then(|(_, rule)| rule.as_ref());

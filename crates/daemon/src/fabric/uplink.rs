@@ -78,21 +78,17 @@ impl Uplink {
 
     /// The link that flows leave by now.
     pub fn way_out(&self) -> Result<String, UplinkError> {
-        match &self.link {
-            Some(link) => {
-                let mut netlink = Netlink::open_in(&self.machine)?;
-                if link_indexes(&mut netlink)?.contains_key(link) {
-                    Ok(link.clone())
-                } else {
-                    Err(UplinkError::NoLink(link.clone()))
-                }
-            }
-            None => {
-                let path = Path::new("/proc/thread-self/net/route");
-                let text = self.machine.run(|| fs::read_to_string(path))?;
-                let text = text.map_err(file("reading", path))?;
-                default_link(&text).ok_or(UplinkError::NoDefaultRoute)
-            }
+        let Some(link) = &self.link else {
+            let path = Path::new("/proc/thread-self/net/route");
+            let text = self.machine.run(|| fs::read_to_string(path))?;
+            let text = text.map_err(file("reading", path))?;
+            return default_link(&text).ok_or(UplinkError::NoDefaultRoute);
+        };
+        let mut netlink = Netlink::open_in(&self.machine)?;
+        if link_indexes(&mut netlink)?.contains_key(link) {
+            Ok(link.clone())
+        } else {
+            Err(UplinkError::NoLink(link.clone()))
         }
     }
 
@@ -178,16 +174,13 @@ impl Uplink {
         if !note.exists() {
             return Ok(());
         }
-        match self.heir() {
+        if let Some(heir) = self.heir() {
             // Another lab still needs it, and will restore it.
-            Some(heir) => {
-                let note = heir.join(FORWARDS);
-                fs::write(&note, "").map_err(file("writing", &note))?;
-            }
-            None => {
-                let path = Path::new(IP_FORWARD);
-                self.machine.run(|| fs::write(path, "0"))?.map_err(file("writing", path))?;
-            }
+            let note = heir.join(FORWARDS);
+            fs::write(&note, "").map_err(file("writing", &note))?;
+        } else {
+            let path = Path::new(IP_FORWARD);
+            self.machine.run(|| fs::write(path, "0"))?.map_err(file("writing", path))?;
         }
         fs::remove_file(&note).map_err(file("removing", &note))
     }

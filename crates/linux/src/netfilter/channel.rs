@@ -12,9 +12,9 @@ use nix::{
 
 use crate::{LinuxError, netns::Netns};
 
-/// The bytes of a netlink header (linux/netlink.h, `struct nlmsghdr`).
+/// The bytes of a netlink header (`linux/netlink.h`, `struct nlmsghdr`).
 const HEADER: usize = 16;
-/// The bytes of nfnetlink's own (linux/netfilter/nfnetlink.h, `struct nfgenmsg`).
+/// The bytes of nfnetlink's own (`linux/netfilter/nfnetlink.h`, `struct nfgenmsg`).
 const OWN: usize = 4;
 const REQUEST: u16 = 1;
 const ACK: u16 = 4;

@@ -1,6 +1,6 @@
 //! Connections as the kernel tracks them: as they begin, end, and how much went each way.
 //!
-//! Source: linux/netfilter/nfnetlink_conntrack.h.
+//! Source: `linux/netfilter/nfnetlink_conntrack.h`.
 
 use std::{net::Ipv4Addr, time::Duration};
 

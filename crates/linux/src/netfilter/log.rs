@@ -1,6 +1,6 @@
 //! Packets that a rule with `log group` has seen.
 //!
-//! Source: linux/netfilter/nfnetlink_log.h.
+//! Source: `linux/netfilter/nfnetlink_log.h`.
 
 use std::{net::Ipv4Addr, time::Duration};
 
