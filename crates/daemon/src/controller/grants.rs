@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vnet::{
     command::Command,
-    model::{Holder, Machine, NetworkMode, POD_BATCH, PodAllocation, Role},
+    model::{Holder, Machine, NetworkMode, PodAllocation, Role},
     name::ArmId,
     pods::{
         demand::Scaler,
