@@ -427,7 +427,6 @@ async fn what_the_lab_has_not_is_refused() {
         ("/properties/addonProfiles", json!({ "azurepolicy": { "enabled": true } })),
         ("/properties/kubernetesVersion", json!("1.1.1")),
         ("/properties/agentPoolProfiles/0/osType", json!("Windows")),
-        ("/properties/agentPoolProfiles/0/podIPAllocationMode", json!("StaticBlock")),
         ("/properties/agentPoolProfiles/0/enableAutoScaling", json!(true)),
         ("/properties/agentPoolProfiles/0/enableNodePublicIP", json!(true)),
         ("/identity/type", json!("UserAssigned")),

@@ -72,6 +72,7 @@ fn overlay_and_node_subnet() {
     let cni = status["subnets"].as_array().unwrap().iter().find(|it| it["name"] == "cni").unwrap();
     assert_eq!(cni["held"], 31);
 
+    upgrade(&lab);
     lab.az("aks delete -g rg -n overlay --yes").succeeds();
     lab.az("group delete -n rg --yes").succeeds();
     let status = lab.aksnet(&["status", "-o", "json"]).json();
@@ -80,6 +81,72 @@ fn overlay_and_node_subnet() {
 
     lab.aksnet(&["down"]).succeeds();
     assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// Two pods that end slowly, of which one may be away, behind an internal load balancer.
+const WEB: &str = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: 2, \
+selector: {matchLabels: {app: web}}, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, \
+image: nginx, readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}, \
+lifecycle: {preStop: {sleep: {seconds: 3}}}}]}}}}\n\
+---\n\
+{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: web}, spec: {minAvailable: 1, \
+selector: {matchLabels: {app: web}}}}\n\
+---\n\
+{apiVersion: v1, kind: Service, metadata: {name: web, annotations: \
+{service.beta.kubernetes.io/azure-load-balancer-internal: 'true'}}, spec: {type: LoadBalancer, \
+selector: {app: web}, ports: [{port: 80}]}}\n";
+
+/// An upgrade node by node: the machines are others, their names and addresses are not, a client outside hardly
+/// notices, and a daemon that is killed in the middle goes on.
+fn upgrade(lab: &TestLab) {
+    lab.kubectl("overlay", "delete pod --all --grace-period=0 --force").succeeds();
+    lab.apply("overlay", WEB);
+    let mut front = String::new();
+    eventually("the service has an address", || {
+        front = jsonpath(lab, "overlay", "service web", ".status.loadBalancer.ingress[0].ip");
+        !front.is_empty()
+    });
+    let get = format!("curl -s -m 2 -o /dev/null http://{front}/");
+    eventually("the service answers", || lab.exec("vm", &get).success());
+    let nodes = || {
+        let list = |path: &str| jsonpath(lab, "overlay", "nodes", path);
+        let names = list(".items[*].metadata.name");
+        let ids = list(".items[*].metadata.uid");
+        let addresses = list(".items[*].status.addresses[?(@.type=='InternalIP')].address");
+        (names, addresses, ids.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let before = nodes();
+    let client = lab.exec_in_background(
+        "vm",
+        &format!(
+            "good=0; bad=0; end=$(($(date +%s) + 75)); while [ $(date +%s) -lt $end ]; do \
+             if {get}; then good=$((good + 1)); else bad=$((bad + 1)); fi; sleep 0.05; done; echo $good $bad"
+        ),
+    );
+    lab.az("aks nodepool upgrade -g rg --cluster-name overlay -n nodepool1 --node-image-only --yes --no-wait")
+        .succeeds();
+    eventually("the first node is away", || nodes().2[0] != before.2[0]);
+    lab.kill();
+    lab.aksnet(&["up"]).succeeds();
+    lab.az("aks nodepool wait -g rg --cluster-name overlay -n nodepool1 --updated --interval 1")
+        .succeeds();
+    let after = nodes();
+    assert_eq!((&after.0, &after.1), (&before.0, &before.1));
+    assert!(after.2.iter().all(|id| !before.2.contains(id)), "every machine is another");
+    let events = lab.kubectl("overlay", "get events -A -o jsonpath={.items[*].reason}").stdout();
+    for reason in ["Surge", "Drain", "Upgrade"] {
+        assert!(events.contains(reason), "no event {reason} in {events}");
+    }
+    let status = lab.aksnet(&["status", "-o", "json"]).json();
+    let held = status["subnets"].as_array().unwrap().iter().find(|it| it["name"] == "nodes");
+    // Two nodes and the front end: the surge node's address is free.
+    assert_eq!(held.unwrap()["held"], 3);
+    let output = client.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let counts: Vec<u32> = text.split_whitespace().map(|n| n.parse().unwrap()).collect();
+    let [good, bad] = counts[..] else { panic!("the client says `{text}`") };
+    assert!(good >= 100 && bad * 50 <= good, "{bad} requests of {good} were lost");
+    lab.kubectl("overlay", "delete service web").succeeds();
 }
 
 /// Refused with Azure's code and numbers, and nothing is half done.

@@ -8,7 +8,7 @@ use crate::{
     addr::Prefix4,
     fault::Fault,
     ipam::n_usable,
-    model::{AgentPool, NetworkMode, POD_BATCH},
+    model::{AgentPool, NetworkMode, POD_BATCH, PodAllocation},
 };
 
 /// Addresses of the pod CIDR per node: a /24 (Azure AKS documentation, "Azure CNI Overlay networking").
@@ -51,6 +51,8 @@ pub struct PoolSize {
     pub mode: NetworkMode,
     /// Whether pods have a subnet of their own.
     pub pod_subnet: bool,
+    /// How that subnet is shared out.
+    pub pod_allocation: PodAllocation,
     /// Nodes at most: the autoscaler's maximum, or the count, and surge when that is asked about.
     pub nodes: u32,
     /// Pods per node.
@@ -65,6 +67,7 @@ impl PoolSize {
         Self {
             mode,
             pod_subnet: pool.pod_subnet.is_some(),
+            pod_allocation: pool.pod_allocation,
             nodes: pool.autoscale.map_or(pool.count, |(_, most)| most.max(pool.count)),
             max_pods: pool.max_pods,
         }
@@ -88,7 +91,7 @@ impl PoolSize {
 pub struct Need {
     /// Addresses of the node subnet.
     pub node_subnet: u64,
-    /// Addresses of the pod subnet: the first batch of each node.
+    /// Addresses of the pod subnet: the first batch of each node, or all its blocks.
     pub pod_subnet: u64,
     /// Addresses of the pod CIDR.
     pub pod_cidr: u64,
@@ -100,12 +103,25 @@ pub fn planned_need(size: PoolSize) -> Need {
     let nodes = u64::from(size.nodes);
     Need {
         node_subnet: nodes * u64::from(size.per_node()),
-        pod_subnet: if size.pod_subnet { nodes * POD_BATCH as u64 } else { 0 },
+        pod_subnet: match (size.pod_subnet, size.pod_allocation) {
+            (false, _) => 0,
+            (true, PodAllocation::Dynamic) => nodes * POD_BATCH as u64,
+            (true, PodAllocation::StaticBlock) => {
+                nodes * u64::from(n_blocks(size.max_pods)) * POD_BATCH as u64
+            }
+        },
         pod_cidr: match size.mode {
             NetworkMode::Kubenet | NetworkMode::Overlay => nodes * POD_RANGE,
             NetworkMode::Azure | NetworkMode::None => 0,
         },
     }
+}
+
+/// Blocks of /28 that a node of a static pod subnet has: room for its pods and for one address of its own
+/// (AKS documentation, "Configure Azure CNI Pod Subnet - Static Block Allocation", planning of IP addresses).
+#[must_use]
+pub fn n_blocks(max_pods: u32) -> u32 {
+    (max_pods + 1).div_ceil(16)
 }
 
 /// Pod addresses that a node of a dynamic pod subnet has with `pods` running

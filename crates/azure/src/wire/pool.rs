@@ -8,7 +8,7 @@ use vnet::{
     command::{Command, PutPool},
     fault::Fault,
     kind,
-    model::{AgentPool, Cluster, PoolMode},
+    model::{AgentPool, Cluster, PodAllocation, PoolMode},
     name::Name,
 };
 
@@ -32,6 +32,8 @@ struct Properties {
     subnet: Option<String>,
     #[serde(rename = "podSubnetID")]
     pod_subnet: Option<String>,
+    #[serde(rename = "podIPAllocationMode")]
+    pod_allocation: Option<String>,
     node_labels: Option<BTreeMap<String, String>>,
     node_taints: Option<Vec<String>>,
     upgrade_settings: Option<UpgradeSettings>,
@@ -72,17 +74,15 @@ const KNOWN: [&str; 26] = [
     "/enableNodePublicIP",
     "/status",
     "/eTag",
-    // A preview of `podIPAllocationMode`, which is dynamic here.
     "/podIPAllocationMode",
 ];
 
-const REFUSED: [Refusal; 15] = [
+const REFUSED: [Refusal; 14] = [
     refusal(
         "/osType",
         When::IsNot(&["", "Linux"]),
         "node pools of another operating system than Linux",
     ),
-    refusal("/podIPAllocationMode", When::Is(&["StaticBlock"]), "static blocks of pod addresses"),
     refusal("/enableAutoScaling", When::True, "the cluster autoscaler"),
     refusal(
         "/type",
@@ -142,6 +142,14 @@ pub(super) fn parse_body(
     let pod_subnet = findings.take_some(given(properties.pod_subnet), |id| {
         arm_id_of(&id, kind::SUBNET, "agentPoolProfile.podSubnetID")
     });
+    let pod_allocation = findings.take_some(given(properties.pod_allocation), |text| {
+        let target = "agentPoolProfile.podIPAllocationMode";
+        let mode = one_of(&text, &["DynamicIndividual", "StaticBlock"], target)?;
+        Ok(match mode {
+            "StaticBlock" => PodAllocation::StaticBlock,
+            _ => PodAllocation::Dynamic,
+        })
+    });
     let mode = findings.take_some(given(properties.mode), |text| {
         let mode = one_of(&text, &["System", "User", "Gateway"], "agentPoolProfile.mode")?;
         Ok(if mode == "System" { PoolMode::System } else { PoolMode::User })
@@ -170,7 +178,7 @@ pub(super) fn parse_body(
         kept.remove("/osDiskSizeGB");
     }
     Some(PutPool {
-        pod_allocation: None,
+        pod_allocation,
         name: Name::new(name),
         mode,
         count: properties.count,
@@ -238,6 +246,9 @@ fn render_properties(pool: &AgentPool) -> Value {
     }
     if let Some(subnet) = &pool.pod_subnet {
         body["podSubnetID"] = json!(subnet);
+    }
+    if pool.pod_allocation == PodAllocation::StaticBlock {
+        body["podIPAllocationMode"] = json!("StaticBlock");
     }
     if let Some((min, max)) = pool.autoscale {
         body["minCount"] = json!(min);

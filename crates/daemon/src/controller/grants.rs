@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 use vnet::{
     command::Command,
-    model::{Holder, Machine, NetworkMode, Role},
+    model::{Holder, Machine, NetworkMode, PodAllocation, Role},
     name::ArmId,
     pods::{
         demand::Scaler,
@@ -202,8 +202,10 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
             } else {
                 nic.configs.iter().skip(1).map(|config| config.address).collect()
             };
+            // Static blocks are granted once, with the node.
+            let is_dynamic = pods && pool.pod_allocation == PodAllocation::Dynamic;
             container["type"] = json!("vnet");
-            container["assignmentMode"] = json!(if pods { "dynamic" } else { "static" });
+            container["assignmentMode"] = json!(if is_dynamic { "dynamic" } else { "static" });
             container["subnetName"] = json!(subnet.name.as_str());
             container["subnetAddressSpace"] = json!(subnet.prefix.to_string());
             container["defaultGateway"] = json!(subnet.prefix.nth(1)?.to_string());

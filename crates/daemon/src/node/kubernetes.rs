@@ -184,7 +184,8 @@ impl AddressSource for NetworkConfigSource {
                 }
                 () = agent.used.notified() => (),
             }
-            if network != PodNetwork::PodSubnet {
+            let is_static = current.as_ref().is_some_and(NetworkConfig::is_static);
+            if network != PodNetwork::PodSubnet || is_static {
                 continue;
             }
             // The object that our own patch makes comes by the watch as well; taking it from the
@@ -307,6 +308,7 @@ struct Container {
     primary: Option<String>,
     subnet_name: Option<String>,
     status: Option<String>,
+    assignment_mode: Option<String>,
     ip_assignments: Vec<Assignment>,
 }
 
@@ -373,6 +375,12 @@ impl NetworkConfig {
                 pool.returning().iter().filter_map(|address| names.get(address)).collect();
             Some(json!({ "requestedIPCount": requested, "ipsNotInUse": not_in_use }))
         })
+    }
+
+    /// Whether the node has all addresses that it will ever have.
+    fn is_static(&self) -> bool {
+        let containers = &self.status.network_containers;
+        containers.iter().any(|it| it.assignment_mode.as_deref() == Some("static"))
     }
 
     fn assignments(&self) -> impl Iterator<Item = &Assignment> {

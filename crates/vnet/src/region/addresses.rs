@@ -8,7 +8,10 @@ use crate::{
     command::Accepted,
     fault::Fault,
     ipam,
-    model::{Holder, NetworkMode, NodePhase, POD_BATCH, ProvisioningState, Role, Subnet, Vnet},
+    model::{
+        Holder, NetworkMode, NodePhase, POD_BATCH, PodAllocation, ProvisioningState, Role, Subnet,
+        Vnet,
+    },
     name::{ArmId, Name},
 };
 
@@ -22,6 +25,9 @@ const FIRST_LAB_ADDRESS: u64 = 4;
 pub(super) fn lab_internet() -> Prefix4 {
     Prefix4::containing(LAB_INTERNET.0, LAB_INTERNET.1)
 }
+
+/// The length of a static block.
+const BLOCK_LENGTH: u8 = 28;
 
 impl Change {
     /// The subnet `id`, if `user` (a resource in `location`) may put something into it.
@@ -112,6 +118,36 @@ impl Change {
         Ok(addresses)
     }
 
+    /// Takes the `n` lowest free blocks of /28 of `subnet`. Its first and last ones have addresses that Azure keeps.
+    pub(super) fn hold_blocks(
+        &mut self,
+        subnet: &ArmId,
+        n: u32,
+        holder: &Holder,
+    ) -> Result<(), Fault> {
+        let (_, there) =
+            self.region.subnet(subnet).ok_or_else(|| refusal::reference(subnet, subnet))?;
+        let n = n as usize;
+        let is_free = |block: &Prefix4| {
+            let is_held = there.held.range(block.network()..=block.broadcast()).next().is_some();
+            let is_edge = [block.network(), block.broadcast()]
+                .into_iter()
+                .any(|address| ipam::is_reserved(there.prefix, address));
+            !is_held && !is_edge
+        };
+        let blocks: Vec<Prefix4> =
+            there.prefix.subnets(BLOCK_LENGTH).filter(is_free).take(n).collect();
+        if blocks.len() < n {
+            return Err(full(there, n * POD_BATCH));
+        }
+        let held = &mut self.subnet_mut(subnet).held;
+        for block in blocks {
+            let addresses = (0..block.n_addresses()).filter_map(|offset| block.nth(offset));
+            held.extend(addresses.map(|address| (address, holder.clone())));
+        }
+        Ok(())
+    }
+
     /// Gives an address back. Giving back what nobody holds is success.
     pub(super) fn release(&mut self, subnet: &ArmId, address: Ipv4Addr) {
         if self.region.subnet(subnet).is_some_and(|(_, subnet)| subnet.held.contains_key(&address))
@@ -196,11 +232,16 @@ impl Change {
     ) -> Result<Accepted, Fault> {
         let pod_subnet = self.region.machines.get(machine).and_then(|machine| {
             let node = machine.node()?;
-            self.region.clusters.get(&node.cluster)?.pools.get(&node.pool)?.pod_subnet.clone()
+            let pool = self.region.clusters.get(&node.cluster)?.pools.get(&node.pool)?;
+            Some((pool.pod_subnet.clone()?, pool.pod_allocation))
         });
-        let Some(pod_subnet) = pod_subnet else {
+        let Some((pod_subnet, allocation)) = pod_subnet else {
             return Err(refusal::not_found(machine));
         };
+        if allocation == PodAllocation::StaticBlock {
+            // All that it ever gets, it has.
+            return Ok(UNCHANGED);
+        }
         let wanted = usize::try_from(total).unwrap_or(usize::MAX);
         // Single addresses come and go while the subnet is exhausted, and at a node's maximum of 250.
         let step = if wanted.is_multiple_of(POD_BATCH) { POD_BATCH } else { 1 };

@@ -9,10 +9,10 @@ use crate::{
     kind,
     model::{
         AgentPool, Allocation, Cluster, Holder, IpConfiguration, Machine, Meta, Nic, NodePhase,
-        NodeRole, POD_BATCH, ProvisioningState, Role, Tags, UpgradeStep,
+        NodeRole, POD_BATCH, PodAllocation, ProvisioningState, Role, Tags, UpgradeStep,
     },
     name::{ArmId, Name},
-    sizing::{POD_RANGE_LENGTH, PoolSize},
+    sizing::{self, POD_RANGE_LENGTH, PoolSize},
 };
 
 /// The load balancers that a cluster's cloud provider keeps, and their back-end pools
@@ -88,9 +88,15 @@ impl Change {
             config: name(i),
         })?;
         if let Some(pod_subnet) = &pool.pod_subnet {
-            self.hold_many(pod_subnet, POD_BATCH, |_| Holder::PodBatch {
-                node: machine_id.clone(),
-            })?;
+            let holder = Holder::PodBatch { node: machine_id.clone() };
+            match pool.pod_allocation {
+                PodAllocation::Dynamic => {
+                    self.hold_many(pod_subnet, POD_BATCH, |_| holder.clone())?;
+                }
+                PodAllocation::StaticBlock => {
+                    self.hold_blocks(pod_subnet, sizing::n_blocks(pool.max_pods), &holder)?;
+                }
+            }
         }
         let configs = addresses.into_iter().enumerate().map(|(i, address)| IpConfiguration {
             name: name(i),

@@ -2,13 +2,13 @@
 
 use super::{
     Change, etag, network,
-    pools::{NODE_SUBNET, POD_SUBNET},
+    pools::{NODE_SUBNET, POD_ALLOCATION, POD_SUBNET},
     refusal,
 };
 use crate::{
     fault::Fault,
     kind,
-    model::{AgentPool, Cluster, Delegation, Holder, NetworkMode, Subnet},
+    model::{AgentPool, Cluster, Delegation, Holder, NetworkMode, PodAllocation, Subnet},
     name::{ArmId, Name},
 };
 
@@ -51,6 +51,10 @@ impl Change {
         }
         match &pool.pod_subnet {
             Some(pod_subnet) => self.check_pod_subnet(cluster, pool, pod_subnet),
+            None if pool.pod_allocation == PodAllocation::StaticBlock => Err(refusal::invalid(
+                POD_ALLOCATION,
+                "Static blocks are of a pod subnet, and the agent pool has none.",
+            )),
             None => Ok(()),
         }
     }
@@ -97,6 +101,21 @@ impl Change {
             return Err(refusal::invalid(POD_SUBNET, &format!("{id} is a node subnet.")));
         }
         let subnet = self.pool_subnet(cluster, id, POD_SUBNET)?;
+        let others = self.region.clusters.values().map(|other| other.as_ref());
+        let others = others.filter(|other| other.meta.id != cluster.meta.id).chain([cluster]);
+        let mixed = others.flat_map(|other| other.pools.values()).find(|other| {
+            other.pod_subnet.as_ref() == Some(id) && other.pod_allocation != pool.pod_allocation
+        });
+        if let Some(other) = mixed {
+            return Err(refusal::invalid(
+                POD_ALLOCATION,
+                &format!(
+                    "{id} is shared out otherwise for agent pool {}; a subnet is either shared out in static blocks or \
+                     dynamically.",
+                    other.name
+                ),
+            ));
+        }
         let is_aks = |one: &Delegation| one.service.eq_ignore_ascii_case(kind::AKS_SERVICE);
         if let Some(other) = subnet.delegations.iter().find(|one| !is_aks(one)) {
             return Err(Fault::bad(

@@ -27,6 +27,9 @@ pub(super) const NODE_SUBNET: &str = "agentPoolProfile.vnetSubnetID";
 /// The property that names a pool's pod subnet.
 pub(super) const POD_SUBNET: &str = "agentPoolProfile.podSubnetID";
 
+/// The property that says how a pod subnet is shared out.
+pub(super) const POD_ALLOCATION: &str = "agentPoolProfile.podIPAllocationMode";
+
 impl Change {
     pub(super) fn put_pool(&mut self, id: &ArmId, put: PutPool) -> Result<Accepted, Fault> {
         self.live_group(id)?;
@@ -180,6 +183,7 @@ impl Change {
         let fixed = [
             (put.subnet.is_some_and(|subnet| subnet != old.subnet), NODE_SUBNET),
             (put.pod_subnet.is_some_and(|subnet| Some(subnet) != old.pod_subnet), POD_SUBNET),
+            (put.pod_allocation.is_some_and(|it| it != old.pod_allocation), POD_ALLOCATION),
             (put.max_pods.is_some_and(|pods| pods != old.max_pods), "agentPoolProfile.maxPods"),
             (
                 put.vm_size.is_some_and(|size| !size.eq_ignore_ascii_case(&old.vm_size)),

@@ -4,7 +4,7 @@ use vnet::{
     command::{Accepted, Command, Outcome, PutPool},
     fault::Fault,
     kind,
-    model::{NetworkMode, NodePhase, PoolMode, ProvisioningState},
+    model::{NetworkMode, NodePhase, PodAllocation, PoolMode, ProvisioningState},
     name::ArmId,
 };
 
@@ -173,6 +173,49 @@ fn pools_come_and_go() {
     lab.up("c", NodePhase::Ready);
     let fault = lab.refused(Command::Delete { id: id("subnet v/more") });
     assert!(fault.message.contains("virtualMachineScaleSets/aks-user2-"), "{fault}");
+}
+
+#[test]
+fn static_blocks_are_aligned_and_stay() {
+    let mut lab = Lab::new();
+    lab.vnet("v", &["10.1.0.0/16"]);
+    lab.subnet("v", "nodes", "10.1.0.0/24");
+    lab.subnet("v", "pods", "10.1.2.0/25");
+    let in_blocks = |name: &str, count: u32| PutPool {
+        pod_subnet: Some(id("subnet v/pods")),
+        pod_allocation: Some(PodAllocation::StaticBlock),
+        ..pool_in(name, count, "v/nodes")
+    };
+    lab.cluster("c", cluster(NetworkMode::Azure, vec![in_blocks("nodepool1", 2)])).unwrap();
+    lab.up("c", NodePhase::Ready);
+    let blocks = |lab: &Lab, i: usize| {
+        let has = lab.region.pod_addresses_of(&lab.region.nodes_of(&id("cluster c"))[i].meta.id);
+        (has.len(), has[0].to_string(), has[has.len() - 1].to_string())
+    };
+    // Two of /28 for 30 pods; the subnet's first one has what Azure keeps.
+    assert_eq!(blocks(&lab, 0), (32, "10.1.2.16".to_owned(), "10.1.2.47".to_owned()));
+    assert_eq!(blocks(&lab, 1), (32, "10.1.2.48".to_owned(), "10.1.2.79".to_owned()));
+    // Never more and never fewer.
+    let machine = lab.region.nodes_of(&id("cluster c"))[0].meta.id.clone();
+    let all = lab.region.pod_addresses_of(&machine);
+    let fewer = Command::SetPodAddresses { machine, total: 16, released: all };
+    assert_eq!(lab.must(fewer).outcome, Outcome::Unchanged);
+    // Six blocks of the /25 are whole, and four are taken.
+    lab.must(put_pool("c", in_blocks("nodepool1", 3)));
+    lab.up("c", NodePhase::Ready);
+    assert_eq!(blocks(&lab, 2).1, "10.1.2.80");
+    assert_eq!(
+        lab.refused(put_pool("c", in_blocks("nodepool1", 4))).code,
+        "InsufficientSubnetSize"
+    );
+    let dynamic = PutPool { pod_allocation: None, ..in_blocks("other", 1) };
+    let fault = lab.refused(put_pool("c", dynamic));
+    assert_eq!(fault.target.as_deref(), Some("agentPoolProfile.podIPAllocationMode"));
+    let change = PutPool { pod_allocation: Some(PodAllocation::Dynamic), ..pool("nodepool1", 3) };
+    assert_eq!(lab.refused(put_pool("c", change)).code, "PropertyChangeNotAllowed");
+    let mut alone = in_blocks("other", 1);
+    alone.pod_subnet = None;
+    assert_eq!(lab.refused(put_pool("c", alone)).code, "InvalidParameter");
 }
 
 #[test]

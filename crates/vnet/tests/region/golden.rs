@@ -3,8 +3,10 @@
 use vnet::{
     command::{PutCluster, PutPool},
     ipam::n_usable,
-    model::NetworkMode,
-    sizing::{Need, PoolSize, Range, check_fits, planned_need, pod_addresses, surge_nodes},
+    model::{NetworkMode, PodAllocation},
+    sizing::{
+        Need, PoolSize, Range, check_fits, n_blocks, planned_need, pod_addresses, surge_nodes,
+    },
 };
 
 use crate::support::{Lab, cluster, id, pool_in, prefix, put_cluster, put_pool};
@@ -141,7 +143,13 @@ fn a_pod_subnet_has_15_nodes() {
 
 /// Nodes with their surge, of a mode and a number of pods.
 fn need(mode: NetworkMode, nodes: u32, surge: u32, max_pods: u32) -> Need {
-    planned_need(PoolSize { mode, pod_subnet: false, nodes: nodes + surge, max_pods })
+    planned_need(PoolSize {
+        mode,
+        pod_subnet: false,
+        pod_allocation: PodAllocation::Dynamic,
+        nodes: nodes + surge,
+        max_pods,
+    })
 }
 
 #[test]
@@ -172,7 +180,13 @@ fn plans() {
         (12, 12)
     );
     assert!(12 > n_usable(prefix("10.0.0.0/28")) && 12 <= n_usable(prefix("10.0.0.0/27")));
-    let pods = PoolSize { mode: Azure, pod_subnet: true, nodes: 3, max_pods: 30 };
+    let pods = PoolSize {
+        mode: Azure,
+        pod_subnet: true,
+        pod_allocation: PodAllocation::Dynamic,
+        nodes: 3,
+        max_pods: 30,
+    };
     assert_eq!(planned_need(pods), Need { node_subnet: 3, pod_subnet: 48, pod_cidr: 0 });
 }
 
@@ -212,5 +226,15 @@ fn pods_of_a_dynamic_pod_subnet() {
     let steady = [(0, 16), (8, 16), (9, 32), (24, 32), (25, 48), (30, 48), (110, 128), (250, 250)];
     for (pods, addresses) in steady {
         assert_eq!(pod_addresses(pods), addresses, "{pods} pods");
+    }
+}
+
+#[test]
+fn static_blocks_have_room_for_every_pod_and_the_node() {
+    // AKS documentation, "Static Block Allocation": its table of maximum pods and blocks.
+    for (max_pods, blocks) in
+        [(15, 1), (16, 2), (30, 2), (31, 2), (32, 3), (110, 7), (239, 15), (250, 16)]
+    {
+        assert_eq!(n_blocks(max_pods), blocks, "{max_pods}");
     }
 }
