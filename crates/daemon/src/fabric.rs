@@ -15,8 +15,8 @@
 //! # Caveats
 //! Health is not durable. After a start every member is asked once before anything is changed.
 
-mod dns;
 mod belief;
+mod dns;
 mod instance;
 mod internet;
 mod kept;

@@ -28,12 +28,7 @@ pub fn load_table(namespace: &Netns, table: &str, text: &str) -> Result<(), Linu
 
 /// Changes the table where `delta` says so, if the text with the digest `before` is what is loaded; from then on
 /// `text` is. When it is refused, the old one stands.
-pub fn change(
-    namespace: &Netns,
-    delta: &str,
-    before: &str,
-    text: &str,
-) -> Result<(), LinuxError> {
+pub fn change(namespace: &Netns, delta: &str, before: &str, text: &str) -> Result<(), LinuxError> {
     // Deleting a chain that is not there refuses the whole of it.
     let marks = format!(
         "delete chain ip {TABLE} {LOADED}{before}\nadd chain ip {TABLE} {LOADED}{}\n",

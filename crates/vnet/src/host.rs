@@ -7,8 +7,8 @@
 pub(crate) mod balancing;
 mod control;
 mod cuts;
-pub(crate) mod egress;
 mod delta;
+pub(crate) mod egress;
 pub mod fabric;
 mod gates;
 pub mod health;

@@ -53,13 +53,17 @@ impl<'a> Reader<'a> {
 
     /// Whether the block that has just begun is one of typed elements.
     fn is_set(&mut self) -> bool {
-        self.lines.peek().is_some_and(|line| line.starts_with("\t\ttype ") && !line.contains(" hook "))
+        self.lines
+            .peek()
+            .is_some_and(|line| line.starts_with("\t\ttype ") && !line.contains(" hook "))
     }
 
     /// Passes over type and flags of a set; says whether they are the same in both.
     fn skip_to_elements(&mut self, other: &mut Self) -> bool {
         loop {
-            let (Some(here), Some(there)) = (self.lines.peek(), other.lines.peek()) else { return false };
+            let (Some(here), Some(there)) = (self.lines.peek(), other.lines.peek()) else {
+                return false;
+            };
             let is_head = |line: &str| !line.starts_with(ELEMENTS) && line != "\t}";
             match (is_head(here), is_head(there)) {
                 (false, false) => return true,
@@ -103,7 +107,11 @@ mod tests {
 
     fn table(sources: &str, map: &str, rule: &str) -> String {
         let set = |head: &str, elements: &str| {
-            let elements = if elements.is_empty() { String::new() } else { format!("{ELEMENTS}{elements} }}\n") };
+            let elements = if elements.is_empty() {
+                String::new()
+            } else {
+                format!("{ELEMENTS}{elements} }}\n")
+            };
             format!("\t{head} {{\n\t\ttype ipv4_addr\n\t\tflags interval\n{elements}\t}}\n")
         };
         format!(
@@ -140,7 +148,8 @@ mod tests {
         );
         check(["1.1.1.1", "", "accept"], ["1.1.1.1", "", "drop"], None);
         assert_eq!(delta(&table("", "", ""), "table ip aksnet {\n}\n"), None);
-        let other = table("", "", "").replace("set sources {\n\t\ttype ipv4_addr", "set sources {\n\t\ttype ifname");
+        let other = table("", "", "")
+            .replace("set sources {\n\t\ttype ipv4_addr", "set sources {\n\t\ttype ifname");
         assert_eq!(delta(&table("", "", ""), &other), None);
     }
 }

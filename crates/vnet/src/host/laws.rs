@@ -88,7 +88,9 @@ fn change(seen: &mut Observed, action: &Action) {
             }
         }
         Action::SetSysctl { name, value } => drop(seen.sysctls.insert(name.clone(), value.clone())),
-        Action::LoadRuleset(text) | Action::ChangeRuleset { text, .. } => seen.nft = Some(digest(text)),
+        Action::LoadRuleset(text) | Action::ChangeRuleset { text, .. } => {
+            seen.nft = Some(digest(text))
+        }
         Action::DropRuleset => seen.nft = None,
         Action::AddAddress(address) => {
             assert!(seen.links.contains_key(&address.link), "ENODEV");

@@ -32,8 +32,9 @@ pub(crate) fn measure(aksnet: &Path) -> anyhow::Result<Value> {
         "network vnet create -g {GROUP} -n net --address-prefixes 10.20.0.0/16 \
          --subnet-name nodes --subnet-prefixes 10.20.0.0/20"
     ))?;
-    let subnet = lab
-        .az(&format!("network vnet subnet show -g {GROUP} --vnet-name net -n nodes --query id -o tsv"))?;
+    let subnet = lab.az(&format!(
+        "network vnet subnet show -g {GROUP} --vnet-name net -n nodes --query id -o tsv"
+    ))?;
     let before = available_mb()?;
     let (_, create) = timed(|| {
         lab.az(&format!(
@@ -70,7 +71,8 @@ fn ask_all(lab: &Lab, list: &str) -> anyhow::Result<usize> {
     let value: Value = serde_json::from_str(list)?;
     let all = value["pods"].as_array().context("no list of pods")?;
     ensure!(all.len() == PODS, "{} pods of {PODS} were made", all.len());
-    let own = all.first().and_then(|pod| pod["address"].as_str()).context("a pod has no address")?;
+    let own =
+        all.first().and_then(|pod| pod["address"].as_str()).context("a pod has no address")?;
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), list)?;
     let path = file.path().to_string_lossy();
@@ -83,7 +85,9 @@ fn ask_all(lab: &Lab, list: &str) -> anyhow::Result<usize> {
 fn available_mb() -> anyhow::Result<i64> {
     let text = fs::read_to_string("/proc/meminfo")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kb: i64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no MemAvailable")?;
+    let kb: i64 = line
+        .and_then(|line| line.split_whitespace().next()?.parse().ok())
+        .context("no MemAvailable")?;
     Ok(kb / 1024)
 }
 
@@ -92,6 +96,7 @@ fn resident_mb(lab: &str, what: &str) -> anyhow::Result<u64> {
     let value: Value = serde_json::from_str(&fs::read_to_string(path)?)?;
     let status = fs::read_to_string(format!("/proc/{}/status", value["pid"]))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kb: u64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no VmRSS")?;
+    let kb: u64 =
+        line.and_then(|line| line.split_whitespace().next()?.parse().ok()).context("no VmRSS")?;
     Ok(kb / 1024)
 }

@@ -49,7 +49,11 @@ async fn one_size(lab: &str, n: usize) -> anyhow::Result<Value> {
     let store = Store::in_memory()?;
     let change = |command| store.change(command, now()).map(drop);
     let group = group();
-    change(Command::PutGroup { id: group.clone(), location: "eastus".to_owned(), tags: BTreeMap::new() })?;
+    change(Command::PutGroup {
+        id: group.clone(),
+        location: "eastus".to_owned(),
+        tags: BTreeMap::new(),
+    })?;
     change(Command::PutVnet {
         common: common(vnet_id()),
         prefixes: vec!["10.0.0.0/16".parse()?],
@@ -73,7 +77,8 @@ async fn one_size(lab: &str, n: usize) -> anyhow::Result<Value> {
     let settings = daemon::fabric::Settings { lab: lab.to_owned(), ..Default::default() };
     let fabric = tokio::spawn(daemon::fabric::run(store.clone(), settings));
     let begin = Instant::now();
-    wait(&store, |region| region.machines.values().all(|machine| is_real(machine.meta.state))).await?;
+    wait(&store, |region| region.machines.values().all(|machine| is_real(machine.meta.state)))
+        .await?;
     let first = begin.elapsed();
 
     // A NIC that is there may forward from now on: two elements of the rule set.
@@ -92,7 +97,8 @@ async fn one_size(lab: &str, n: usize) -> anyhow::Result<Value> {
         settle().await;
         let begin = Instant::now();
         change(put_vm(n + round))?;
-        wait(&store, |region| region.machines.values().all(|machine| is_real(machine.meta.state))).await?;
+        wait(&store, |region| region.machines.values().all(|machine| is_real(machine.meta.state)))
+            .await?;
         more.push(begin.elapsed());
     }
     let region = store.snapshot();
@@ -166,7 +172,10 @@ fn put_nic(number: usize, ip_forwarding: bool) -> Command {
 }
 
 fn put_vm(number: usize) -> Command {
-    Command::PutVm { common: common(group().sibling(kind::VM, &format!("vm{number}"))), nic: nic_id(number) }
+    Command::PutVm {
+        common: common(group().sibling(kind::VM, &format!("vm{number}"))),
+        nic: nic_id(number),
+    }
 }
 
 /// Median, best and worst, with one decimal.
