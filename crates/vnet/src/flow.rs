@@ -306,7 +306,7 @@ impl<'m, 'a> Walker<'m, 'a> {
                     && node.pod_range.is_some_and(|range| range.contains(flow.destination))
             });
             return match node {
-                Some(node) => self.into_nic(network, node, flow),
+                Some(node) => self.enter(network, node, flow),
                 None => self.drop(Reason::NobodyThere),
             };
         }
@@ -328,13 +328,13 @@ impl<'m, 'a> Walker<'m, 'a> {
     /// To who has `address` in a virtual network.
     fn arrive(&mut self, network: &'m Network<'a>, address: Ipv4Addr, flow: Flow) {
         match network.view.holder(address) {
-            Some(port) => self.into_nic(network, port, flow),
+            Some(port) => self.enter(network, port, flow),
             None => self.drop(Reason::NobodyThere),
         }
     }
 
     /// Into a NIC.
-    fn into_nic(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
+    fn enter(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
         let subnet = network.subnet_for(port, flow.destination);
         if !self.gates(network, port, subnet, Direction::Inbound, &flow) {
             return self.drop(Reason::Denied);
@@ -428,7 +428,7 @@ impl<'m, 'a> Walker<'m, 'a> {
             let frontend = flow.destination;
             self.steps.push(Step::Balanced { frontend, member: *member, after });
             match network.view.holder(*member) {
-                Some(port) => self.into_nic(network, port, after),
+                Some(port) => self.enter(network, port, after),
                 None => self.drop(Reason::NobodyThere),
             }
             self.steps.truncate(n_steps);

@@ -154,10 +154,8 @@ pub(super) fn parse_body(
         let mode = one_of(&text, &["System", "User", "Gateway"], "agentPoolProfile.mode")?;
         Ok(if mode == "System" { PoolMode::System } else { PoolMode::User })
     });
-    let cluster = match asked.id.is_kind(kind::POOL) {
-        true => asked.id.parent(),
-        false => Some(asked.id.clone()),
-    };
+    let cluster =
+        if asked.id.is_kind(kind::POOL) { asked.id.parent() } else { Some(asked.id.clone()) };
     let cluster = cluster.and_then(|id| asked.view.region.clusters.get(&id));
     let stored = cluster.and_then(|cluster| cluster.pools.get(&Name::new(name)));
     let version = findings.take_some(given(properties.orchestrator_version), |text| {

@@ -48,9 +48,13 @@ pub(super) fn as_made(name: &str, made: &NamespaceState, numbers: &mut Numbers) 
     }
 }
 
-/// Puts changes in the place of new tables, where the table that is loaded is known.
-pub(super) fn change_tables(steps: &mut [Step], made: &BTreeMap<String, NamespaceState>) {
-    for step in steps {
+/// Puts changes in the place of new tables, where the table that is loaded is known: not in `created` namespaces.
+pub(super) fn change_tables(
+    steps: &mut [Step],
+    made: &BTreeMap<String, NamespaceState>,
+    created: &[String],
+) {
+    for step in steps.iter_mut().filter(|step| !created.contains(&step.namespace)) {
         let loaded = made.get(&step.namespace).and_then(|made| made.nft.as_deref());
         if let (Action::LoadRuleset(text), Some(loaded)) = (&step.action, loaded)
             && let Some(delta) = delta(loaded, text)

@@ -24,8 +24,8 @@ pub struct Reconciler {
 pub enum Scope {
     /// Looks at every namespace, and mends what others did.
     All,
-    /// Believes that all is as it was made, and changes what should be other. When it is not so, the kernel refuses
-    /// something, or the next look at everything mends it.
+    /// Believes that namespaces which are there are as they were made, and changes what should be other. When it is not
+    /// so, the kernel refuses something, or the next look at everything mends it.
     Changed,
 }
 
@@ -60,11 +60,8 @@ impl Reconciler {
         let made = std::mem::take(&mut self.made);
         let mut done = Done::default();
         let is_believed = scope == Scope::Changed && !made.is_empty();
-        let present: BTreeSet<String> = if is_believed {
-            made.keys().cloned().collect()
-        } else {
-            Netns::list()?.into_iter().filter(|name| is_fabric_ns(&self.lab, name)).collect()
-        };
+        let present: BTreeSet<String> =
+            Netns::list()?.into_iter().filter(|name| is_fabric_ns(&self.lab, name)).collect();
         for name in &present {
             if !desired.namespaces.contains_key(name) {
                 Netns::delete(name)?;
@@ -77,7 +74,7 @@ impl Reconciler {
                 Netns::ensure(name)?;
                 done.created.push(name.clone());
             }
-            let before = made.get(name).filter(|_| is_believed);
+            let before = made.get(name).filter(|_| is_believed && present.contains(name));
             if before == Some(state) {
                 continue;
             }
@@ -93,7 +90,7 @@ impl Reconciler {
         let mut numbers = Numbers::default();
         for name in touched {
             let Some(state) = desired.namespaces.get(name) else { continue };
-            let seen = match made.get(name).filter(|_| is_believed) {
+            let seen = match made.get(name).filter(|_| is_believed && present.contains(name)) {
                 Some(made) => belief::as_made(name, made, &mut numbers),
                 None => linux::net::observe(&Netns::open(name)?, state)?,
             };
@@ -101,7 +98,7 @@ impl Reconciler {
         }
         done.steps = plan(desired, &observed);
         if is_believed {
-            belief::change_tables(&mut done.steps, &made);
+            belief::change_tables(&mut done.steps, &made, &done.created);
         }
         for step in &done.steps {
             if let Action::LoadRuleset(_) = step.action {

@@ -307,21 +307,20 @@ impl Worker<'_> {
             link: link.to_owned(),
             namespace: self.namespace.name().to_owned(),
         };
-        let indexes = match &self.indexes {
-            Some(indexes) => indexes,
-            None => {
-                self.flush()?;
-                if let Some(index) = self.asked.get(link) {
-                    return Ok(*index);
-                }
-                // A namespace may have a thousand links, and a change is often of one.
-                if self.asked.len() < FEW {
-                    let index = link_index(&mut self.netlink, link)?.ok_or_else(missing)?;
-                    self.asked.insert(link.to_owned(), index);
-                    return Ok(index);
-                }
-                self.indexes.insert(link_indexes(&mut self.netlink)?)
+        let indexes = if let Some(indexes) = &self.indexes {
+            indexes
+        } else {
+            self.flush()?;
+            if let Some(index) = self.asked.get(link) {
+                return Ok(*index);
             }
+            // A namespace may have a thousand links, and a change is often of one.
+            if self.asked.len() < FEW {
+                let index = link_index(&mut self.netlink, link)?.ok_or_else(missing)?;
+                self.asked.insert(link.to_owned(), index);
+                return Ok(index);
+            }
+            self.indexes.insert(link_indexes(&mut self.netlink)?)
         };
         indexes.get(link).copied().ok_or_else(missing)
     }

@@ -89,7 +89,7 @@ fn change(seen: &mut Observed, action: &Action) {
         }
         Action::SetSysctl { name, value } => drop(seen.sysctls.insert(name.clone(), value.clone())),
         Action::LoadRuleset(text) | Action::ChangeRuleset { text, .. } => {
-            seen.nft = Some(digest(text))
+            seen.nft = Some(digest(text));
         }
         Action::DropRuleset => seen.nft = None,
         Action::AddAddress(address) => {

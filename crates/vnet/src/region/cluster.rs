@@ -181,7 +181,7 @@ impl Change {
         if is_upgrade {
             cluster.meta.state = ProvisioningState::Upgrading;
         }
-        self.check_pool_versions(&cluster)?;
+        check_pool_versions(&cluster)?;
         self.change_outbound(old, &mut cluster, put.outbound, put.outbound_profile)?;
         if is_migration {
             let pod_cidr = put.pod_cidr.or(old.pod_cidr);
@@ -193,14 +193,6 @@ impl Change {
         self.region.clusters.insert(id.clone(), Arc::new(cluster));
         self.advance_upgrades(&id);
         Ok(self.put(&id, false))
-    }
-
-    /// Refuses pools of versions that the cluster's control plane cannot have.
-    fn check_pool_versions(&self, cluster: &Cluster) -> Result<(), Fault> {
-        cluster
-            .pools
-            .values()
-            .try_for_each(|pool| upgrades::check_skew(&cluster.version, &pool.version))
     }
 
     /// One write at a time (AKS: `OperationNotAllowed`).
@@ -402,6 +394,14 @@ impl Change {
         };
         self.region.route_tables.insert(id.clone(), Arc::new(table));
     }
+}
+
+/// Refuses pools of versions that the cluster's control plane cannot have.
+fn check_pool_versions(cluster: &Cluster) -> Result<(), Fault> {
+    cluster
+        .pools
+        .values()
+        .try_for_each(|pool| upgrades::check_skew(&cluster.version, &pool.version))
 }
 
 /// Refuses to change what is fixed when a cluster is made.

@@ -101,7 +101,7 @@ impl Change {
             return Err(refusal::invalid(POD_SUBNET, &format!("{id} is a node subnet.")));
         }
         let subnet = self.pool_subnet(cluster, id, POD_SUBNET)?;
-        let others = self.region.clusters.values().map(|other| other.as_ref());
+        let others = self.region.clusters.values().map(AsRef::as_ref);
         let others = others.filter(|other| other.meta.id != cluster.meta.id).chain([cluster]);
         let mixed = others.flat_map(|other| other.pools.values()).find(|other| {
             other.pod_subnet.as_ref() == Some(id) && other.pod_allocation != pool.pod_allocation

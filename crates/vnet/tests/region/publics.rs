@@ -36,12 +36,12 @@ impl Lab {
     fn public_address(&self, name: &str) -> String {
         self.region.public_ips[&id(&format!("pip {name}"))].address.to_string()
     }
+}
 
-    fn with_gateway(&mut self, path: &str, range: &str, gateway: Option<&str>) -> Command {
-        let (vnet, name) = path.split_once('/').unwrap();
-        let nat_gateway = gateway.map(|name| id(&format!("nat {name}")));
-        put_subnet(vnet, PutSubnet { nat_gateway, ..subnet(name, range) })
-    }
+fn with_gateway(path: &str, range: &str, gateway: Option<&str>) -> Command {
+    let (vnet, name) = path.split_once('/').unwrap();
+    let nat_gateway = gateway.map(|name| id(&format!("nat {name}")));
+    put_subnet(vnet, PutSubnet { nat_gateway, ..subnet(name, range) })
 }
 
 /// NIC `n` in subnet `v/s` with a public IP on its configuration `one`.
@@ -203,7 +203,7 @@ fn a_nat_gateway_of_a_subnet_stays() {
     let with = |lab: &mut Lab, path: &str, gateway| {
         let range = ["10.1.0.0/24", "10.1.1.0/24", "10.2.0.0/24"]
             [["v/s", "v/t", "w/s"].iter().position(|it| *it == path).unwrap()];
-        lab.with_gateway(path, range, gateway)
+        with_gateway(path, range, gateway)
     };
     for path in ["v/s", "v/t"] {
         let command = with(&mut lab, path, Some("g"));

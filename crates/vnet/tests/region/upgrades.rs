@@ -258,6 +258,8 @@ fn finish(lab: &mut Lab) {
 
 #[test]
 fn node_subnet_to_overlay_gives_the_pods_addresses_back() {
+    use NetworkMode::{Azure, Overlay};
+
     let mut lab = lab(NetworkMode::Azure, 2, "1", "10.1.0.0/24");
     assert_eq!(lab.held("v/nodes"), 62);
     let put = PutCluster { pod_cidr: Some(prefix("192.168.0.0/16")), ..to_overlay() };
@@ -273,7 +275,6 @@ fn node_subnet_to_overlay_gives_the_pods_addresses_back() {
         let nodes = lab.region.nodes_of(&id("cluster c")).into_iter();
         nodes.map(|node| lab.region.image_of(node).unwrap().mode).collect()
     };
-    use NetworkMode::{Azure, Overlay};
     assert_eq!(modes(&lab), [Azure, Azure, Overlay]);
     for _ in 0..2 {
         lab.upgrade_step("c", NodePhase::Ready);

@@ -165,9 +165,9 @@ fn gateway_profile(view: &View<'_>, cluster: &Cluster) -> Value {
     if let OutboundAddresses::Managed(count) = asked.addresses {
         profile["managedOutboundIPProfile"] = json!({ "count": count });
     }
-    let subnets =
+    let mut subnets =
         view.region.vnets.get(&cluster.vnet).into_iter().flat_map(|it| it.subnets.values());
-    let gateway = subnets.filter_map(|subnet| subnet.nat_gateway.as_ref()).next();
+    let gateway = subnets.find_map(|subnet| subnet.nat_gateway.as_ref());
     let gateway = gateway.and_then(|id| view.region.nat_gateways.get(id));
     if let Some(gateway) = gateway.filter(|_| cluster.meta.state == ProvisioningState::Succeeded) {
         profile["effectiveOutboundIPs"] = json!(references(gateway.public_ips.clone()));
