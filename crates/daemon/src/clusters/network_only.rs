@@ -213,7 +213,7 @@ pub(super) async fn run(shared: &Arc<Shared>, store: &Store) {
             }
         }
     };
-    own.recover().await;
+    own.recover();
     // Set once: this is the only place.
     let _ = shared.network_only.set(own.clone());
     let mut wake = store.watch();
@@ -261,7 +261,7 @@ impl NetworkOnly {
 
     /// Takes up the pods of a daemon that has ended. What it was in the middle of is undone: whoever asked for
     /// it has got no answer.
-    async fn recover(&self) {
+    fn recover(&self) {
         let nodes = fs::read_dir(nodes_dir(&self.places.run)).into_iter().flatten().flatten();
         let found = nodes.flat_map(|node| records::read_all(&node.path().join("pods")));
         let mut known = BTreeSet::new();
@@ -341,7 +341,7 @@ impl NetworkOnly {
                 return Ok(());
             }
             tracing::info!(n_pods = voices.len(), "starting what answers in pods");
-            own.echo.be_exactly(voices)
+            own.echo.be_exactly(&voices)
         })
         .await
     }
@@ -547,7 +547,7 @@ impl NetworkOnly {
             let added = self.plugins.run(move || add(&at, &container)).await;
             match added {
                 Err(error) if error.is_passing() && begin.elapsed() < PATIENCE => {
-                    sleep(AGAIN).await
+                    sleep(AGAIN).await;
                 }
                 other => break other.map_err(|error| error.to_string())?,
             }

@@ -54,11 +54,11 @@ pub(super) async fn advance(pass: &Pass<'_>, upgrades: &mut Upgrades) -> Result<
         let Some(node) = machine.node() else { continue };
         let Some(pool) = pass.cluster.pools.get(&node.pool) else { continue };
         if node.is_surge && pass.cluster.mode.is_up(node.phase) {
-            let note = format!(
+            let message = format!(
                 "Created a surge node [{} {}] for agentpool {}",
                 machine.hostname, pool.name, pool.name
             );
-            pass.tell(upgrades, machine, "Surge", &note).await;
+            pass.tell(upgrades, machine, "Surge", &message).await;
         }
         match node.step {
             UpgradeStep::Draining { since } => {
@@ -150,8 +150,8 @@ impl Pass<'_> {
     ) {
         let is_new = node.image.as_ref() == Some(&pool.image(self.cluster.mode));
         if is_new && upgrades.told.contains(&(machine.hostname.clone(), "Drain")) {
-            let note = format!("Successfully upgraded node: {}", machine.hostname);
-            self.tell(upgrades, machine, "Upgrade", &note).await;
+            let message = format!("Successfully upgraded node: {}", machine.hostname);
+            self.tell(upgrades, machine, "Upgrade", &message).await;
         }
     }
 

@@ -200,30 +200,30 @@ fn what_no_nat_gateway_can_have_is_refused() {
 fn a_nat_gateway_of_a_subnet_stays() {
     let mut lab = lab();
     lab.must(put_nat("g", &["p"], &[]));
-    let with = |lab: &mut Lab, path: &str, gateway| {
+    let with = |path: &str, gateway| {
         let range = ["10.1.0.0/24", "10.1.1.0/24", "10.2.0.0/24"]
             [["v/s", "v/t", "w/s"].iter().position(|it| *it == path).unwrap()];
         with_gateway(path, range, gateway)
     };
     for path in ["v/s", "v/t"] {
-        let command = with(&mut lab, path, Some("g"));
+        let command = with(path, Some("g"));
         lab.must(command);
     }
     assert_eq!(lab.region.subnets_of_nat_gateway(&id("nat g")).len(), 2);
-    let command = with(&mut lab, "w/s", Some("g"));
+    let command = with("w/s", Some("g"));
     let fault = lab.refused(command);
     assert_eq!(fault.code, "NatGatewayCannotBeUsedBySubnetsBelongingToDifferentVirtualNetworks");
-    let command = with(&mut lab, "w/s", Some("nope"));
+    let command = with("w/s", Some("nope"));
     assert_eq!(lab.refused(command).code, "InvalidResourceReference");
     let fault = lab.refused(Command::Delete { id: id("nat g") });
     assert_eq!(fault.code, "InUseNatGatewayCannotBeDeleted");
     assert!(fault.message.contains("/subnets/t"), "{fault}");
     for path in ["v/s", "v/t"] {
-        let command = with(&mut lab, path, None);
+        let command = with(path, None);
         lab.must(command);
     }
     lab.delete("nat g");
-    let command = with(&mut lab, "v/s", Some("g"));
+    let command = with("v/s", Some("g"));
     assert_eq!(lab.refused(command).code, "AnotherOperationInProgress");
     lab.fabric();
     assert!(lab.region.nat_gateways.is_empty());

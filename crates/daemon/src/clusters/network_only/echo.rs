@@ -58,13 +58,13 @@ impl Echo {
     }
 
     /// Makes it be there and lets these answer in it, and nobody else.
-    pub(super) fn be_exactly(&self, voices: Vec<Voice>) -> Result<(), ClustersError> {
+    pub(super) fn be_exactly(&self, voices: &[Voice]) -> Result<(), ClustersError> {
         self.with(|client| {
             let there = client.list()?;
             let wanted = |id: &String| voices.iter().any(|voice| voice.id == *id);
             let (stay, go): (Vec<String>, Vec<String>) = there.into_iter().partition(wanted);
             go.iter().try_for_each(|id| client.remove(id))?;
-            for voice in &voices {
+            for voice in voices {
                 if !stay.contains(&voice.id)
                     && let Err(error) = client.add(voice.clone())
                 {

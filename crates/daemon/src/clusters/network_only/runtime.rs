@@ -109,8 +109,8 @@ impl Network {
         container: &Container,
         result: Option<&Value>,
     ) -> Result<(), RuntimeError> {
-        let plugins = self.plugins.iter().rev();
-        plugins.map(|plugin| self.execute("DEL", plugin, container, result).map(drop)).collect()
+        let mut plugins = self.plugins.iter().rev();
+        plugins.try_for_each(|plugin| self.execute("DEL", plugin, container, result).map(drop))
     }
 
     fn execute(
@@ -197,8 +197,8 @@ pub(super) fn on_node<T>(
 
 /// The address that a result gives to the container.
 pub(super) fn address_of(result: &Value) -> Option<std::net::Ipv4Addr> {
-    let addresses = result["ips"].as_array()?.iter();
-    addresses.filter_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok()).next()
+    let mut addresses = result["ips"].as_array()?.iter();
+    addresses.find_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok())
 }
 
 #[cfg(test)]
