@@ -60,26 +60,23 @@ pub(super) fn parse(
             &format!("{path}.backendAddressPool"),
         )?),
     };
-    let target = match pool {
-        Some(pool) => {
-            let end = |port: Option<u16>, key: &str| {
-                port.ok_or_else(|| missing(&format!("{path}.{key}")))
-            };
-            let first = end(part.frontend_port_range_start, "frontendPortRangeStart");
-            let last = end(part.frontend_port_range_end, "frontendPortRangeEnd");
-            let (first, last) = (parser.findings.take(first), parser.findings.take(last));
-            InboundTarget::Pool { pool, frontend_ports: PortRange { first: first?, last: last? } }
-        }
-        None => {
-            let port = part.frontend_port.ok_or_else(|| missing(&format!("{path}.frontendPort")));
-            // Who is behind it is said by the IP configuration, and stays until that says otherwise.
-            let old = stored.and_then(|stored| stored.inbound_rules.get(name));
-            let member = match old.map(|old| &old.target) {
-                Some(InboundTarget::Configuration { member, .. }) => member.clone(),
-                Some(InboundTarget::Pool { .. }) | None => None,
-            };
-            InboundTarget::Configuration { frontend_port: parser.findings.take(port)?, member }
-        }
+    let target = if let Some(pool) = pool {
+        let end =
+            |port: Option<u16>, key: &str| port.ok_or_else(|| missing(&format!("{path}.{key}")));
+        let first = end(part.frontend_port_range_start, "frontendPortRangeStart");
+        let last = end(part.frontend_port_range_end, "frontendPortRangeEnd");
+        let (first, last) = (parser.findings.take(first), parser.findings.take(last));
+        InboundTarget::Pool { pool, frontend_ports: PortRange { first: first?, last: last? } }
+    } else {
+        let single = part.frontend_port;
+        let single = single.ok_or_else(|| missing(&format!("{path}.frontendPort")));
+        // Who is behind it is said by the IP configuration, and stays until that says otherwise.
+        let old = stored.and_then(|stored| stored.inbound_rules.get(name));
+        let member = match old.map(|old| &old.target) {
+            Some(InboundTarget::Configuration { member, .. }) => member.clone(),
+            Some(InboundTarget::Pool { .. }) | None => None,
+        };
+        InboundTarget::Configuration { frontend_port: parser.findings.take(single)?, member }
     };
     Some(InboundNatRule {
         frontend: frontend?,
