@@ -7,19 +7,19 @@ use serde_json::{Value, json};
 
 const DEPLOYMENT: &str = "/subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceGroups/rg/providers/Microsoft.Resources/deployments/d";
 
-fn body(template: Value, parameters: Value) -> Value {
+fn body(template: &Value, parameters: &Value) -> Value {
     json!({ "properties": { "mode": "incremental", "parameters": parameters, "template": template } })
 }
 
 /// Deploys and lets everything become real; the deployment as it then is.
-async fn deploy(lab: &Lab, template: Value, parameters: Value) -> Value {
+async fn deploy(lab: &Lab, template: &Value, parameters: &Value) -> Value {
     let made = lab.send("PUT", DEPLOYMENT, Some(body(template, parameters))).await;
     assert!(matches!(made.status, 200 | 201), "{made:?}");
     lab.settle();
     lab.get(DEPLOYMENT).await.body
 }
 
-async fn refused(lab: &Lab, template: Value, parameters: Value) -> Answer {
+async fn refused(lab: &Lab, template: &Value, parameters: &Value) -> Answer {
     let before = lab.store.snapshot();
     let answer = lab.send("PUT", DEPLOYMENT, Some(body(template, parameters))).await;
     assert_eq!(answer.status, 400, "{answer:?}");

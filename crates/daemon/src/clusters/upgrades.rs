@@ -161,7 +161,7 @@ impl Pass<'_> {
         upgrades: &mut Upgrades,
         machine: &Machine,
         reason: &'static str,
-        note: &str,
+        message: &str,
     ) {
         if !upgrades.told.insert((machine.hostname.clone(), reason)) {
             return;
@@ -169,7 +169,7 @@ impl Pass<'_> {
         let event = Event {
             type_: EventType::Normal,
             reason: reason.to_owned(),
-            note: Some(note.to_owned()),
+            note: Some(message.to_owned()),
             action: reason.to_owned(),
             secondary: None,
         };

@@ -68,15 +68,15 @@ pub(super) fn parse(
         let (first, last) = (parser.findings.take(first), parser.findings.take(last));
         InboundTarget::Pool { pool, frontend_ports: PortRange { first: first?, last: last? } }
     } else {
-        let frontend_port =
-            part.frontend_port.ok_or_else(|| missing(&format!("{path}.frontendPort")));
+        let single = part.frontend_port;
+        let single = single.ok_or_else(|| missing(&format!("{path}.frontendPort")));
         // Who is behind it is said by the IP configuration, and stays until that says otherwise.
         let old = stored.and_then(|stored| stored.inbound_rules.get(name));
         let member = match old.map(|old| &old.target) {
             Some(InboundTarget::Configuration { member, .. }) => member.clone(),
             Some(InboundTarget::Pool { .. }) | None => None,
         };
-        InboundTarget::Configuration { frontend_port: parser.findings.take(frontend_port)?, member }
+        InboundTarget::Configuration { frontend_port: parser.findings.take(single)?, member }
     };
     Some(InboundNatRule {
         frontend: frontend?,
