@@ -51,6 +51,33 @@ pub fn render_added(config: &NetworkConfig, netns: &str, added: &Added) -> Strin
     format!("{}\n", Value::Object(result))
 }
 
+/// The answer to a plugin that delegates: addresses, routes and DNS, "an abbreviated success result".
+#[must_use]
+pub fn render_reserved(config: &NetworkConfig, added: &Added) -> String {
+    let addresses = added.addresses.iter().map(|address| {
+        let mut value = json!({ "address": address.address });
+        // A routed address is alone in its network: how its gateway is reached is our own wiring's secret.
+        if !address.address.ends_with("/32") {
+            value["gateway"] = address.gateway.to_string().into();
+        }
+        if config.version < Version::V1_0_0 {
+            value["version"] = "4".into();
+        }
+        value
+    });
+    let routes = added.routes.iter().map(|route| match route.gateway {
+        Some(gateway) => json!({ "dst": route.destination, "gw": gateway }),
+        None => json!({ "dst": route.destination }),
+    });
+    let result = json!({
+        "cniVersion": config.version.as_str(),
+        "ips": addresses.collect::<Vec<_>>(),
+        "routes": routes.collect::<Vec<_>>(),
+        "dns": config.dns.clone().unwrap_or_else(|| json!({})),
+    });
+    format!("{result}\n")
+}
+
 /// The answer to VERSION.
 #[must_use]
 pub fn render_versions(asked: Option<&str>) -> String {

@@ -14,6 +14,9 @@ use crate::{
 
 /// Where the agent listens unless the configuration says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/aksnet/agent.sock";
+/// The names that the plugin is installed under; the second is what Azure's configurations of Cilium ask for
+/// addresses (Azure/azure-container-networking, `azure-ipam`).
+const NAMES: [&str; 2] = ["aksnet-cni", "azure-ipam"];
 /// A configuration of a node with thousands of attachments (GC lists them) is far below this.
 const LARGEST_BYTES: u64 = 4 << 20;
 
@@ -30,6 +33,8 @@ pub struct NetworkConfig {
     pub previous: Option<Map<String, Value>>,
     /// The attachments that GC must keep, if the runtime listed them.
     pub valid: Option<Vec<Attachment>>,
+    /// Whether another plugin asks, for an address only.
+    pub is_delegated: bool,
     /// Ports of the node that are to lead to the pod.
     pub ports: Vec<PortMapping>,
     /// The pod's share of the network.
@@ -49,6 +54,20 @@ struct Wire {
     valid: Option<Vec<WireAttachment>>,
     #[serde(rename = "runtimeConfig")]
     runtime: Option<WireRuntime>,
+    #[serde(rename = "type")]
+    plugin: Option<Value>,
+    // Of any shape: most plugins' is no business of ours.
+    ipam: Option<Value>,
+}
+
+impl Wire {
+    /// A plugin that delegates hands on its own configuration, in which `ipam.type` names us and `type`
+    /// itself (CNI specification, "Section 4: Plugin Delegation").
+    fn is_delegated(&self) -> bool {
+        let is_ours = |name: &Value| NAMES.iter().any(|ours| name == ours);
+        let ipam = self.ipam.as_ref().and_then(|ipam| ipam.get("type"));
+        ipam.is_some_and(is_ours) && !self.plugin.as_ref().is_some_and(is_ours)
+    }
 }
 
 /// What the runtime adds for the capabilities that the configuration names.
@@ -128,10 +147,16 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, Failure> {
     let invalid = |details: String| {
         Failure::new(Code::Config, "the network configuration is wrong").details(details)
     };
+    let is_delegated = wire.is_delegated();
     let name = wire.name.unwrap_or_default();
     check_identifier(&name)
         .map_err(|why| invalid(format!("name is `{}`: {why}", shorten(&name))))?;
-    let socket = wire.agent_socket.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+    let of_ipam = wire
+        .ipam
+        .as_ref()
+        .filter(|_| is_delegated)
+        .and_then(|ipam| Some(PathBuf::from(ipam.get("agentSocket")?.as_str()?)));
+    let socket = of_ipam.or(wire.agent_socket).unwrap_or_else(|| DEFAULT_SOCKET.into());
     if !socket.is_absolute() {
         return Err(invalid(format!("agentSocket `{}` is not an absolute path", socket.display())));
     }
@@ -164,7 +189,16 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, Failure> {
             .map_err(invalid)?,
         egress: rate("egress", wire_rates.egress_rate, wire_rates.egress_burst).map_err(invalid)?,
     };
-    Ok(NetworkConfig { version, socket, dns: wire.dns, previous, valid, ports, bandwidth })
+    Ok(NetworkConfig {
+        version,
+        socket,
+        dns: wire.dns,
+        previous,
+        valid,
+        is_delegated,
+        ports,
+        bandwidth,
+    })
 }
 
 /// `None` for what is no business of ours: no host port, or one at an address of IPv6 only.

@@ -76,6 +76,13 @@ fn answer(
 fn add(environment: &Environment<'_>, config: &NetworkConfig) -> Result<String, Failure> {
     let call = invocation::parse_attachment(environment, Verb::Add)?;
     let netns = call.netns.unwrap_or_default();
+    if config.is_delegated {
+        let (attachment, pod) = (call.attachment, call.pod);
+        return match ask(config, Request::Reserve { attachment, netns, pod })? {
+            Reply::Added(added) => Ok(answer::render_reserved(config, &added)),
+            other => Err(unexpected(&other)),
+        };
+    }
     let request = Request::Add {
         attachment: call.attachment,
         netns: netns.clone(),

@@ -60,6 +60,15 @@ pub enum Request {
         #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
         bandwidth: Bandwidth,
     },
+    /// Hold an address for a container that another plugin connects.
+    Reserve {
+        /// Which one.
+        attachment: Attachment,
+        /// Path of its network namespace: the address is free when that is gone.
+        netns: String,
+        /// The pod, when Kubernetes asks.
+        pod: Option<Pod>,
+    },
     /// Disconnect it. Succeeds when there is nothing to do.
     Del {
         /// Which one.
@@ -104,7 +113,7 @@ pub struct LineVersion {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Reply {
-    /// The container is connected.
+    /// The container is connected, or an address is held for it; then there are no interfaces.
     Added(Added),
     /// Done, nothing to tell.
     Done,

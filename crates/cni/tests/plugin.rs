@@ -445,3 +445,80 @@ fn any_json() -> impl Strategy<Value = Value> {
         ]
     })
 }
+
+#[test]
+fn another_plugin_gets_an_address_and_nothing_else() {
+    for (version, ours) in
+        [("0.3.1", "aksnet-cni"), ("1.0.0", "azure-ipam"), ("1.1.0", "azure-ipam")]
+    {
+        let call = Call::new("ADD", version)
+            .config("type", json!("cilium-cni"))
+            .config("ipam", json!({ "type": ours }));
+        let mut reply = added();
+        reply.interfaces.clear();
+        let (outcome, request) = call.run_against(Reply::Added(reply));
+        assert!(matches!(request, Request::Reserve { .. }), "{request:?}");
+        let result: Value = serde_json::from_str(&outcome.stdout).unwrap();
+        assert_eq!(result["cniVersion"], version);
+        assert_eq!(result.get("interfaces"), None, "{result}");
+        assert_eq!(result["ips"][0]["address"], "10.244.1.5/32");
+        assert_eq!(result["ips"][0].get("interface"), None, "{result}");
+        assert_eq!(result["ips"][0].get("version").is_some(), version == "0.3.1", "{result}");
+    }
+    // The socket of the delegated part counts; another plugin's `ipam`, of whatever shape, does not.
+    for (key, value) in [
+        ("ipam", json!({ "type": "host-local", "agentSocket": "/nowhere" })),
+        ("ipam", json!(["what", 7])),
+        ("ipam", json!({ "type": ["azure-ipam"] })),
+    ] {
+        let call = Call::new("ADD", "1.0.0").config(key, value.clone());
+        let (_, request) = call.run_against(Reply::Added(added()));
+        assert!(matches!(request, Request::Add { .. }), "{value}");
+    }
+}
+
+/// Port mappings and rates as runtimes write them, and what is wrong with others.
+#[test]
+fn what_the_runtime_adds_is_read_or_refused() {
+    let ports = json!([
+        { "hostPort": 8080, "containerPort": 80, "protocol": "TCP" },
+        { "hostPort": 53, "containerPort": 5353, "protocol": "udp", "hostIP": "10.0.0.4" },
+        { "hostPort": 0, "containerPort": 9 },
+        { "hostPort": 81, "containerPort": 81, "hostIP": "fd00::1" },
+    ]);
+    let runtime =
+        json!({ "portMappings": ports, "bandwidth": { "egressRate": 8000, "egressBurst": 80 } });
+    let call = Call::new("ADD", "1.0.0").config("runtimeConfig", runtime);
+    let (_, request) = call.run_against(Reply::Added(added()));
+    let Request::Add { ports, bandwidth, .. } = request else { panic!("{request:?}") };
+    let said: Vec<_> =
+        ports.iter().map(|one| format!("{} to {}", one.host, one.pod_port)).collect();
+    assert_eq!(said, ["8080/tcp to 80", "10.0.0.4:53/udp to 5353"]);
+    assert_eq!((bandwidth.ingress, bandwidth.egress.unwrap().bits_per_second), (None, 8000));
+    let port = |port: Value, pod: Value, protocol: &str, address: &str| {
+        json!({ "portMappings": [
+            { "hostPort": port, "containerPort": pod, "protocol": protocol, "hostIP": address },
+        ] })
+    };
+    let twice = json!({ "portMappings": [
+        { "hostPort": 80, "containerPort": 1 }, { "hostPort": 80, "containerPort": 2, "hostIP": "10.0.0.4" },
+    ] });
+    for (runtime, code, found) in [
+        (port(json!(70_000), json!(80), "tcp", ""), 7, "hostPort is 70000, which is no port"),
+        (port(json!(-1), json!(80), "tcp", ""), 7, "hostPort is -1"),
+        (port(json!(80), json!(0), "tcp", ""), 7, "containerPort is 0"),
+        (port(json!(80), json!(80), "icmp", ""), 7, "`icmp` is not one of"),
+        (port(json!(80), json!(80), "tcp", "here"), 7, "hostIP is `here`"),
+        (twice, 7, "is asked for twice"),
+        (json!({ "portMappings": "all" }), 6, "invalid type"),
+        (json!({ "bandwidth": { "ingressRate": 1000 } }), 7, "ingressRate needs a burst"),
+        (json!({ "bandwidth": { "egressBurst": 1000 } }), 7, "egressBurst needs a rate"),
+        (json!({ "bandwidth": { "egressBurst": 7, "egressRate": 7 } }), 7, "8 bits at least"),
+        (json!({ "bandwidth": { "egressRate": -1 } }), 6, "invalid value"),
+    ] {
+        let (said, details) =
+            Call::new("ADD", "1.0.0").config("runtimeConfig", runtime.clone()).refusal();
+        assert_eq!(said, code, "{runtime}");
+        assert!(details.contains(found), "{runtime}: {details}");
+    }
+}

@@ -101,6 +101,7 @@ fn lease(last: u8, phase: Phase) -> Lease {
         phase,
         ports: Vec::new(),
         bandwidth: Bandwidth::default(),
+        is_address_only: false,
     }
 }
 

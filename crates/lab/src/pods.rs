@@ -179,10 +179,13 @@ impl World {
     /// Resident memory of the agent in kilobytes.
     #[must_use]
     pub fn agent_memory_kb(&self) -> Option<u64> {
-        let id = self.agent.as_ref()?.id();
-        let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.split_whitespace().next()?.parse().ok()
+        memory_kb(self.agent.as_ref()?.id())
+    }
+
+    /// Processor time that the agent has used.
+    #[must_use]
+    pub fn agent_cpu(&self) -> Option<Duration> {
+        cpu_of(&self.agent.as_ref()?.id().to_string(), 13)
     }
 
     /// Kills the agent at once, as a power failure of that process alone.
@@ -325,6 +328,26 @@ impl Drop for World {
             }
         }
     }
+}
+
+/// Resident memory of a process in kilobytes.
+#[must_use]
+pub fn memory_kb(id: u32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Processor time of a process from `/proc/<process>/stat`: the sum of field `first` (counted from 0) and the one
+/// behind it, user and system, in the kernel's ticks of ten milliseconds.
+#[must_use]
+pub fn cpu_of(process: &str, first: usize) -> Option<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The second field is the program's name in brackets, with whatever is in it.
+    let (_, rest) = stat.rsplit_once(')')?;
+    let ticks = rest.split_whitespace().skip(first - 2).take(2).map(str::parse::<u64>);
+    let ticks: u64 = ticks.collect::<Result<Vec<_>, _>>().ok()?.iter().sum();
+    Some(Duration::from_millis(ticks * 10))
 }
 
 /// Whether `condition` comes true within `patience`.

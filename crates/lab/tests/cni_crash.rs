@@ -3,8 +3,9 @@
 
 use std::{
     collections::BTreeMap,
+    net::UdpSocket,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread,
@@ -12,12 +13,14 @@ use std::{
 };
 
 use lab::pods::{World, leases, wait};
+use linux::netns::Netns;
 use serde_json::json;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cni-lab");
 const N_CONTAINERS: usize = 12;
 const N_THREADS: usize = 4;
-const N_KILLS: u64 = 12;
+/// Rounds unless `AKSNET_FAULT_ROUNDS` says otherwise.
+const N_KILLS: u64 = 50;
 
 /// What the runtime believes of a container.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,8 +58,14 @@ fn whatever_is_killed_when_no_address_is_doubled_or_lost() {
     let beliefs: BTreeMap<_, _> =
         names.iter().map(|name| (name.clone(), Mutex::new(Belief::Absent))).collect();
     let network = world.network("1.0.0");
+    // Two pods that run throughout: their packets never meet the agent.
+    let bystanders = Bystanders::start(&world, &network);
     let mut chance = Chance(20_231_102);
-    for kill in 0..N_KILLS {
+    let n_kills = match std::env::var("AKSNET_FAULT_ROUNDS") {
+        Ok(text) => text.parse().expect("AKSNET_FAULT_ROUNDS is a number"),
+        Err(_) => N_KILLS,
+    };
+    for kill in 0..n_kills {
         let stop = AtomicBool::new(false);
         let pause = Duration::from_millis(20 + chance.below(150));
         thread::scope(|scope| {
@@ -96,9 +105,10 @@ fn whatever_is_killed_when_no_address_is_doubled_or_lost() {
             .into_iter()
             .map(|(address, lease)| (lease["attachment"].to_string(), address))
             .collect();
-        assert!(on_disk.len() <= N_CONTAINERS, "an attachment has one lease");
+        assert!(on_disk.len() <= N_CONTAINERS + 2, "an attachment has one lease");
     }
-    for name in &names {
+    bystanders.stop();
+    for name in names.iter().map(String::as_str).chain(BYSTANDERS) {
         assert!(world.plugin("DEL", name, &network).success);
     }
     let is_clean = || {
@@ -106,6 +116,68 @@ fn whatever_is_killed_when_no_address_is_doubled_or_lost() {
         leases(&world.path("run")).is_empty() && links.lines().count() == 1
     };
     assert!(wait(Duration::from_secs(5), is_clean), "something is left\n{}", world.agent_log());
+}
+
+const BYSTANDERS: [&str; 2] = ["first", "second"];
+
+/// Pods that send each other a packet every few milliseconds, and count what comes back.
+struct Bystanders {
+    stop: Arc<AtomicBool>,
+    threads: [thread::JoinHandle<(u64, u64)>; 2],
+}
+
+impl Bystanders {
+    fn start(world: &World, network: &serde_json::Value) -> Self {
+        let addresses = BYSTANDERS.map(|name| {
+            let _ = world.container(name);
+            let said = world.plugin("ADD", name, network);
+            assert!(said.success, "{said:?}");
+            said.address()
+        });
+        let sockets = BYSTANDERS.map(|name| {
+            let netns = Netns::open(&world.netns(name)).unwrap();
+            let socket = netns.run(|| UdpSocket::bind("0.0.0.0:7777")).unwrap().unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket
+        });
+        let [first, second] = sockets;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (asking, echoing) = (Arc::clone(&stop), Arc::clone(&stop));
+        let to = format!("{}:7777", addresses[1]);
+        let ask = thread::spawn(move || {
+            let (mut sent, mut back) = (0, 0);
+            while !asking.load(Ordering::Relaxed) {
+                first.send_to(&u64::to_be_bytes(sent), &to).unwrap();
+                let mut buffer = [0; 8];
+                if first.recv(&mut buffer).is_ok() && u64::from_be_bytes(buffer) == sent {
+                    back += 1;
+                }
+                sent += 1;
+                thread::sleep(Duration::from_millis(5));
+            }
+            (sent, back)
+        });
+        let echo = thread::spawn(move || {
+            let mut n = 0;
+            while !echoing.load(Ordering::Relaxed) {
+                let mut buffer = [0; 8];
+                let Ok((_, from)) = second.recv_from(&mut buffer) else { continue };
+                second.send_to(&buffer, from).unwrap();
+                n += 1;
+            }
+            (n, n)
+        });
+        Self { stop, threads: [ask, echo] }
+    }
+
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let [ask, echo] = self.threads;
+        let (sent, back) = ask.join().unwrap();
+        echo.join().unwrap();
+        assert!(sent > 100, "{sent} packets in all");
+        assert_eq!(sent, back, "a packet of running pods was lost");
+    }
 }
 
 /// The next thing that a runtime would do with this container.

@@ -173,7 +173,14 @@ impl Agent {
     pub fn answer(&self, wirer: &mut Wirer, request: Request) -> Reply {
         let outcome = match request {
             Request::Add { attachment, netns, pod, ports, bandwidth } => {
-                let wish = Wish { netns: netns.into(), pod, ports, bandwidth };
+                let wish =
+                    Wish { netns: netns.into(), pod, ports, bandwidth, is_address_only: false };
+                self.add(wirer, &attachment, wish).map(Reply::Added)
+            }
+            Request::Reserve { attachment, netns, pod } => {
+                let (ports, bandwidth) = (Vec::new(), Bandwidth::default());
+                let wish =
+                    Wish { netns: netns.into(), pod, ports, bandwidth, is_address_only: true };
                 self.add(wirer, &attachment, wish).map(Reply::Added)
             }
             Request::Del { attachment } => {
@@ -218,14 +225,20 @@ impl Agent {
                 return Err(not_wired(&error));
             }
             self.used.notify_one();
-        } else {
+        } else if !lease.is_address_only {
             self.wire_again(wirer, &lease, &sandbox, &netns)?;
+        }
+        if lease.is_address_only {
+            return Ok(reserved(&wiring));
         }
         Ok(added(interface, &wiring))
     }
 
     /// Makes the pair of links, and what leads through it beside the pod's own address.
     fn connect(&self, wirer: &mut Wirer, lease: &Lease, sandbox: &Sandbox) -> Result<(), PodError> {
+        if lease.is_address_only {
+            return Ok(());
+        }
         let wiring = lease.wiring();
         wirer.wire(sandbox, &lease.attachment.interface, &wiring)?;
         wirer.limit(&wiring, &lease.bandwidth)?;
@@ -290,6 +303,7 @@ impl Agent {
             phase: Phase::Held,
             ports: wish.ports,
             bandwidth: wish.bandwidth,
+            is_address_only: wish.is_address_only,
         };
         state.leases.insert(attachment.clone(), lease.clone());
         Ok((lease, true))
@@ -325,6 +339,9 @@ impl Agent {
         let mut retire = || {
             if !lease.ports.is_empty() {
                 self.rules.close(wirer, lease.address, &lease.ports)?;
+            }
+            if lease.is_address_only {
+                return Ok(());
             }
             wirer.retire(&lease.wiring())
         };
@@ -362,6 +379,9 @@ impl Agent {
         }
         if lease.netns_id != sandbox.id() {
             return Err(broken("it was connected in another network namespace".to_owned()));
+        }
+        if lease.is_address_only {
+            return Ok(());
         }
         let faults = wirer
             .verify(&sandbox, &attachment.interface, &lease.wiring())
@@ -525,6 +545,7 @@ struct Wish {
     pod: Option<Pod>,
     ports: Vec<PortMapping>,
     bandwidth: Bandwidth,
+    is_address_only: bool,
 }
 
 impl State {
@@ -602,6 +623,20 @@ fn added(interface: &str, wiring: &Wiring) -> Added {
             gateway,
         }],
         routes: vec![Route { destination: "0.0.0.0/0".to_owned(), gateway: Some(gateway) }],
+    }
+}
+
+/// Without routes, as azure-ipam: through which gateway is the other plugin's business.
+fn reserved(wiring: &Wiring) -> Added {
+    let gateway = wiring.gateway();
+    Added {
+        interfaces: Vec::new(),
+        addresses: vec![Address {
+            interface: 0,
+            address: format!("{}/{}", wiring.address, wiring.prefix_length()),
+            gateway,
+        }],
+        routes: Vec::new(),
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Lease {
     pub ports: Vec<PortMapping>,
     /// The pod's share of the network.
     pub bandwidth: Bandwidth,
+    /// Another plugin has connected the pod; only the address is ours.
+    pub is_address_only: bool,
 }
 
 /// Where a lease is in its life.
@@ -86,6 +88,13 @@ struct Wire {
     ports: Vec<PortMapping>,
     #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
     bandwidth: Bandwidth,
+    #[serde(default, skip_serializing_if = "is_false")]
+    is_address_only: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 #[derive(Deserialize)]
@@ -179,6 +188,7 @@ impl Ledger {
             mtu: lease.mtu,
             ports: lease.ports.clone(),
             bandwidth: lease.bandwidth,
+            is_address_only: lease.is_address_only,
         };
         let path = self.directory.join(lease.address.to_string());
         let beside = self.directory.join(format!(".{}", lease.address));
@@ -222,5 +232,6 @@ fn read(path: &Path, name: &str) -> Result<Lease, String> {
         phase: wire.phase,
         ports: wire.ports,
         bandwidth: wire.bandwidth,
+        is_address_only: wire.is_address_only,
     })
 }

@@ -33,11 +33,21 @@ struct Subject {
 enum Kind {
     /// Ours: the agent's mode.
     Ours(&'static str),
+    /// The same, and each pod has a host port.
+    OursWithPort(&'static str),
     /// The reference plugin of this name, with or without `ipMasq`.
     Reference { plugin: &'static str, masquerade: bool },
+    /// The reference plugins `ptp` and `portmap`, one after the other, and each pod has a host port.
+    Chain,
 }
 
-const SUBJECTS: [Subject; 7] = [
+const SUBJECTS: [Subject; 9] = [
+    Subject {
+        name: "routed, host port",
+        against: &["ptp, portmap"],
+        kind: Kind::OursWithPort("pod-subnet"),
+    },
+    Subject { name: "ptp, portmap", against: &[], kind: Kind::Chain },
     Subject { name: "routed", against: &["ptp"], kind: Kind::Ours("pod-subnet") },
     Subject {
         name: "ptp",
@@ -78,6 +88,9 @@ struct Row {
     gone: Vec<Duration>,
     n_errors: usize,
     agent_memory_kb: Option<u64>,
+    plugin_memory_kb: Option<u64>,
+    /// Of plugins and agent together, for all ADDs.
+    add_cpu: Duration,
 }
 
 fn main() -> ExitCode {
@@ -106,7 +119,7 @@ fn measure(subject: &Subject, plugin: &Path, n_pods: usize, at_once: usize, row:
     let program = beside.with_file_name("cni-lab");
     let mut world = World::new(&program.to_string_lossy());
     let (plugin, network) = match subject.kind {
-        Kind::Ours(mode) => {
+        Kind::Ours(mode) | Kind::OursWithPort(mode) => {
             let addresses = match mode {
                 "pod-subnet" => {
                     let all: Vec<_> = (1..=250).map(|n| format!("10.1.0.{n}")).collect();
@@ -118,21 +131,9 @@ fn measure(subject: &Subject, plugin: &Path, n_pods: usize, at_once: usize, row:
             (plugin.to_owned(), world.network("0.4.0"))
         }
         Kind::Reference { plugin, masquerade } => {
-            let network = json!({
-                "cniVersion": "0.4.0",
-                "name": "reference",
-                "type": plugin,
-                "bridge": "ref0",
-                "isGateway": true,
-                "ipMasq": masquerade,
-                "ipam": {
-                    "type": "host-local",
-                    "subnet": "10.23.0.0/16",
-                    "dataDir": world.path("host-local"),
-                },
-            });
-            (Path::new("/usr/lib/cni").join(plugin), network)
+            (reference(plugin), reference_network(&world, plugin, masquerade))
         }
+        Kind::Chain => (reference("ptp"), reference_network(&world, "ptp", false)),
     };
     let names: Vec<_> = (0..n_pods).map(|n| format!("pod{n}")).collect();
     for name in &names {
@@ -140,14 +141,18 @@ fn measure(subject: &Subject, plugin: &Path, n_pods: usize, at_once: usize, row:
     }
     let call = |verb| {
         let begin = Instant::now();
-        let calls = call_all(&world, &plugin, verb, &network, &names, at_once);
+        let calls = call_all(&world, subject, &plugin, verb, &network, &names, at_once);
         (calls, begin.elapsed())
     };
+    row.plugin_memory_kb = plugin_memory_kb(&plugin).or(row.plugin_memory_kb);
+    let cpu = || children_cpu() + world.agent_cpu().unwrap_or_default();
+    let before = cpu();
     let (added, add_time) = call("ADD");
+    row.add_cpu += cpu().saturating_sub(before);
     row.agent_memory_kb = world.agent_memory_kb().or(row.agent_memory_kb);
     let (deleted, delete_time) = call("DEL");
     let begin = Instant::now();
-    if matches!(subject.kind, Kind::Ours(_)) {
+    if subject.kind.is_ours() {
         let run = world.path("run");
         let gone = wait(Duration::from_secs(10), || leases(&run).is_empty());
         row.n_errors += usize::from(!gone);
@@ -164,9 +169,57 @@ fn measure(subject: &Subject, plugin: &Path, n_pods: usize, at_once: usize, row:
     row.delete_time += delete_time;
 }
 
+impl Kind {
+    fn is_ours(&self) -> bool {
+        matches!(self, Self::Ours(_) | Self::OursWithPort(_))
+    }
+}
+
+fn reference(plugin: &str) -> PathBuf {
+    Path::new("/usr/lib/cni").join(plugin)
+}
+
+fn reference_network(world: &World, plugin: &str, masquerade: bool) -> Value {
+    json!({
+        "cniVersion": "0.4.0",
+        "name": "reference",
+        "type": plugin,
+        "bridge": "ref0",
+        "isGateway": true,
+        "ipMasq": masquerade,
+        "ipam": {
+            "type": "host-local",
+            "subnet": "10.23.0.0/16",
+            "dataDir": world.path("host-local"),
+        },
+    })
+}
+
+/// Processor time of all children that have ended, in steps of ten milliseconds.
+fn children_cpu() -> Duration {
+    lab::pods::cpu_of("self", 15).unwrap_or_default()
+}
+
+/// Resident memory of a plugin that waits for its configuration.
+fn plugin_memory_kb(plugin: &Path) -> Option<u64> {
+    let mut child = Command::new(plugin)
+        .env("CNI_COMMAND", "VERSION")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .ok()?;
+    thread::sleep(Duration::from_millis(50));
+    let memory = lab::pods::memory_kb(child.id());
+    let _ = child.kill();
+    let _ = child.wait();
+    memory
+}
+
 /// Calls the plugin for each container, `at_once` of them at a time, on threads in the node.
 fn call_all(
     world: &World,
+    subject: &Subject,
     plugin: &Path,
     verb: &str,
     network: &Value,
@@ -175,29 +228,59 @@ fn call_all(
 ) -> Vec<(Said, Duration)> {
     let node = Netns::open(&world.netns("node")).expect("the node is there");
     let next = AtomicUsize::new(0);
-    let input = network.to_string();
+    let call = |plugin: &Path, name: &str, network: &Value| {
+        let input = network.to_string();
+        let mut child = Command::new(plugin)
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", name)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", netns::path(&world.netns(name)))
+            .env("CNI_PATH", "/usr/lib/cni")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the plugin can be started");
+        if let Some(mut stdin) = child.stdin.take() {
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        let output = child.wait_with_output().expect("a child can be waited for");
+        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+        Said { success: output.status.success(), stdout }
+    };
     let one_by_one = || {
         let mut calls = Vec::new();
-        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let begin = Instant::now();
-            let mut child = Command::new(plugin)
-                .env("CNI_COMMAND", verb)
-                .env("CNI_CONTAINERID", name)
-                .env("CNI_IFNAME", "eth0")
-                .env("CNI_NETNS", netns::path(&world.netns(name)))
-                .env("CNI_PATH", "/usr/lib/cni")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .stderr(Stdio::null())
-                .spawn()
-                .expect("the plugin can be started");
-            if let Some(mut stdin) = child.stdin.take() {
-                let _ = stdin.write_all(input.as_bytes());
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(name) = names.get(number) else { break };
+            let mut network = network.clone();
+            let ports = json!({ "portMappings": [
+                { "hostPort": 10_000 + number, "containerPort": 80, "protocol": "tcp" },
+            ] });
+            if matches!(subject.kind, Kind::OursWithPort(_)) {
+                network["runtimeConfig"] = ports.clone();
             }
-            let output = child.wait_with_output().expect("a child can be waited for");
-            let time = begin.elapsed();
-            let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-            calls.push((Said { success: output.status.success(), stdout }, time));
+            let mut chained = json!({ "cniVersion": "0.4.0", "name": "reference", "type": "portmap",
+                "snat": true, "runtimeConfig": ports });
+            let begin = Instant::now();
+            let said = match (&subject.kind, verb) {
+                (Kind::Chain, "ADD") => {
+                    let first = call(plugin, name, &network);
+                    if first.success {
+                        chained["prevResult"] = first.json();
+                        call(&reference("portmap"), name, &chained)
+                    } else {
+                        first
+                    }
+                }
+                (Kind::Chain, _) => {
+                    let first = call(&reference("portmap"), name, &chained);
+                    let second = call(plugin, name, &network);
+                    Said { success: first.success && second.success, ..second }
+                }
+                _ => call(plugin, name, &network),
+            };
+            calls.push((said, begin.elapsed()));
         }
         calls
     };
@@ -219,7 +302,7 @@ fn report(n_pods: usize, n_rounds: usize, rows: &[Row]) -> Value {
         .map(|((subject, at_once), row)| {
             json!({
                 "plugin": subject.name,
-                "ours": matches!(subject.kind, Kind::Ours(_)),
+                "ours": subject.kind.is_ours(),
                 "at_once": at_once,
                 "add_ms": spread(&row.adds),
                 "delete_ms": spread(&row.deletes),
@@ -227,6 +310,8 @@ fn report(n_pods: usize, n_rounds: usize, rows: &[Row]) -> Value {
                 "deletes_per_second": rate(row.deletes.len(), row.delete_time),
                 "links_gone_after_ms": row.gone.iter().max().map(|time| ms(*time)),
                 "agent_memory_kb": row.agent_memory_kb,
+                "plugin_memory_kb": row.plugin_memory_kb,
+                "cpu_per_add_ms": cpu_per_add(row),
                 "errors": row.n_errors,
             })
         })
@@ -245,6 +330,7 @@ fn report(n_pods: usize, n_rounds: usize, rows: &[Row]) -> Value {
                 "against": against,
                 "at_once": at_once,
                 "add_p50": quotient(median(&row.adds), median(&other.adds)),
+                "cpu_per_add": quotient(cpu_per_add(row), cpu_per_add(other)),
                 "add_p99": quotient(late(&row.adds), late(&other.adds)),
                 "delete_p50": quotient(median(&row.deletes), median(&other.deletes)),
                 "delete_p99": quotient(late(&row.deletes), late(&other.deletes)),
@@ -260,6 +346,12 @@ fn report(n_pods: usize, n_rounds: usize, rows: &[Row]) -> Value {
         })
         .collect();
     json!({ "version": 1, "pods": n_pods, "rounds": n_rounds, "rows": table, "ratios": ratios })
+}
+
+/// Milliseconds of processor time per ADD, the agent's share with them.
+fn cpu_per_add(row: &Row) -> f64 {
+    let n_adds = u32::try_from(row.adds.len()).unwrap_or(u32::MAX).max(1);
+    ms(row.add_cpu / n_adds)
 }
 
 fn spread(times: &[Duration]) -> Value {
