@@ -69,7 +69,7 @@ async fn machines_are_made_with_what_they_need() {
     let lab = Lab::new().await;
     lab.vnet().await;
     let parameters = json!({ "adminPassword": { "value": "a secret" } });
-    let shown = deploy(&lab, machines(), parameters).await;
+    let shown = deploy(&lab, &machines(), &parameters).await;
     assert_eq!(shown["properties"]["provisioningState"], "Succeeded", "{shown}");
     assert_eq!(shown["properties"]["outputResources"].as_array().unwrap().len(), 6);
     let machine = format!("{GROUP}/providers/Microsoft.Compute/virtualMachines/vm1");
@@ -117,7 +117,7 @@ async fn parameters_variables_and_functions_mean_something() {
         "outputs": { "id": { "type": "string", "value": "[resourceId('Microsoft.Network/virtualNetworks/subnets', parameters('name'), 's')]" },
             "location": { "type": "string", "value": "[reference('v', '2024-01-01', 'Full').location]" } },
     });
-    let shown = deploy(&lab, template, json!({ "size": { "value": 7 } })).await;
+    let shown = deploy(&lab, &template, &json!({ "size": { "value": 7 } })).await;
     let outputs = &shown["properties"]["outputs"];
     assert_eq!(outputs["id"], json!({ "type": "String", "value": subnet("s") }), "{shown}");
     assert_eq!(outputs["location"]["value"], "eastus");
@@ -217,12 +217,12 @@ async fn what_a_template_cannot_be_is_refused_before_anything_is_made() {
             "'nope'",
         ),
     ] {
-        let answer = refused(&lab, template, parameters).await;
+        let answer = refused(&lab, &template, &parameters).await;
         assert_eq!(answer.code(), code, "{answer:?}");
         let message = answer.body["error"]["message"].as_str().unwrap();
         assert!(message.contains(text), "`{message}` does not say `{text}`");
     }
-    let mut complete = body(json!({ "resources": [] }), json!({}));
+    let mut complete = body(&json!({ "resources": [] }), &json!({}));
     complete["properties"]["mode"] = json!("Complete");
     assert_eq!(lab.refused(DEPLOYMENT, complete).await.1, "NotSupported");
 }
@@ -232,7 +232,7 @@ async fn a_deployment_says_what_failed() {
     let lab = Lab::new().await;
     let template = json!({ "resources": [{ "type": "Microsoft.Network/networkInterfaces", "name": "n", "location": "eastus",
         "properties": { "ipConfigurations": [{ "name": "a", "properties": { "subnet": { "id": subnet("s") } } }] } }] });
-    let shown = deploy(&lab, template, json!({})).await;
+    let shown = deploy(&lab, &template, &json!({})).await;
     let error = &shown["properties"]["error"];
     assert_eq!(shown["properties"]["provisioningState"], "Failed");
     assert_eq!(error["code"], "DeploymentFailed");
