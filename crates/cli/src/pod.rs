@@ -105,7 +105,9 @@ fn pods(lab: &Lab, question: AskPods) -> anyhow::Result<(Vec<PodStatus>, Vec<Str
 }
 
 fn are_none(failures: &[String]) -> bool {
-    failures.iter().for_each(|failure| say(&format!("error: {failure}")));
+    for failure in failures {
+        say(&format!("error: {failure}"));
+    }
     failures.is_empty()
 }
 

@@ -119,10 +119,10 @@ pub(crate) fn world(seed: u64, region: &Region, n_flows: u64) -> Tally {
                 (number, origin, flow)
             })
             .collect();
-        let seen = fly(&lab.name, region, &internet, &ears, &batch);
+        let sightings = fly(&lab.name, region, &internet, &ears, &batch);
         for (number, origin, flow) in &batch {
             let walks = map.walk(origin, *flow);
-            let real = seen.get(number).cloned().unwrap_or_default();
+            let real = sightings.get(number).cloned().unwrap_or_default();
             let mut possible = Vec::new();
             for walk in &walks {
                 let (sights, last) = expected(&lab.name, region, &internet, walk);

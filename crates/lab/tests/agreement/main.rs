@@ -4,7 +4,7 @@
 //! `AKSNET_AGREEMENT_WORLDS` is how many regions, `AKSNET_AGREEMENT_FLOWS` how many flows in each, and
 //! `AKSNET_AGREEMENT_SEED` the number of the first one. A region that was not agreed upon is named by its number,
 //! and belongs into [`COUNTEREXAMPLES`].
-#![allow(clippy::unwrap_used, reason = "a test may")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test may")]
 
 mod compare;
 mod dice;

@@ -16,7 +16,7 @@ use crate::{
 struct Outside {
     lab: String,
     machine: Netns,
-    outside: Netns,
+    beyond: Netns,
     run_dir: PathBuf,
 }
 
@@ -33,11 +33,11 @@ impl Outside {
             outside.name()
         );
         assert_eq!(run(&machine, "sh", &["-c", &script]), "");
-        let script = "ip addr add 203.0.113.2/24 dev eth0 && ip addr add 8.8.8.8/32 dev lo && \
+        let script = "ip addr add 203.0.113.2/24 dev eth0 && ip addr add 192.0.2.8/32 dev lo && \
              ip link set lo up && ip link set eth0 up && ip route add default via 203.0.113.1";
         assert_eq!(run(&outside, "sh", &["-c", script]), "");
         assert_eq!(run(&machine, "ip", &["route", "add", "default", "via", "203.0.113.2"]), "");
-        Self { lab, machine, outside, run_dir }
+        Self { lab, machine, beyond: outside, run_dir }
     }
 
     fn uplink(&self) -> Uplink {
@@ -61,7 +61,7 @@ impl Outside {
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        for namespace in [&self.machine, &self.outside] {
+        for namespace in [&self.machine, &self.beyond] {
             drop(Netns::delete(namespace.name()));
         }
         drop(std::fs::remove_dir_all(&self.run_dir));
@@ -72,7 +72,7 @@ impl Drop for Outside {
 async fn the_lab_reaches_outside_and_nobody_reaches_the_lab() {
     let outside = Outside::new();
     let before = outside.traces();
-    serve(&outside.outside, "outside", 80);
+    serve(&outside.beyond, "outside", 80);
     serve(&outside.machine, "machine", 80);
     let store = Store::in_memory().unwrap();
     let group = ArmId::group("00000000-0000-0000-0000-000000000000", "g");
@@ -87,7 +87,7 @@ async fn the_lab_reaches_outside_and_nobody_reaches_the_lab() {
     let one = names::vm_ns(&outside.lab, &azure.id(kind::VM, "one"));
     let one = Netns::open(&one).unwrap();
     until("outside is reached", || async {
-        ask(&one, "8.8.8.8:80") == "outside sees 203.0.113.1 at 8.8.8.8"
+        ask(&one, "192.0.2.8:80") == "outside sees 203.0.113.1 at 192.0.2.8"
     })
     .await;
     // Not the machine itself, by whatever address; and the lab's own internet is still the lab's.
@@ -99,10 +99,10 @@ async fn the_lab_reaches_outside_and_nobody_reaches_the_lab() {
     assert!(own.starts_with("198.18."), "{own}");
     // Whoever outside knows the way finds nobody.
     let script = "ip route add 198.18.0.0/15 via 203.0.113.1 && ip route add 169.254.64.0/18 via 203.0.113.1";
-    assert_eq!(run(&outside.outside, "sh", &["-c", script]), "");
+    assert_eq!(run(&outside.beyond, "sh", &["-c", script]), "");
     let lab_end = vnet::host::uplink::Uplink::of(&outside.lab).lab;
     for address in [lab_end.to_string(), "198.18.0.1".to_owned(), "198.19.0.10".to_owned()] {
-        assert_eq!(ask(&outside.outside, &format!("{address}:80")), "nothing", "{address}");
+        assert_eq!(ask(&outside.beyond, &format!("{address}:80")), "nothing", "{address}");
     }
     // Somebody else's `nft flush ruleset` is mended with the next look at everything.
     run(&outside.machine, "nft", &["flush", "ruleset"]);
