@@ -422,7 +422,7 @@ async fn what_the_lab_has_not_is_refused() {
     for (pointer, value) in [
         ("/properties/networkProfile/networkDataplane", json!("cilium")),
         ("/properties/networkProfile/networkPolicy", json!("calico")),
-        ("/properties/networkProfile/outboundType", json!("managedNATGateway")),
+        ("/properties/networkProfile/outboundType", json!("managedNATGatewayV2")),
         ("/properties/networkProfile/ipFamilies", json!(["IPv4", "IPv6"])),
         ("/properties/networkProfile/loadBalancerSku", json!("basic")),
         ("/properties/apiServerAccessProfile", json!({ "enablePrivateCluster": true })),
@@ -451,7 +451,7 @@ async fn a_cluster_keeps_its_version_and_power() {
     let mut shown = lab.put(&cluster("c"), shown).await;
     assert_eq!(shown["properties"]["currentKubernetesVersion"], "1.36.3");
     shown["properties"]["kubernetesVersion"] = json!("1.35.7");
-    assert_eq!(lab.refused(&cluster("c"), shown).await.1, "NotSupported");
+    assert_eq!(lab.refused(&cluster("c"), shown).await.1, "OperationNotAllowed");
     assert_eq!(lab.send("POST", &cluster("c/stop"), None).await.code(), "NotSupported");
 }
 

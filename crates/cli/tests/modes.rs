@@ -194,7 +194,7 @@ fn refusals(lab: &TestLab) {
         "aks create -g rg -n c --network-plugin kubenet --network-policy azure",
         &["NetworkPolicyAzureNotSupportedForKubenet"],
     );
-    check("network nsg create -g rg -n nsg", &["NotSupported"]);
+    check("network dns zone create -g rg -n example.test", &["NotSupported"]);
     check("network vnet show -g rg -n nope", &["ResourceNotFound"]);
     check("aks show -g nope -n c", &["ResourceGroupNotFound"]);
     assert_eq!(lab.az("network vnet show -g rg -n net").json(), before);
