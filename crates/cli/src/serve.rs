@@ -81,13 +81,17 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
         let clusters = clusters.clone();
         move |cluster: &vnet::name::ArmId| clusters.credentials(cluster)
     };
+    let kept_credentials = {
+        let clusters = clusters.clone();
+        move |cluster: &vnet::name::ArmId| clusters.kept_credentials(cluster)
+    };
 
     let authority = azure::tls::Authority::load_or_create(&lab.tls_dir())
         .context("the endpoint's certificates")?;
     let door = azure::Door {
         store: store.clone(),
         clock: Arc::new(daemon::reconcile::now),
-        credentials: Arc::new(credentials.clone()),
+        credentials: Arc::new(kept_credentials),
         available_versions: vec![config.kubernetes.clone()],
         retry_after: azure::RetryAfter::Seconds(1),
         nodes: match config.nodes {

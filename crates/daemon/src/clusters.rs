@@ -241,6 +241,16 @@ impl Clusters {
         self.0.kubeconfigs().get(cluster).cloned()
     }
 
+    /// The same, also while the API server has not answered this process yet: what was kept when it last did.
+    /// Azure gives credentials of every cluster that was made.
+    #[must_use]
+    pub fn kept_credentials(&self, cluster: &ArmId) -> Option<String> {
+        let places = &self.0.places;
+        let netns = names::control_plane_ns(&places.lab, cluster);
+        self.credentials(cluster)
+            .or_else(|| records::kept_kubeconfig(&places.state_of(places.sandbox_name(&netns))))
+    }
+
     /// Runs until the store is gone. Cancel by dropping: sandboxes go on.
     pub async fn run(&self, store: Store) {
         match self.0.nodes {

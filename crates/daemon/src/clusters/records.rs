@@ -83,6 +83,11 @@ pub(super) fn kubeconfig(
     Ok(rendered)
 }
 
+/// What [`kubeconfig`] kept, if it did.
+pub(super) fn kept_kubeconfig(folder: &Path) -> Option<String> {
+    fs::read_to_string(folder.join("kubeconfig")).ok()
+}
+
 /// Replaces a file in one step; only its owner may read it.
 fn write_private(path: &Path, text: &[u8]) -> Result<(), ClustersError> {
     let write = || {

@@ -95,6 +95,8 @@ mod tests {
         let mut stream = over(TcpStream::connect(to)?, to)?;
         let mut byte = vec![0];
         let done = stream.write_all(b"?").and_then(|()| stream.read_exact(&mut byte));
+        // The server waits for the client to go.
+        drop(stream);
         serving.join().expect("a server");
         done.map(|()| byte)
     }
