@@ -4,7 +4,7 @@
 //! *Expected flow.* The host starts it, gives it addresses ([`Hosted::offer`]), hands it the lines that come
 //! in at its socket ([`Hosted::answer`]), and calls [`Hosted::tidy`] now and then.
 //!
-//! *Assumptions.* Every method but [`Hosted::agent`] is called on a thread that may go into another
+//! *Assumptions.* Every method but `agent` is called on a thread that may go into another
 //! network namespace and stay there: the first thing that it does is to enter the node's.
 
 use std::{
