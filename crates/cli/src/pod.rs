@@ -48,7 +48,7 @@ pub(crate) enum Pod {
     },
     /// Remove pods
     Delete {
-        /// Their names, [CLUSTER:]NAME
+        /// Their names: NAME, or CLUSTER:NAME
         #[arg(required_unless_present = "all")]
         pods: Vec<String>,
         /// All of them

@@ -249,7 +249,13 @@ impl Wirer {
             let host = Prefix4::host(wiring.address);
             let route = RouteNetlinkMessage::NewRoute(route(host, RouteTo::Link(link)));
             let what = format!("add route {host} dev {}", wiring.host_link);
-            self.node.send_all(&[Request::replace(route, what)])?;
+            // Permanent, like the pod's own: what is learned counts against a limit of the whole machine
+            // (`gc_thresh3`, 1,024), and thousands of pods would make each other unreachable.
+            let neighbour = wire::new_neighbour(link, wiring.address, wiring.pod_mac);
+            self.node.send_all(&[
+                Request::replace(route, what),
+                Request::replace(neighbour, format!("add neighbour {}", wiring.address)),
+            ])?;
         }
         Ok(())
     }
