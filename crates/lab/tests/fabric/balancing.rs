@@ -203,9 +203,16 @@ fn a_member_reaches_its_own_front_end_only_at_the_others() {
     lab.serve("n1", &[8080]);
     lab.serve("n2", &[8080]);
     let n1 = lab.machine("n1");
-    let said: BTreeSet<String> = (0..12).map(|_| ask(&n1, "10.1.1.100:90")).collect();
-    let expected = ["n2 sees 10.1.1.4 at 10.1.1.5", "nothing"].map(str::to_owned);
-    assert_eq!(said, BTreeSet::from(expected));
+    let expected = BTreeSet::from(["n2 sees 10.1.1.4 at 10.1.1.5", "nothing"].map(str::to_owned));
+    // Which member a flow gets goes by its source port; a run of equal choices is no news.
+    let mut said = BTreeSet::new();
+    for _ in 0..500 {
+        said.insert(ask(&n1, "10.1.1.100:90"));
+        if said == expected {
+            return;
+        }
+    }
+    panic!("{said:?}");
 }
 
 #[test]
