@@ -12,7 +12,6 @@ pub mod error;
 pub mod net;
 pub mod netfilter;
 pub mod netns;
-pub mod nfnetlink;
 pub mod nft;
 pub mod packets;
 pub mod pod;

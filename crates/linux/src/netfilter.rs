@@ -1,8 +1,10 @@
 //! What nftables and connection tracking know and `nft` does not tell well: counters of rules, the way of
-//! single packets through the rules, flows. Read over nfnetlink. Not here: loading rules (see [`crate::nft`]).
+//! single packets through the rules, flows; and elements of sets, one by one. By nfnetlink. Not here: loading rules
+//! (see [`crate::nft`]).
 
 mod channel;
 pub mod conntrack;
+pub mod elements;
 mod flows;
 pub mod log;
 mod rules;

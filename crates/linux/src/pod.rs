@@ -53,8 +53,8 @@ use crate::{
         Netlink, Request,
         wire::{self, RouteTo, VethEnd},
     },
+    netfilter::elements::Nfnetlink,
     netns::Netns,
-    nfnetlink::Nfnetlink,
 };
 
 pub mod bandwidth;

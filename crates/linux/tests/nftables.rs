@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use linux::{
+    netfilter::elements::{Element, Nfnetlink},
     netns::Netns,
-    nfnetlink::{Element, Nfnetlink},
 };
 use nix::errno::Errno;
 use std::process::Command;

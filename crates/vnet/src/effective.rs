@@ -78,12 +78,22 @@ pub fn gates(region: &Region, nic: &Nic, address: Ipv4Addr) -> Vec<Attached> {
     let Some((vnet, subnet)) = place(region, nic, address) else { return Vec::new() };
     let pod_range = overlay_range(region, nic);
     let subnet_id = vnet.meta.id.child("subnets", subnet.name.as_str());
-    let attached = [
-        (subnet_id, subnet.security_group.as_ref()),
-        (nic.meta.id.clone(), nic.security_group.as_ref()),
-    ];
-    attached
+    attached(region, vnet, Some((subnet_id, subnet)), nic, pod_range)
+}
+
+/// The groups of a subnet and a NIC in it, in the order of inbound ones. `pod_range` is that of the NIC's overlay.
+pub(crate) fn attached(
+    region: &Region,
+    vnet: &Vnet,
+    subnet: Option<(ArmId, &Subnet)>,
+    nic: &Nic,
+    pod_range: Option<Prefix4>,
+) -> Vec<Attached> {
+    let of_subnet = subnet.map(|(id, subnet)| (id, subnet.security_group.as_ref()));
+    let of_nic = (nic.meta.id.clone(), nic.security_group.as_ref());
+    of_subnet
         .into_iter()
+        .chain([of_nic])
         .filter_map(|(at, group)| {
             let group = region.security_groups.get(group?)?;
             let is_there = group.meta.state != ProvisioningState::Deleting;

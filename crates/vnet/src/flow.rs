@@ -16,6 +16,7 @@ use std::{
 };
 
 use crate::{
+    effective::{self, Attached},
     host::{
         Health,
         balancing::{self, Delivery, Service, Services},
@@ -24,7 +25,7 @@ use crate::{
     },
     model::{Access, Direction, Subnet, Transport},
     name::{ArmId, Name},
-    policy::{Decision, Flow, Gate, Protocol, is_platform},
+    policy::{Decision, Flow, Protocol, is_platform},
     region::Region,
     routes::{self, EffectiveRoute, Hop},
 };
@@ -487,17 +488,13 @@ impl<'m, 'a> Walker<'m, 'a> {
         direction: Direction,
         flow: &Flow,
     ) -> bool {
-        let of_nic = (port.nic.meta.id.clone(), port.nic.security_group.as_ref());
-        let of_subnet =
-            subnet.map(|subnet| (network.subnet_id(subnet), subnet.security_group.as_ref()));
-        let mut gates: Vec<(ArmId, Option<&ArmId>)> = of_subnet.into_iter().collect();
-        match direction {
-            Direction::Outbound => gates.insert(0, of_nic),
-            Direction::Inbound => gates.push(of_nic),
+        let subnet = subnet.map(|subnet| (network.subnet_id(subnet), subnet));
+        let (vnet, pod_range) = (network.view.vnet, port.overlay_range());
+        let mut gates = effective::attached(self.map.region, vnet, subnet, port.nic, pod_range);
+        if direction == Direction::Outbound {
+            gates.reverse();
         }
-        for (at, group) in gates {
-            let Some(group) = network.view.group(group) else { continue };
-            let gate = Gate::new(self.map.region, network.view.vnet, group, port.overlay_range());
+        for Attached { at, gate } in gates {
             let decision = gate.decide(direction, flow);
             let access = decision.access();
             let rule = match decision {
@@ -506,7 +503,7 @@ impl<'m, 'a> Walker<'m, 'a> {
             };
             self.steps.push(Step::Gate {
                 at,
-                group: group.meta.id.clone(),
+                group: gate.group.clone(),
                 direction,
                 rule,
                 access,

@@ -9,7 +9,7 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use linux::{LinuxError, nfnetlink::Nfnetlink, pod::Wirer};
+use linux::{LinuxError, netfilter::elements::Nfnetlink, pod::Wirer};
 use vnet::pods::{
     PodNetwork,
     masquerade::Sets,

@@ -12,7 +12,7 @@ use vnet::pods::{
 use super::Wirer;
 use crate::{
     LinuxError,
-    nfnetlink::{Element, Nfnetlink},
+    netfilter::elements::{Element, Nfnetlink},
 };
 
 impl Wirer {
