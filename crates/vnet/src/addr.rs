@@ -5,9 +5,13 @@ use std::{fmt, net::Ipv4Addr, str::FromStr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+mod either;
 mod set;
 
-pub use self::set::AddressSet;
+pub use self::{
+    either::{Family, Prefix, Prefix6, PrefixError},
+    set::AddressSet,
+};
 
 /// An IPv4 prefix in CIDR notation, without host bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
