@@ -179,6 +179,9 @@ pub(crate) struct NodeStatus {
     pub(crate) address: String,
     pub(crate) subnet: String,
     pub(crate) pod_range: Option<String>,
+    /// What does not stay up on it, and its last words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) trouble: Vec<String>,
 }
 
 /// A virtual machine.

@@ -1,10 +1,14 @@
 //! Which lab a command is about, and where its things are. Not here: what is in them.
 
-use std::{fs, path::PathBuf, str::FromStr};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use anyhow::{Context, bail};
 use daemon::fabric::Uplink;
-use linux::netns::Netns;
+use linux::{limits::Limits, netns::Netns};
 use serde::{Deserialize, Serialize};
 
 /// The name of a lab: 1 to 12 lower-case letters and digits, a letter first. Everything that the lab
@@ -71,6 +75,9 @@ pub(crate) enum Nodes {
 
 const CONFIG_VERSION: u32 = 1;
 
+/// Where running labs are.
+const RUN: &str = "/run/aksnet";
+
 impl Config {
     /// What `up` does when nothing is said.
     pub(crate) fn new() -> Self {
@@ -104,7 +111,12 @@ impl Lab {
 
     /// What lives as long as the lab runs.
     pub(crate) fn run_dir(&self) -> PathBuf {
-        PathBuf::from("/run/aksnet").join(self.name())
+        PathBuf::from(RUN).join(self.name())
+    }
+
+    /// The machine's limits, which all labs share.
+    pub(crate) fn limits() -> Limits {
+        Limits::of_the_machine(Path::new(RUN))
     }
 
     /// Logs.

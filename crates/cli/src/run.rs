@@ -67,6 +67,15 @@ pub(crate) fn up(lab: &Lab, config: &Config) -> anyhow::Result<()> {
             .with_context(|| format!("making {}", folder.display()))?;
     }
     lab.write_config(config)?;
+    if config.nodes == Nodes::Kubernetes
+        && let Err(error) = Lab::limits().raise(lab.name())
+    {
+        // A container may not; a few nodes do without.
+        say(&format!(
+            "note: {:#}; with more than ten nodes kubelets may fail with `too many open files`",
+            anyhow::Error::new(error).context("raising the machine's limits on inotify")
+        ));
+    }
     let log = File::options().create(true).append(true).open(lab.daemon_log());
     let log = log.with_context(|| format!("opening {}", lab.daemon_log().display()))?;
     let mut daemon = Command::new(own_program()?)
@@ -154,6 +163,7 @@ pub(crate) fn down(lab: &Lab) -> anyhow::Result<()> {
     progress.tell("removing networks");
     lab.uplink(None)?.down().context("leaving the machine's network")?;
     daemon::fabric::down(lab.name()).context("removing networks")?;
+    Lab::limits().give_back(lab.name()).context("giving the machine's limits back")?;
     match fs::remove_dir_all(lab.run_dir()) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(error).with_context(|| format!("removing {}", lab.run_dir().display()));

@@ -265,10 +265,37 @@ impl Answering {
                 Nodes::Simulated => "simulated".to_owned(),
             },
             generation: region.generation,
-            clusters: clusters(&region),
+            clusters: self.cluster_statuses(&region),
             vms: vms(&region),
             subnets: subnets(&region),
         }
+    }
+
+    fn cluster_statuses(&self, region: &Region) -> Vec<ClusterStatus> {
+        let status = |cluster: &Arc<vnet::model::Cluster>| ClusterStatus {
+            name: cluster.meta.id.name().to_owned(),
+            resource_group: cluster.meta.id.resource_group().to_owned(),
+            state: format!("{:?}", cluster.meta.state),
+            network: network(cluster),
+            kubernetes: cluster.version.clone(),
+            nodes: nodes(region, &cluster.meta.id, &|machine| self.trouble(machine)),
+        };
+        region.clusters.values().map(status).collect()
+    }
+
+    /// The programs of a node that do not stay up.
+    fn trouble(&self, machine: &vnet::model::Machine) -> Vec<String> {
+        let lab = self.lab.name();
+        let netns = vnet::host::names::machine_ns(lab, machine);
+        // Sandboxes are named after their namespaces, without the lab's name.
+        let sandbox = netns.strip_prefix(lab).map_or(&*netns, |rest| rest.trim_start_matches('-'));
+        let logs = self.lab.log_dir().join(sandbox);
+        let failing = linux::sandbox::failing(&logs).into_iter();
+        let say = |failing: linux::sandbox::Failing| {
+            let linux::sandbox::Failing { unit, how, last_words, log } = failing;
+            format!("{unit} {how}, again and again; {} ends: {last_words}", log.display())
+        };
+        failing.map(say).collect()
     }
 
     fn pods(&self, ask: AskPods) -> Answer {
@@ -368,18 +395,6 @@ impl Answering {
     }
 }
 
-fn clusters(region: &Region) -> Vec<ClusterStatus> {
-    let status = |cluster: &Arc<vnet::model::Cluster>| ClusterStatus {
-        name: cluster.meta.id.name().to_owned(),
-        resource_group: cluster.meta.id.resource_group().to_owned(),
-        state: format!("{:?}", cluster.meta.state),
-        network: network(cluster),
-        kubernetes: cluster.version.clone(),
-        nodes: nodes(region, &cluster.meta.id),
-    };
-    region.clusters.values().map(status).collect()
-}
-
 fn network(cluster: &vnet::model::Cluster) -> String {
     use vnet::model::NetworkMode;
     let pods = cluster.pools.values().any(|pool| pool.pod_subnet.is_some());
@@ -393,7 +408,11 @@ fn network(cluster: &vnet::model::Cluster) -> String {
     .to_owned()
 }
 
-fn nodes(region: &Region, cluster: &vnet::name::ArmId) -> Vec<NodeStatus> {
+fn nodes(
+    region: &Region,
+    cluster: &vnet::name::ArmId,
+    trouble: &dyn Fn(&vnet::model::Machine) -> Vec<String>,
+) -> Vec<NodeStatus> {
     let node = |machine: &Arc<vnet::model::Machine>| {
         let Role::Node(role) = &machine.role else { return None };
         if role.cluster != *cluster {
@@ -408,6 +427,7 @@ fn nodes(region: &Region, cluster: &vnet::name::ArmId) -> Vec<NodeStatus> {
             address: nic.address()?.to_string(),
             subnet: subnet.unwrap_or_default(),
             pod_range: role.pod_range.map(|range| range.to_string()),
+            trouble: trouble(machine),
         })
     };
     region.machines.values().filter_map(node).collect()

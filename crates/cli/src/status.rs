@@ -56,6 +56,10 @@ fn draw(status: &Status) -> String {
     if !nodes.is_empty() {
         parts.push(output::table(&["NODE", "PHASE", "ADDRESS", "SUBNET", "PODS"], &nodes));
     }
+    let troubles = status.clusters.iter().flat_map(|cluster| &cluster.nodes).flat_map(|node| {
+        node.trouble.iter().map(move |trouble| format!("{}: {trouble}", node.name))
+    });
+    parts.extend(troubles);
     let vms: Vec<Vec<String>> = status
         .vms
         .iter()

@@ -9,6 +9,7 @@
 
 pub mod echo;
 pub mod error;
+pub mod limits;
 pub mod net;
 pub mod netfilter;
 pub mod netns;

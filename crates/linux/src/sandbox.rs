@@ -42,11 +42,13 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 mod cgroup;
+mod failing;
 mod init;
 pub mod pidfile;
 mod root;
 mod supervisor;
 
+pub use failing::{Failing, failing};
 pub use init::init;
 
 /// How long process 1 gets to end its units in an orderly way.

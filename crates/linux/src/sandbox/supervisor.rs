@@ -27,7 +27,7 @@ use super::{Doing, GRACE, Ready, SandboxError, Unit};
 /// The first and the longest wait before a unit that ended is started again.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// A unit that ran so long had started well.
-const STEADY: Duration = Duration::from_secs(10);
+pub(super) const STEADY: Duration = Duration::from_secs(10);
 /// How often units that wait for something are looked at.
 const LOOK: Duration = Duration::from_millis(25);
 /// How often logs are looked at, and how long one may get.
