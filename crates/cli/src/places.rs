@@ -4,9 +4,9 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
 };
 
+use daemon::clusters::PodAt;
 use linux::netns::{self, Netns};
 use serde::{Deserialize, Serialize};
 use vnet::{
@@ -40,8 +40,8 @@ pub(crate) struct Place {
 pub(crate) struct Finder<'a> {
     pub(crate) lab: &'a str,
     pub(crate) region: &'a Region,
-    /// The namespace of a pod, by `[CLUSTER:]NAMESPACE/NAME`.
-    pub(crate) pod: &'a dyn Fn(&str) -> Option<PathBuf>,
+    /// Where the pods `[CLUSTER:]NAMESPACE/NAME` run.
+    pub(crate) pods: &'a dyn Fn(&str) -> Vec<PodAt>,
 }
 
 /// How the kinds are written, in the order in which a bare name is looked for.
@@ -159,7 +159,7 @@ impl Finder<'_> {
                 wanted.filter_map(|nic| self.nic(nic)).collect()
             }
             "gateway" => self.gateways(name)?,
-            "pod" => self.pod(name).into_iter().collect(),
+            "pod" => self.pods_named(name),
             _ => Vec::new(),
         })
     }
@@ -304,16 +304,22 @@ impl Finder<'_> {
         Ok(place)
     }
 
-    fn pod(&self, name: &str) -> Option<Place> {
-        let path = (self.pod)(name)?;
-        let mut place = Self::place(format!("pod/{name}"), "");
-        let address = Netns::at(&path, name).ok().and_then(|it| linux::net::address_of(&it).ok());
-        place.netns = path.display().to_string();
-        place.address = address.flatten();
-        let cluster = name.split_once(':').map(|(cluster, _)| cluster);
-        let node = place.address.and_then(|address| self.machine_in(address, cluster));
-        place.machine = node.map(|node| node.meta.id.clone());
-        Some(place)
+    fn pods_named(&self, name: &str) -> Vec<Place> {
+        let found = (self.pods)(name);
+        let is_one = found.len() == 1;
+        let place = |pod: PodAt| {
+            // As it was asked for; of several, what tells them apart.
+            let name =
+                if is_one { name.to_owned() } else { format!("{}:{name}", pod.cluster.name()) };
+            let mut place = Self::place(format!("pod/{name}"), "");
+            let address = Netns::at(&pod.netns, &name).ok();
+            let address = address.and_then(|it| linux::net::address_of(&it).ok());
+            place.netns = pod.netns.display().to_string();
+            place.address = address.flatten();
+            place.machine = Some(pod.node);
+            place
+        };
+        found.into_iter().map(place).collect()
     }
 
     /// Where the packets of an address pass: at who has it.
@@ -346,13 +352,9 @@ impl Finder<'_> {
         Ok(place)
     }
 
-    /// The machine that has an address, or that the pod with this address is on.
+    /// The machine that has an address, or that a pod with this address is on: the first of several, since overlay
+    /// clusters may have the same.
     fn machine_of(&self, address: Ipv4Addr) -> Option<&Machine> {
-        self.machine_in(address, None)
-    }
-
-    /// The same; overlay clusters may have the same addresses for their pods, so one may be named.
-    fn machine_in(&self, address: Ipv4Addr, cluster: Option<&str>) -> Option<&Machine> {
         let of_nic = |nic: &Nic| nic.configs.iter().any(|config| config.address == address);
         let nic = self.region.nics.values().find(|nic| of_nic(nic) && nic.machine.is_some());
         let by_nic = nic.and_then(|nic| nic.machine.clone());
@@ -360,9 +362,7 @@ impl Finder<'_> {
             self.region.machines.values().find_map(|machine| {
                 let node = machine.node()?;
                 let range = node.pod_range?;
-                let is_its = |name: &str| name.eq_ignore_ascii_case(node.cluster.name());
-                (cluster.is_none_or(is_its) && range.contains(address))
-                    .then(|| machine.meta.id.clone())
+                range.contains(address).then(|| machine.meta.id.clone())
             })
         };
         let by_batch = || {

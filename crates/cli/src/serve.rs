@@ -305,8 +305,8 @@ impl Answering {
                 self.runtime.block_on(self.clusters.run_pods(&self.store, &asked))
             }
             AskPods::List { cluster } => self
-                .clusters
-                .list_pods(cluster.as_deref())
+                .runtime
+                .block_on(self.clusters.list_pods(cluster.as_deref()))
                 .map(|pods| daemon::clusters::PodsDone { pods, failures: Vec::new() }),
             AskPods::Delete { cluster, names } => {
                 self.runtime.block_on(self.clusters.delete_pods(&names, cluster.as_deref()))
@@ -337,8 +337,8 @@ impl Answering {
 
     fn places(&self, names: &[String]) -> Answer {
         let region = self.store.snapshot();
-        let pod = |name: &str| self.clusters.pod_netns(&self.store, name);
-        let finder = Finder { lab: self.lab.name(), region: &region, pod: &pod };
+        let pods = |name: &str| self.clusters.find_pods(&region, name);
+        let finder = Finder { lab: self.lab.name(), region: &region, pods: &pods };
         match names.iter().map(|name| finder.find(name)).collect() {
             Ok(places) => Answer::Places(places),
             Err(message) => Answer::Failed { message },
@@ -347,8 +347,8 @@ impl Answering {
 
     fn ground(&self, from: &str, to: &str) -> Answer {
         let region = self.store.snapshot();
-        let pod = |name: &str| self.clusters.pod_netns(&self.store, name);
-        let finder = Finder { lab: self.lab.name(), region: &region, pod: &pod };
+        let pods = |name: &str| self.clusters.find_pods(&region, name);
+        let finder = Finder { lab: self.lab.name(), region: &region, pods: &pods };
         match finder.find(from).and_then(|from| Ok((from, finder.find(to)?))) {
             Ok((from, to)) => {
                 let watched = finder.between(&from, &to);
@@ -383,10 +383,13 @@ impl Answering {
                 return Answer::Failed { message };
             }
         }
-        match self.clusters.pod_netns(&self.store, name) {
+        match self.clusters.find_pods(&region, name).as_slice() {
             // A pod's own file is inside its container; its node's cluster decides what is in it.
-            Some(netns) => found("pod", netns.display().to_string(), None),
-            None => Answer::Failed {
+            [pod] => found("pod", pod.netns.display().to_string(), None),
+            [_, _, ..] if !name.contains(':') => Answer::Failed {
+                message: format!("several clusters have a pod `{name}`; say CLUSTER:{name}"),
+            },
+            _ => Answer::Failed {
                 message: format!(
                     "there is no VM, node or pod `{name}`; `aksnet status` lists VMs and nodes, a pod is [CLUSTER:]NAMESPACE/NAME, or [CLUSTER:]NAME of `aksnet pod list`"
                 ),

@@ -131,12 +131,16 @@ fn every_mode_without_kubernetes() {
     batches(&lab);
     without_a_cni(&lab);
     killed(&lab);
+    traced(&lab);
+    upgraded(&lab);
 
-    // A node takes its pods along.
+    // Pods of a node that goes are on others.
     let leaving =
         nodes(&lab, "nodes").into_iter().find(|(name, _)| name.contains("second")).unwrap().0;
+    let before = pods(&lab);
     lab.az("aks nodepool delete -g rg --cluster-name nodes -n second -o none").succeeds();
     let left = pods(&lab);
+    assert!(left.keys().eq(before.keys()), "{left:?}");
     assert!(!left.values().any(|pod| pod["node"] == leaving.as_str()), "{left:?}");
     assert_eq!(held(&lab, "cni2"), 0);
 
@@ -365,6 +369,46 @@ fn killed(lab: &TestLab) {
     let pid = serde_json::from_slice::<Value>(&pid).unwrap()["pid"].to_string();
     assert!(Command::new("kill").args(["-9", &pid]).status().unwrap().success());
     eventually("pods answer again", || ask().as_deref() == Some("c"));
+}
+
+/// Two clusters have pods of one name and one address; a trace is about the one that is named.
+fn traced(lab: &TestLab) {
+    for cluster in ["overlay1", "overlay2"] {
+        let pod = format!("{cluster}:a");
+        let node = pods(lab)[&pod]["node"].as_str().unwrap().to_owned();
+        let answer = lab.aksnet(&["trace", &pod, "203.0.113.9", "--port", "80", "-o", "json"]);
+        let report = answer.json();
+        assert_eq!(report["agree"], true, "{report}");
+        let hops = report["hops"].as_array().unwrap();
+        assert_eq!(hops[1]["place"], format!("node/{node}"), "{report}");
+        let gate = report["model"][0]["steps"].to_string();
+        assert!(gate.contains(&node), "the model's sender is {node}: {report}");
+    }
+    let refusal = lab.aksnet(&["trace", "a", "203.0.113.9"]).fails();
+    assert!(refusal.contains("pod/overlay1:a"), "{refusal}");
+}
+
+/// Node by node: pods are on others meanwhile, and each node is another one with the same name and address.
+fn upgraded(lab: &TestLab) {
+    let inode = |node: &str| {
+        use std::os::unix::fs::MetadataExt;
+        let path = format!("/run/netns/{}-node-{node}", lab.name());
+        std::fs::metadata(path).unwrap().ino()
+    };
+    let before = (nodes(lab, "overlay1"), pods(lab));
+    let first = &before.0[0].0;
+    let number = inode(first);
+    // As long as somebody has the old namespace open, the kernel gives its number to no other.
+    let _old = std::fs::File::open(format!("/run/netns/{}-node-{first}", lab.name())).unwrap();
+    lab.az("aks nodepool upgrade -g rg --cluster-name overlay1 -n nodepool1 --node-image-only --yes -o none")
+        .succeeds();
+    assert_eq!(nodes(lab, "overlay1"), before.0);
+    assert_ne!(inode(first), number, "it was made anew");
+    let after = pods(lab);
+    assert!(after.keys().eq(before.1.keys()), "{after:?}");
+    let c = after["overlay1:c"]["address"].as_str().unwrap();
+    let heard = heard(lab, "overlay1:a", c).map(|(pod, _)| pod);
+    assert_eq!(heard.as_deref(), Some("c"));
 }
 
 fn lab_cluster(name: &str) -> String {

@@ -59,6 +59,7 @@ mod upstream;
 
 pub use network_only::{PodView, PodsDone, PodsError, RunPods};
 use places::Places;
+pub use pods::PodAt;
 
 /// How long after the last change the region is looked at again.
 const RESYNC: Duration = Duration::from_secs(2);

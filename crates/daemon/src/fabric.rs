@@ -37,7 +37,7 @@ use linux::LinuxError;
 use store::Store;
 use tokio::{sync::watch, time::Instant};
 use vnet::{
-    command::Command,
+    command::{Command, Outcome},
     host::{Fabric, Health, compile_fabric, health::questions},
     model::Generation,
 };
@@ -222,11 +222,35 @@ impl Loop {
         }
         let report = Command::FabricReal { generation };
         // An fsync of well under a millisecond, and nothing else waits for this task.
-        self.store
+        let accepted = self
+            .store
             .change(report, now())
             .map_err(|source| FabricError::Report { generation, source })?;
-        let after = self.store.snapshot().generation;
-        self.settled = (after <= generation + 1).then_some(after);
+        self.settled = settled(generation, accepted.outcome, self.store.snapshot().generation);
         Ok(())
+    }
+}
+
+/// The generation that holds nothing which is not known to be real: what a report of `reported` led to, when by now it
+/// is `after`. `None` when somebody else has changed something meanwhile.
+fn settled(reported: Generation, outcome: Outcome, after: Generation) -> Option<Generation> {
+    let own = match outcome {
+        Outcome::Unchanged => reported,
+        Outcome::Created | Outcome::Updated | Outcome::Deleting => reported + 1,
+    };
+    (after == own).then_some(after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_of_somebody_elses_is_not_taken_for_our_own() {
+        assert_eq!(settled(7, Outcome::Unchanged, 7), Some(7));
+        assert_eq!(settled(7, Outcome::Updated, 8), Some(8));
+        // The report changed nothing, so this is not its doing.
+        assert_eq!(settled(7, Outcome::Unchanged, 8), None);
+        assert_eq!(settled(7, Outcome::Updated, 9), None);
     }
 }

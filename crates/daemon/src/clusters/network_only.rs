@@ -28,15 +28,15 @@ use store::Store;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use uuid::Uuid;
 use vnet::{
-    model::{Cluster, Machine, NetworkMode, ProvisioningState},
+    model::{Cluster, Machine, NetworkMode, ProvisioningState, UpgradeStep},
     name::Name,
     pods::spread::{Full, Room, spread},
     region::Region,
 };
 
 use super::{
-    Clusters, ClustersError, RESYNC, Shared, blocking, is_leaving, places::Places, report,
-    wanted_phase,
+    Clusters, ClustersError, RESYNC, Shared, blocking, is_leaving, places::Places, pods::PodAt,
+    report, wanted_phase,
 };
 use crate::{
     hands::Hands,
@@ -47,6 +47,7 @@ mod echo;
 mod member;
 mod records;
 mod runtime;
+mod upgrades;
 
 use echo::Echo;
 use member::{Member, NodePlaces};
@@ -297,8 +298,9 @@ impl NetworkOnly {
                 staying.extend(nodes.map(|machine| machine.hostname.clone()));
             }
         }
-        self.remove_pods_of_others(&staying).await;
+        self.clear_nodes_but(&region, &staying).await;
         self.remove_nodes_but(&staying)?;
+        self.upgrade(store, &region).await?;
         let busy: BTreeSet<String> = self.pods().values().map(|pod| pod.node.clone()).collect();
         for (id, cluster) in &region.clusters {
             let nodes = region.nodes_of(id);
@@ -312,7 +314,8 @@ impl NetworkOnly {
             for machine in nodes {
                 if is_leaving(machine) {
                     is_real &= !busy.contains(&machine.hostname);
-                } else if self.is_ready(&machine.hostname)
+                } else if !is_away(machine)
+                    && self.is_ready(&machine.hostname)
                     && is_plugged_in(&region, cluster, machine)
                 {
                     report::node(store, machine, wanted_phase(cluster.mode))?;
@@ -363,7 +366,9 @@ impl NetworkOnly {
                 continue;
             }
             // An agent wants its node's NIC; when that is real, it is there.
-            let wired = |machine: &&Arc<Machine>| !is_leaving(machine) && has_nic(region, machine);
+            let wired = |machine: &&Arc<Machine>| {
+                !is_leaving(machine) && !is_stopping(machine) && has_nic(region, machine)
+            };
             for machine in region.nodes_of(id).into_iter().filter(wired) {
                 let places = self.node_places(&machine.hostname);
                 let Some(netns) = places.namespace_number() else { continue };
@@ -399,21 +404,6 @@ impl NetworkOnly {
         members.get(hostname).is_some_and(|it| it.member.as_ref().is_none_or(Member::is_ready))
     }
 
-    /// Removes pods whose node is going or gone, and those whose removal was begun by another daemon.
-    async fn remove_pods_of_others(self: &Arc<Self>, staying: &BTreeSet<String>) {
-        let going: Vec<Pod> = {
-            let pods = self.pods();
-            let goes = |pod: &&Pod| {
-                pod.phase != PodPhase::Creating
-                    && (pod.phase == PodPhase::Terminating || !staying.contains(&pod.node))
-            };
-            pods.values().filter(goes).cloned().collect()
-        };
-        for failure in self.delete_all(going).await.failures {
-            tracing::warn!(failure, "a pod is not gone; it will be tried again");
-        }
-    }
-
     /// Ends the agents of nodes that go, and forgets what they kept, once their pods are gone.
     fn remove_nodes_but(&self, staying: &BTreeSet<String>) -> Result<(), ClustersError> {
         let busy: BTreeSet<String> = self.pods().values().map(|pod| pod.node.clone()).collect();
@@ -424,19 +414,20 @@ impl NetworkOnly {
             let Ok(name) = folder.file_name().into_string() else { continue };
             if !stays(&name) {
                 tracing::info!(node = name, "removing");
-                match fs::remove_dir_all(folder.path()) {
-                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                        return Err(ClustersError::File {
-                            action: "remove",
-                            path: folder.path(),
-                            source,
-                        });
-                    }
-                    _ => {}
-                }
+                self.forget_node(&name)?;
             }
         }
         Ok(())
+    }
+
+    fn forget_node(&self, hostname: &str) -> Result<(), ClustersError> {
+        let path = self.node_places(hostname).folder;
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(ClustersError::File { action: "remove", path, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn node_places(&self, hostname: &str) -> NodePlaces {
@@ -455,13 +446,18 @@ impl NetworkOnly {
     }
 
     /// Chooses nodes for pods and takes their names, all of them or none.
-    fn place(&self, region: &Region, asked: &RunPods) -> Result<Vec<Pod>, PodsError> {
-        let cluster = find_cluster(region, &asked.cluster)?;
+    fn place(
+        &self,
+        region: &Region,
+        cluster: &Cluster,
+        asked: &RunPods,
+    ) -> Result<Vec<Pod>, PodsError> {
         let id = &cluster.meta.id;
         let nodes: Vec<&Arc<Machine>> = region
             .nodes_of(id)
             .into_iter()
-            .filter(|machine| !is_leaving(machine) && self.is_ready(&machine.hostname))
+            .filter(|machine| !is_leaving(machine) && !is_away(machine))
+            .filter(|machine| self.is_ready(&machine.hostname))
             .filter(|machine| asked.node.as_ref().is_none_or(|node| *node == machine.hostname))
             .collect();
         if let (Some(node), true) = (&asked.node, nodes.is_empty()) {
@@ -650,6 +646,17 @@ fn is_real(state: ProvisioningState) -> bool {
     state == ProvisioningState::Succeeded
 }
 
+/// Whether an upgrade is about to stop a node.
+fn is_stopping(machine: &Machine) -> bool {
+    machine.node().is_some_and(|node| node.step == UpgradeStep::Stopping)
+}
+
+/// Whether an upgrade keeps pods from a node.
+fn is_away(machine: &Machine) -> bool {
+    let is_draining = |step| matches!(step, UpgradeStep::Draining { .. });
+    is_stopping(machine) || machine.node().is_some_and(|node| is_draining(node.step))
+}
+
 fn has_nic(region: &Region, machine: &Machine) -> bool {
     region.nics.get(&machine.nic).is_some_and(|nic| is_real(nic.meta.state))
 }
@@ -722,11 +729,21 @@ fn is_name(text: &str) -> bool {
 }
 
 impl Clusters {
-    fn network_only(&self) -> Result<&Arc<NetworkOnly>, PodsError> {
+    /// The loop, which begins a moment after the lab answers.
+    async fn network_only(&self) -> Result<&Arc<NetworkOnly>, PodsError> {
         if self.0.nodes != super::Nodes::NetworkOnly {
             return Err(PodsError::OtherNodes);
         }
-        self.0.network_only.get().ok_or(PodsError::Starting)
+        let begin = Instant::now();
+        loop {
+            if let Some(own) = self.0.network_only.get() {
+                return Ok(own);
+            }
+            if begin.elapsed() > PATIENCE {
+                return Err(PodsError::Starting);
+            }
+            sleep(AGAIN).await;
+        }
     }
 
     /// Makes pods in a network-only cluster. Each that could not be made left nothing behind.
@@ -734,8 +751,9 @@ impl Clusters {
     /// # Errors
     /// When none is begun: a name is wrong or taken, or there is no place for all of them.
     pub async fn run_pods(&self, store: &Store, asked: &RunPods) -> Result<PodsDone, PodsError> {
-        let own = self.network_only()?;
-        let placed = own.place(&store.snapshot(), asked)?;
+        let own = self.network_only().await?;
+        let region = store.snapshot();
+        let placed = own.place(&region, find_cluster(&region, &asked.cluster)?, asked)?;
         let work = placed.into_iter().map(|pod| {
             let own = own.clone();
             async move { own.clone().create(pod).await.map(|pod| own.view(&pod)) }
@@ -744,8 +762,8 @@ impl Clusters {
     }
 
     /// All pods of network-only clusters, by cluster and name.
-    pub fn list_pods(&self, cluster: Option<&str>) -> Result<Vec<PodView>, PodsError> {
-        let own = self.network_only()?;
+    pub async fn list_pods(&self, cluster: Option<&str>) -> Result<Vec<PodView>, PodsError> {
+        let own = self.network_only().await?;
         let wanted = cluster.map(Name::new);
         let is_of =
             |pod: &&Pod| wanted.as_ref().is_none_or(|it| *it == Name::new(pod.cluster.name()));
@@ -761,7 +779,7 @@ impl Clusters {
         names: &[String],
         cluster: Option<&str>,
     ) -> Result<PodsDone, PodsError> {
-        let own = self.network_only()?;
+        let own = self.network_only().await?;
         let of =
             |pod: &Pod| cluster.is_none_or(|it| Name::new(it) == Name::new(pod.cluster.name()));
         let mut going = Vec::new();
@@ -781,13 +799,19 @@ impl Clusters {
         Ok(own.delete_all(going).await)
     }
 
-    /// The path of the network namespace of the pod `[CLUSTER:][default/]NAME`.
-    pub(super) fn own_pod_netns(&self, text: &str) -> Option<PathBuf> {
-        let own = self.0.network_only.get()?;
-        match own.named(text).as_slice() {
-            [pod] => Some(own.folder.path_of(&pod.container)),
-            _ => None,
-        }
+    /// Where the pods `[CLUSTER:][default/]NAME` run.
+    pub(super) fn own_pods_at(&self, region: &Region, text: &str) -> Vec<PodAt> {
+        let Some(own) = self.0.network_only.get() else { return Vec::new() };
+        let found = own.named(text).into_iter().filter_map(|pod| {
+            let nodes = region.nodes_of(&pod.cluster);
+            let node = nodes.into_iter().find(|node| node.hostname == pod.node)?;
+            Some(PodAt {
+                cluster: pod.cluster.clone(),
+                node: node.meta.id.clone(),
+                netns: own.folder.path_of(&pod.container),
+            })
+        });
+        found.collect()
     }
 }
 

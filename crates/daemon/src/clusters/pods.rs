@@ -8,7 +8,7 @@ use std::{
 };
 
 use linux::sandbox::Sandbox;
-use vnet::host::names;
+use vnet::{host::names, name::ArmId, region::Region};
 
 use super::{Clusters, places::Places};
 
@@ -36,28 +36,36 @@ impl<'a> PodName<'a> {
     }
 }
 
+/// Where a pod runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodAt {
+    /// Its cluster.
+    pub cluster: ArmId,
+    /// The machine that is its node.
+    pub node: ArmId,
+    /// A path to its network namespace.
+    pub netns: PathBuf,
+}
+
 impl Clusters {
-    /// A path to the network namespace of the pod `[CLUSTER:]NAMESPACE/NAME`; `None` when no node runs it.
-    /// Without a cluster, the first one that has such a pod.
+    /// Where the pods `[CLUSTER:]NAMESPACE/NAME` run, at most one in each cluster.
     #[must_use]
-    pub fn pod_netns(&self, store: &store::Store, text: &str) -> Option<PathBuf> {
+    pub fn find_pods(&self, region: &Region, text: &str) -> Vec<PodAt> {
         if self.0.nodes == super::Nodes::NetworkOnly {
-            return self.own_pod_netns(text);
+            return self.own_pods_at(region, text);
         }
-        let pod = PodName::parse(text)?;
+        let Some(pod) = PodName::parse(text) else { return Vec::new() };
         let places = &self.0.places;
-        let region = store.snapshot();
-        region
-            .clusters
-            .values()
-            .filter(|cluster| {
-                pod.cluster.is_none_or(|name| name.eq_ignore_ascii_case(cluster.meta.id.name()))
-            })
-            .flat_map(|cluster| region.nodes_of(&cluster.meta.id))
-            .find_map(|machine| {
+        let is_meant = |name: &str| pod.cluster.is_none_or(|it| it.eq_ignore_ascii_case(name));
+        let clusters = region.clusters.keys().filter(|cluster| is_meant(cluster.name()));
+        let found = clusters.filter_map(|cluster| {
+            region.nodes_of(cluster).into_iter().find_map(|machine| {
                 let netns = names::machine_ns(&places.lab, machine);
-                on_node(places, places.sandbox_name(&netns), &pod)
+                let netns = on_node(places, places.sandbox_name(&netns), &pod)?;
+                Some(PodAt { cluster: cluster.clone(), node: machine.meta.id.clone(), netns })
             })
+        });
+        found.collect()
     }
 }
 

@@ -9,12 +9,15 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cluster::programs::Plugin;
 use cni::talk;
-use linux::netns::Netns;
+use linux::{
+    net::{Netlink, link_indexes},
+    netns::Netns,
+};
 use store::Store;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -33,7 +36,7 @@ use vnet::{
     region::Region,
 };
 
-use super::super::ClustersError;
+use super::super::{ClustersError, blocking};
 use crate::{
     hands::Hands,
     node::{
@@ -49,6 +52,8 @@ const GATHER: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_secs(1);
 /// A plugin writes its line at once; whoever does not is not one.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How soon a namespace is looked at again that has no NIC yet.
+const WAIT: Duration = Duration::from_millis(20);
 /// Steps of a batch that one look may take: a node has at most 256 addresses.
 const MOST_STEPS: usize = 256 / POD_BATCH + 1;
 
@@ -79,6 +84,7 @@ impl Member {
         let folder = places.folder.clone();
         let netns = places.netns.clone();
         let name = machine.hostname.clone();
+        wait_for_nic(&netns, &name).await?;
         let started = hands.run(move || start_agent(&folder, &netns, config)).await;
         let (hosted, listener) = started.map_err(|error| failed(&name, error))?;
         let listener = UnixListener::from_std(listener).map_err(|source| ClustersError::File {
@@ -156,7 +162,9 @@ fn config(
     machine: &Machine,
 ) -> Option<Config> {
     let pool = cluster.pools.get(&machine.node()?.pool)?;
-    let Plugin::Aksnet(network) = Plugin::of(cluster.mode, pool) else { return None };
+    // In an upgrade nodes of both kinds live side by side.
+    let mode = region.image_of(machine).map_or(cluster.mode, |image| image.mode);
+    let Plugin::Aksnet(network) = Plugin::of(mode, pool) else { return None };
     let vnet = region.vnets.get(&cluster.vnet);
     let prefixes: &[Prefix4] = vnet.map_or(&[], |vnet| &vnet.prefixes);
     Some(Config {
@@ -182,6 +190,26 @@ fn start_agent(
     let (hosted, listener) = Hosted::start(netns, config)?;
     listener.set_nonblocking(true)?;
     Ok((hosted, listener))
+}
+
+/// Waits until the fabric has put its NIC into a namespace that it makes anew.
+async fn wait_for_nic(netns: &std::path::Path, node: &str) -> Result<(), ClustersError> {
+    let begin = Instant::now();
+    loop {
+        let netns = netns.to_owned();
+        let name = node.to_owned();
+        let looked = blocking(move || {
+            let look = || {
+                Netlink::open_in(&Netns::at(&netns, &name)?)
+                    .and_then(|mut it| link_indexes(&mut it))
+            };
+            look().map_err(|source| ClustersError::Namespace { name, source })
+        });
+        if looked.await?.contains_key(names::ETH0) || begin.elapsed() > PATIENCE {
+            return Ok(());
+        }
+        sleep(WAIT).await;
+    }
 }
 
 fn failed(node: &str, source: Box<dyn std::error::Error + Send + Sync>) -> ClustersError {
