@@ -1,7 +1,7 @@
 //! What becomes of pods whose node goes, and what an upgrade does to a node: its pods move, its agent ends, its
 //! namespace is made anew. Not here: whose turn it is, which the region knows.
 //!
-//! Pods move as those of a ReplicaSet do: gone from one node, made on another, with an address of that one. What finds
+//! Pods move as those of a `ReplicaSet` do: gone from one node, made on another, with an address of that one. What finds
 //! no room is gone, and a warning says so.
 
 use std::{collections::BTreeSet, sync::Arc};
