@@ -54,6 +54,7 @@ fn cluster(mode: NetworkMode) -> Cluster {
         hash: "12345678".to_owned(),
         principal: Uuid::nil(),
         mode,
+        links: None,
         pod_cidr,
         service_cidr: "10.0.0.0/16".parse().expect("a prefix"),
         dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
@@ -133,6 +134,7 @@ fn render_node(mode: NetworkMode, pod_subnet: Option<&str>) -> Computer {
         machine: &machine,
         address,
         vnet: &["10.224.0.0/12".parse().expect("a prefix")],
+        subnet: Some("10.224.0.0/16".parse().expect("a prefix")),
         resolver: &Resolver {
             servers: vec![Ipv4Addr::new(168, 63, 129, 16)],
             search: "abc.bx.internal.cloudapp.net".to_owned(),

@@ -137,7 +137,10 @@ async fn learn(config: &Config, agent: &Arc<Agent>, setup: &mut Setup) {
         }
         (
             SourceConfig::Kubernetes { kubeconfig },
-            PodNetwork::NodeSubnet | PodNetwork::PodSubnet | PodNetwork::Overlay,
+            PodNetwork::NodeSubnet
+            | PodNetwork::NodeBridge
+            | PodNetwork::PodSubnet
+            | PodNetwork::Overlay,
         ) => Box::pin(follow(&mut NetworkConfigSource::new(kubeconfig), agent, setup)).await,
     }
 }

@@ -137,7 +137,7 @@ impl World {
             "node": "node",
             "mode": mode,
             "pod_cidr": "10.244.0.0/16",
-            "no_masquerade": if mode == "node-subnet" { json!(["10.0.0.0/16"]) } else { json!([]) },
+            "no_masquerade": if mode.starts_with("node-subnet") { json!(["10.0.0.0/16"]) } else { json!([]) },
             "socket": self.socket(),
             "interface": "eth0",
             "cni_directory": self.path("net.d"),

@@ -383,3 +383,52 @@ fn a_pod_reaches_others_and_itself_through_a_service() {
         }
     }
 }
+
+/// Somebody else takes away what pods need on the node; it comes back without anybody asking.
+#[test]
+fn what_others_take_from_the_node_comes_back() {
+    for mode in ["kubenet", "overlay"] {
+        let world = world(mode, &block());
+        let a = add(&world, "a");
+        let network = world.network("1.0.0");
+        let said = world.plugin("ADD", "a", &network);
+        let mut checked = network.clone();
+        checked["prevResult"] = said.json();
+        let link = said.json()["interfaces"][0]["name"].as_str().unwrap().to_owned();
+        let damages: &[&str] = match mode {
+            "kubenet" => &[
+                "ip link set LINK nomaster",
+                "ip link set LINK down",
+                "ip link set cbr0 down",
+                "ip addr flush dev cbr0",
+                "ip link del cbr0",
+                "nft flush ruleset",
+            ],
+            _ => &[
+                "ip route del ADDRESS",
+                "ip neigh flush nud permanent dev LINK",
+                "ip link set LINK down",
+                "nft flush ruleset",
+                "nft delete rule ip aksnet guard handle HANDLE",
+            ],
+        };
+        for damage in damages {
+            let damage = damage.replace("ADDRESS", &a).replace("LINK", &link);
+            let handle = world.output("node", "nft -a list chain ip aksnet guard");
+            let handle =
+                handle.lines().find_map(|line| line.rsplit_once("127.0.0.0/8 drop # handle "));
+            let damage = damage.replace("HANDLE", handle.map_or("", |(_, handle)| handle));
+            let before = world.output("node", "nft list ruleset");
+            assert!(world.run("node", &damage).status.success(), "{mode}: {damage}");
+            let is_mended = || {
+                world.plugin("CHECK", "a", &checked).success
+                    && world.output("node", "nft list ruleset") == before
+                    && world.output("node", "ip neigh show nud permanent").contains(&a)
+                        == (mode == "overlay")
+                    && world.pings("node", &a)
+                    && world.pings("a", OUTSIDE)
+            };
+            assert!(wait(PATIENCE, is_mended), "{mode}: {damage}\n{}", world.agent_log());
+        }
+    }
+}

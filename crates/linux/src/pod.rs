@@ -58,6 +58,8 @@ use crate::{
 };
 
 pub mod bandwidth;
+pub mod bridging;
+mod mend;
 mod ports;
 pub mod verify;
 
@@ -151,6 +153,7 @@ pub struct Wirer {
     namespace: Netns,
     id: u64,
     nftables: Option<Nfnetlink>,
+    frames: Option<Nfnetlink>,
 }
 
 impl Wirer {
@@ -161,7 +164,7 @@ impl Wirer {
         let id = std::fs::metadata(path).map(|metadata| metadata.ino()).map_err(|source| {
             LinuxError::File { verb: "reading", path: path.to_owned(), source }
         })?;
-        Ok(Self { node: Netlink::open()?, namespace, id, nftables: None })
+        Ok(Self { node: Netlink::open()?, namespace, id, nftables: None, frames: None })
     }
 
     /// Makes the pair and everything that leads through it.
@@ -208,16 +211,13 @@ impl Wirer {
             group: 0,
         };
         let mut message = wire::new_veth(end, peer);
-        let bridge = match &wiring.path {
-            Path::Routed => None,
-            Path::Bridged(bridge) => Some(index(&bridge.name)?),
-        };
+        let bridge = wiring.path.bridge().map(index).transpose()?;
         if let (RouteNetlinkMessage::NewLink(link), Some(bridge)) = (&mut message, bridge) {
             link.attributes.push(LinkAttribute::Controller(bridge));
         }
         let set = match &wiring.path {
             Path::Routed => RouteNetlinkMessage::SetLink(proxy_arp(name)),
-            Path::Bridged(_) => RouteNetlinkMessage::NewLink(hairpin(name)),
+            Path::Bridged(_) | Path::Switched(_) => RouteNetlinkMessage::NewLink(hairpin(name)),
         };
         let requests = [
             Request::create(message, format!("add link {name} with peer {interface}")),

@@ -11,9 +11,9 @@ use crate::{
     addr::Prefix4,
     fault::Fault,
     model::{
-        Allocation, BalancingRule, Delegation, Generation, InboundNatRule, Kept, NetworkMode,
-        NodePhase, OutboundProfile, OutboundRule, OutboundType, PodAllocation, PoolMode, Probe,
-        RoleAssignment, Route, SecurityRule, Tags,
+        Allocation, BalancingRule, Delegation, Generation, InboundNatRule, Kept, NetworkLinks,
+        NetworkMode, NodePhase, OutboundProfile, OutboundRule, OutboundType, PodAllocation,
+        PoolMode, Probe, RoleAssignment, Route, SecurityRule, Tags,
     },
     name::{ArmId, Name},
     policy::tags::ServiceTags,
@@ -388,6 +388,8 @@ pub struct PutCluster {
     pub node_group: Option<String>,
     /// How pods get addresses; `None` is the service's default for the api-version, overlay today.
     pub mode: Option<NetworkMode>,
+    /// `networkMode`, for pods of a node subnet; `None` is transparent.
+    pub links: Option<NetworkLinks>,
     /// The pods' range.
     pub pod_cidr: Option<Prefix4>,
     /// The services' range, default 10.0.0.0/16.

@@ -8,6 +8,7 @@
 
 use std::{fmt, str::FromStr};
 
+pub mod bridging;
 pub mod demand;
 pub mod exhaustion;
 pub mod masquerade;
@@ -24,6 +25,8 @@ pub enum PodNetwork {
     Kubenet,
     /// Secondary addresses of the node's own NIC.
     NodeSubnet,
+    /// The same, and pods and NIC are ports of one bridge (`networkMode: bridge`).
+    NodeBridge,
     /// Batches of a subnet that holds pods only.
     PodSubnet,
     /// A /24 of the cluster's pod range, routed by the virtual network itself.
@@ -32,7 +35,8 @@ pub enum PodNetwork {
 
 impl PodNetwork {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Kubenet, Self::NodeSubnet, Self::PodSubnet, Self::Overlay];
+    pub const ALL: [Self; 5] =
+        [Self::Kubenet, Self::NodeSubnet, Self::NodeBridge, Self::PodSubnet, Self::Overlay];
 
     /// The word that the agent's configuration file uses.
     #[must_use]
@@ -40,6 +44,7 @@ impl PodNetwork {
         match self {
             Self::Kubenet => "kubenet",
             Self::NodeSubnet => "node-subnet",
+            Self::NodeBridge => "node-subnet-bridge",
             Self::PodSubnet => "pod-subnet",
             Self::Overlay => "overlay",
         }
@@ -54,7 +59,7 @@ impl fmt::Display for PodNetwork {
 
 /// A word that names no [`PodNetwork`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not one of kubenet, node-subnet, pod-subnet, overlay")]
+#[error("`{text}` is not one of kubenet, node-subnet, node-subnet-bridge, pod-subnet, overlay")]
 pub struct UnknownPodNetwork {
     /// What was given.
     pub text: String,

@@ -10,7 +10,7 @@ use vnet::{
     command::{Command, PutCluster},
     fault::Fault,
     kind,
-    model::{NetworkMode, OutboundAddresses, OutboundProfile, OutboundType},
+    model::{NetworkLinks, NetworkMode, OutboundAddresses, OutboundProfile, OutboundType},
     name::ArmId,
 };
 
@@ -40,6 +40,7 @@ struct Properties {
 struct NetworkProfile {
     network_plugin: Option<String>,
     network_plugin_mode: Option<String>,
+    network_mode: Option<String>,
     pod_cidr: Option<String>,
     pod_cidrs: Option<Vec<String>>,
     service_cidr: Option<String>,
@@ -186,6 +187,7 @@ fn network(
         given(profile.network_plugin).as_deref(),
         given(profile.network_plugin_mode).as_deref(),
     ));
+    let links = findings.take_some(given(profile.network_mode), |text| links(&text));
     let pod_cidr = findings.take_some(first(profile.pod_cidr, profile.pod_cidrs), |text| {
         cluster_prefix(&text, "networkProfile.podCIDR")
     });
@@ -223,6 +225,7 @@ fn network(
     PutCluster {
         outbound_profile,
         mode: mode.flatten(),
+        links,
         pod_cidr,
         service_cidr,
         dns_service_ip,
@@ -257,6 +260,15 @@ fn mode(plugin: Option<&str>, mode: Option<&str>) -> Result<Option<NetworkMode>,
             format!("Network plugin {other} is unknown. It must be one of: azure, kubenet, none."),
         )
         .at("networkProfile.networkPlugin")),
+    }
+}
+
+/// How the pods of a node subnet are connected.
+fn links(text: &str) -> Result<NetworkLinks, Fault> {
+    match text.to_ascii_lowercase().as_str() {
+        "transparent" => Ok(NetworkLinks::Transparent),
+        "bridge" => Ok(NetworkLinks::Bridge),
+        _ => Err(not_one_of(text, &["bridge", "transparent"], "networkProfile.networkMode")),
     }
 }
 

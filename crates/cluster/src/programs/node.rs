@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vnet::{
     addr::Prefix4,
     host::platform::Resolver,
-    model::{AgentPool, Cluster, Machine, NetworkMode, PoolMode},
+    model::{AgentPool, Cluster, Machine, NetworkLinks, NetworkMode, PoolMode},
     pods::PodNetwork,
 };
 
@@ -37,6 +37,8 @@ pub struct Node<'a> {
     pub address: Ipv4Addr,
     /// The address space of its virtual network.
     pub vnet: &'a [Prefix4],
+    /// The subnet that its NIC is in.
+    pub subnet: Option<Prefix4>,
     /// How it finds names, and the cluster's DNS those that are not the cluster's.
     pub resolver: &'a Resolver,
     /// The authority's certificate.
@@ -59,11 +61,14 @@ pub enum Plugin {
 impl Plugin {
     /// Who wires the pods of a pool's nodes that get their addresses so.
     #[must_use]
-    pub fn of(mode: NetworkMode, pool: &AgentPool) -> Self {
+    pub fn of(cluster: &Cluster, mode: NetworkMode, pool: &AgentPool) -> Self {
         match mode {
             NetworkMode::Kubenet => Self::Aksnet(PodNetwork::Kubenet),
             NetworkMode::Overlay => Self::Aksnet(PodNetwork::Overlay),
             NetworkMode::Azure if pool.pod_subnet.is_some() => Self::Aksnet(PodNetwork::PodSubnet),
+            NetworkMode::Azure if cluster.links == Some(NetworkLinks::Bridge) => {
+                Self::Aksnet(PodNetwork::NodeBridge)
+            }
             NetworkMode::Azure => Self::Aksnet(PodNetwork::NodeSubnet),
             NetworkMode::None => Self::Own,
         }
@@ -76,7 +81,7 @@ impl Plugin {
 pub fn no_masquerade(cluster: &Cluster, vnet: &[Prefix4], mode: PodNetwork) -> Vec<Prefix4> {
     match mode {
         PodNetwork::Kubenet | PodNetwork::Overlay => cluster.pod_cidr.into_iter().collect(),
-        PodNetwork::NodeSubnet => vnet.to_vec(),
+        PodNetwork::NodeSubnet | PodNetwork::NodeBridge => vnet.to_vec(),
         // Pods of a pod subnet keep their address everywhere.
         PodNetwork::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
     }
@@ -93,7 +98,7 @@ impl Node<'_> {
     /// Who wires this node's pods.
     #[must_use]
     pub fn plugin(&self) -> Plugin {
-        Plugin::of(self.mode(), self.pool)
+        Plugin::of(self.cluster, self.mode(), self.pool)
     }
 
     fn no_masquerade(&self, mode: PodNetwork) -> Vec<Prefix4> {
@@ -365,6 +370,14 @@ fn kube_proxy_config(input: &Node<'_>) -> Value {
         (Plugin::Aksnet(PodNetwork::NodeSubnet | PodNetwork::PodSubnet), _) => {
             config["detectLocalMode"] = json!("InterfaceNamePrefix");
             config["detectLocal"] = json!({"interfaceNamePrefix": "azv"});
+        }
+        // Packets of a bridge's ports come from the bridge, as others' do. AKS took the pool's subnet then
+        // (Azure/AKS issue 2449).
+        (Plugin::Aksnet(PodNetwork::NodeBridge), _) => {
+            if let Some(subnet) = input.subnet {
+                config["detectLocalMode"] = json!("ClusterCIDR");
+                config["clusterCIDR"] = json!(subnet);
+            }
         }
         (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, Some(range)) => {
             config["detectLocalMode"] = json!("ClusterCIDR");

@@ -96,13 +96,17 @@ fn start_one(
         &machine.hostname,
         address,
     )?;
-    let prefixes = region.vnets.get(&cluster.vnet).map(|vnet| vnet.prefixes.clone());
+    let vnet = region.vnets.get(&cluster.vnet);
+    let prefixes = vnet.map(|vnet| vnet.prefixes.clone());
+    let mut subnets = vnet.into_iter().flat_map(|vnet| vnet.subnets.values());
+    let subnet = subnets.find(|subnet| subnet.prefix.contains(address));
     let computer = node(&Node {
         cluster,
         pool,
         machine,
         address,
         vnet: &prefixes.unwrap_or_default(),
+        subnet: subnet.map(|subnet| subnet.prefix),
         resolver: &resolver,
         authority: &certificates.authority.certificate,
         certificates: &own,

@@ -24,7 +24,8 @@ impl Numbers {
 
 /// The namespace `name` as it was made.
 pub(super) fn as_made(name: &str, made: &NamespaceState, numbers: &mut Numbers) -> Observed {
-    let lo = ObservedLink { index: 0, peer: None, mac: Mac([0; 6]), mtu: 0, up: true };
+    let lo =
+        ObservedLink { index: 0, peer: None, mac: Mac([0; 6]), mtu: 0, up: true, controller: None };
     let mut links = BTreeMap::from([("lo".to_owned(), lo)]);
     for (link, is) in &made.links {
         let end = End { namespace: name.to_owned(), link: link.clone() };
@@ -34,6 +35,7 @@ pub(super) fn as_made(name: &str, made: &NamespaceState, numbers: &mut Numbers) 
             mac: is.mac,
             mtu: is.mtu,
             up: true,
+            controller: None,
         };
         links.insert(link.clone(), observed);
     }

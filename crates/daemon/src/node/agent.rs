@@ -33,14 +33,14 @@ use vnet::{
         PodNetwork,
         pool::{Exhausted, Grant, Pool},
         ports::{Bandwidth, PortMapping},
-        wiring::Wiring,
+        wiring::{Path as Way, Wiring},
     },
 };
 
 use super::{
     chain,
     ledger::{Found, Lease, Ledger, Phase},
-    rules::{Ports, Rules},
+    rules::{Ported, Ports, Rules},
 };
 
 /// How long links are gathered before they are deleted together.
@@ -241,6 +241,7 @@ impl Agent {
         }
         let wiring = lease.wiring();
         wirer.wire(sandbox, &lease.attachment.interface, &wiring)?;
+        self.rules.admit(wirer, &wiring)?;
         wirer.limit(&wiring, &lease.bandwidth)?;
         if !lease.ports.is_empty() {
             self.rules.open(wirer, &wiring, &lease.ports)?;
@@ -343,7 +344,9 @@ impl Agent {
             if lease.is_address_only {
                 return Ok(());
             }
-            wirer.retire(&lease.wiring())
+            let wiring = lease.wiring();
+            self.rules.dismiss(wirer, &wiring)?;
+            wirer.retire(&wiring)
         };
         match retire() {
             Ok(()) => {
@@ -432,12 +435,36 @@ impl Agent {
             let waited = self.changed.wait_timeout_while(state, QUEUE_LOOK, idle);
             let is_idle = waited.expect(NEVER_POISONED).0.leaving.is_empty();
             self.release_queued(wirer);
-            if let Err(error) = self.rules.mend(&mut seen) {
-                tracing::warn!(error = %chain(&error), "the node's rules cannot be looked at or mended");
-            }
+            self.mend(wirer, &mut seen);
             if !is_idle {
                 std::thread::sleep(GATHER);
                 self.reap(wirer);
+            }
+        }
+    }
+
+    /// Puts right what others have done to the node's rules and links. `seen` is the generation of rules that
+    /// the last call found in order.
+    pub(super) fn mend(&self, wirer: &mut Wirer, seen: &mut Option<u32>) {
+        if let Err(error) = self.rules.mend(wirer, seen) {
+            tracing::warn!(error = %chain(&error), "the node's rules cannot be looked at or mended");
+        }
+        let wirings: Vec<Wiring> = {
+            let state = self.state();
+            let leases = state
+                .leases
+                .iter()
+                .filter(|(holder, lease)| !lease.is_address_only && !state.busy.contains(holder));
+            leases.map(|(_, lease)| lease.wiring()).collect()
+        };
+        match wirer.mend(&wirings) {
+            Ok(done) if done.is_empty() => {}
+            Ok(done) => tracing::warn!(
+                mended = done.join(", "),
+                "somebody has taken away what pods need; it is back"
+            ),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "what pods need on the node cannot be mended");
             }
         }
     }
@@ -452,6 +479,15 @@ impl Agent {
         let state = self.state();
         let leases = state.leases.values().filter(|lease| !lease.ports.is_empty());
         leases.map(|lease| (lease.address, lease.ports.clone())).collect()
+    }
+
+    /// The pods whose ports may be a bridge's.
+    pub(super) fn ported(&self) -> Ported {
+        let state = self.state();
+        let leases = state.leases.values().filter(|lease| !lease.is_address_only);
+        let wirings = leases.map(Lease::wiring);
+        let switched = wirings.filter(|wiring| matches!(wiring.path, Way::Switched(_)));
+        switched.map(|wiring| (wiring.address, wiring)).collect()
     }
 
     /// One round: links that are marked go, and their addresses are free after that.

@@ -165,7 +165,7 @@ impl Config {
             (PodNetwork::Kubenet | PodNetwork::Overlay, None) => {
                 return Err(value("pod_cidr is missing; this mode has one"));
             }
-            (PodNetwork::NodeSubnet | PodNetwork::PodSubnet, _) => (),
+            (PodNetwork::NodeSubnet | PodNetwork::NodeBridge | PodNetwork::PodSubnet, _) => (),
         }
         let run_directory = match (wire.run_directory, wire.socket.parent()) {
             (Some(directory), _) => directory,

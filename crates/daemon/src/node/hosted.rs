@@ -12,6 +12,7 @@ use std::{
     net::Ipv4Addr,
     os::unix::{fs::PermissionsExt, net::UnixListener},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use cni::talk::Reply;
@@ -33,7 +34,18 @@ pub struct Hosted {
     /// For requests: one at a time, as there are many nodes and few processors.
     serving: Mutex<Wirer>,
     /// For everything else, so that a request that waits for a link to go does not keep it from going.
-    upkeep: Mutex<(Setup, Wirer)>,
+    upkeep: Mutex<Upkeep>,
+}
+
+/// How long what others did to a node may last. There are many nodes, and each look costs.
+const MEND: Duration = Duration::from_secs(3);
+
+struct Upkeep {
+    setup: Setup,
+    wirer: Wirer,
+    /// When the node was looked at last, and the generation of rules that was in order then.
+    looked: Instant,
+    seen: Option<u32>,
 }
 
 /// What a node of a pod subnet asks of it.
@@ -66,7 +78,12 @@ impl Hosted {
             agent,
             netns,
             serving: Mutex::new(Wirer::new()?),
-            upkeep: Mutex::new((setup, Wirer::new()?)),
+            upkeep: Mutex::new(Upkeep {
+                setup,
+                wirer: Wirer::new()?,
+                looked: Instant::now(),
+                seen: None,
+            }),
             config,
         };
         Ok((hosted, listener))
@@ -93,7 +110,7 @@ impl Hosted {
         let mut learnt = learn(self.config.network, block, addresses);
         // What was offered back stays so until it is taken.
         learnt.aside = self.agent.with_pool(|pool| pool.returning().iter().copied().collect());
-        upkeep.0.apply(&self.agent, learnt)
+        upkeep.setup.apply(&self.agent, learnt)
     }
 
     /// What the plugin is told that sent this line.
@@ -102,11 +119,16 @@ impl Hosted {
         Ok(server::reply(&self.agent, line, &mut wirer))
     }
 
-    /// Does queued releases and deletes links that pods have left. Says whether there is more of that to do.
+    /// Does queued releases, deletes links that pods have left, and now and then mends what others broke. Says whether there is more of that to do.
     pub fn tidy(&self) -> Result<bool, NodeError> {
         let mut upkeep = self.enter(&self.upkeep)?;
-        self.agent.release_queued(&mut upkeep.1);
-        self.agent.reap(&mut upkeep.1);
+        let Upkeep { wirer, looked, seen, .. } = &mut *upkeep;
+        self.agent.release_queued(wirer);
+        self.agent.reap(wirer);
+        if looked.elapsed() >= MEND {
+            self.agent.mend(wirer, seen);
+            *looked = Instant::now();
+        }
         Ok(self.agent.n_leaving() > 0)
     }
 

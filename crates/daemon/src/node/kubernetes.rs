@@ -339,7 +339,7 @@ impl NetworkConfig {
                 let block = container.primary.as_deref()?.parse::<Prefix4>().ok()?;
                 Some(Learnt { origin, ..learn(network, Some(block), []) })
             }
-            PodNetwork::NodeSubnet | PodNetwork::PodSubnet => {
+            PodNetwork::NodeSubnet | PodNetwork::NodeBridge | PodNetwork::PodSubnet => {
                 let addresses = container.ip_assignments.iter().map(|assignment| assignment.ip);
                 // What was offered back before the agent was started anew stays so.
                 let offered =

@@ -9,13 +9,17 @@ use std::{
     sync::{Mutex, MutexGuard},
 };
 
-use linux::{LinuxError, netfilter::elements::Nfnetlink, pod::Wirer};
+use linux::{
+    LinuxError,
+    netfilter::elements::Nfnetlink,
+    pod::{Wirer, bridging::Uplink},
+};
 use vnet::pods::{
-    PodNetwork,
+    PodNetwork, bridging,
     masquerade::Sets,
     ports::PortMapping,
     table::{HAIRPIN, HOST_PORTS, HOST_PORTS_AT, TABLE, fill, host_ports, n_rules, table},
-    wiring::Wiring,
+    wiring::{NODE_BRIDGE, Path, Wiring},
 };
 
 use super::NodeError;
@@ -23,9 +27,12 @@ use super::NodeError;
 /// The host ports of each pod that has some.
 pub(super) type Ports = BTreeMap<Ipv4Addr, Vec<PortMapping>>;
 
-/// The table, and what is in it.
+/// Pods whose frames a bridge lets pass.
+pub(super) type Ported = BTreeMap<Ipv4Addr, Wiring>;
+
+/// The tables, and what is in them.
 pub(super) struct Rules {
-    interface: String,
+    nic: String,
     network: PodNetwork,
     /// Held while anything of the table changes.
     loaded: Mutex<Loaded>,
@@ -37,17 +44,59 @@ struct Loaded {
     is_there: bool,
     sets: Sets,
     ports: Ports,
+    /// What the table of frames was loaded for, on a node whose NIC is a bridge's port.
+    uplink: Option<Uplink>,
+    ported: Ported,
 }
 
 impl Rules {
     /// The rules of a node with this NIC, not loaded yet.
-    pub(super) fn new(interface: &str, network: PodNetwork) -> Self {
-        Self { interface: interface.to_owned(), network, loaded: Mutex::default() }
+    pub(super) fn new(nic: &str, network: PodNetwork) -> Self {
+        Self { nic: nic.to_owned(), network, loaded: Mutex::default() }
     }
 
-    /// From now on these are the host ports of pods that were there before.
-    pub(super) fn take_up(&self, ports: Ports) {
-        self.loaded().ports = ports;
+    /// From now on these are the host ports of pods that were there before, and these have ports of a bridge.
+    pub(super) fn take_up(&self, ports: Ports, ported: Ported) {
+        let mut loaded = self.loaded();
+        loaded.ports = ports;
+        loaded.ported = ported;
+    }
+
+    /// The link that packets leave the node by.
+    fn way_out(&self) -> &str {
+        if self.network == PodNetwork::NodeBridge { NODE_BRIDGE } else { &self.nic }
+    }
+
+    /// The NIC is a bridge's port: loads the table of frames, unless it was loaded for the same.
+    pub(super) fn bridge(&self, uplink: Uplink) -> Result<(), NodeError> {
+        let mut loaded = self.loaded();
+        if loaded.uplink != Some(uplink) {
+            self.load_frames(&loaded.ported, uplink)?;
+            loaded.uplink = Some(uplink);
+        }
+        Ok(())
+    }
+
+    /// Lets a pod's frames pass, where its port is a bridge's.
+    pub(super) fn admit(&self, wirer: &mut Wirer, wiring: &Wiring) -> Result<(), LinuxError> {
+        if !matches!(wiring.path, Path::Switched(_)) {
+            return Ok(());
+        }
+        let mut loaded = self.loaded();
+        wirer.admit(wiring)?;
+        loaded.ported.insert(wiring.address, wiring.clone());
+        Ok(())
+    }
+
+    /// The opposite.
+    pub(super) fn dismiss(&self, wirer: &mut Wirer, wiring: &Wiring) -> Result<(), LinuxError> {
+        if !matches!(wiring.path, Path::Switched(_)) {
+            return Ok(());
+        }
+        let mut loaded = self.loaded();
+        wirer.dismiss(wiring)?;
+        loaded.ported.remove(&wiring.address);
+        Ok(())
     }
 
     /// Lets the two sets have these contents, in a table that is loaded whole the first time; nothing is
@@ -92,7 +141,8 @@ impl Rules {
 
     /// Loads the table anew if somebody has taken it, or rules or elements of it, away. `seen` is the
     /// generation that this found everything in order at.
-    pub(super) fn mend(&self, seen: &mut Option<u32>) -> Result<(), NodeError> {
+    pub(super) fn mend(&self, wirer: &mut Wirer, seen: &mut Option<u32>) -> Result<(), NodeError> {
+        self.mend_uplink(wirer)?;
         let mut socket = Nfnetlink::open()?;
         let generation = socket.generation()?;
         if *seen == Some(generation) {
@@ -106,8 +156,23 @@ impl Rules {
             tracing::warn!("somebody has changed the node's rules; they are loaded anew");
             self.load_whole(&loaded.ports, &loaded.sets)?;
         }
+        if let Some(uplink) = loaded.uplink
+            && !are_frames_whole(&loaded.ported)?
+        {
+            tracing::warn!(
+                "somebody has changed the rules for the node's frames; they are loaded anew"
+            );
+            self.load_frames(&loaded.ported, uplink)?;
+        }
         *seen = Some(generation);
         Ok(())
+    }
+
+    /// Makes the bridge stand in for the NIC again.
+    fn mend_uplink(&self, wirer: &mut Wirer) -> Result<(), NodeError> {
+        let Some(uplink) = self.loaded().uplink else { return Ok(()) };
+        let found = wirer.take_over(&self.nic, NODE_BRIDGE)?;
+        if found == uplink { Ok(()) } else { self.bridge(found) }
     }
 
     /// Whether everything is there, by number. Contents are not compared: `nft` merges and splits what it
@@ -135,13 +200,29 @@ impl Rules {
 
     fn load_whole(&self, ports: &Ports, sets: &Sets) -> Result<(), NodeError> {
         let ports = ports.iter().map(|(address, ports)| (*address, ports.as_slice()));
-        let text = [table(&self.interface, self.network), fill(sets), host_ports(ports)];
+        let text = [table(self.way_out(), self.network), fill(sets), host_ports(ports)];
         run(&text.concat())
+    }
+
+    fn load_frames(&self, ported: &Ported, uplink: Uplink) -> Result<(), NodeError> {
+        let table = bridging::frames(&self.nic, uplink.mac, uplink.address);
+        run(&[table, bridging::admit(ported.values())].concat())
     }
 
     fn loaded(&self) -> MutexGuard<'_, Loaded> {
         self.loaded.lock().expect("nothing panics while it holds the rules")
     }
+}
+
+/// Whether the table of frames has all its rules, and as many pods as it must have.
+fn are_frames_whole(ported: &Ported) -> Result<bool, NodeError> {
+    let mut socket = Nfnetlink::of_bridge()?;
+    for set in [bridging::MACS, bridging::SENDERS, bridging::HERE] {
+        if socket.n_elements(TABLE, set)? != ported.len() {
+            return Ok(false);
+        }
+    }
+    Ok(socket.n_rules(TABLE)? == bridging::N_RULES)
 }
 
 /// Has `nft` carry out `text` in one transaction. Once per change of the node, never per pod.

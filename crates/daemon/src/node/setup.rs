@@ -15,7 +15,7 @@ use vnet::{
         PodNetwork,
         masquerade::{Settings, sets},
         pool::Grant,
-        wiring::bridge,
+        wiring::{NODE_BRIDGE, bridge},
     },
 };
 
@@ -62,12 +62,12 @@ impl Setup {
     /// Forwarding and what else the kernel must do for any pod.
     pub fn prepare(&mut self, agent: &Agent) -> Result<(), NodeError> {
         write_sysctl("net/ipv4/ip_forward", "1")?;
-        if self.config.network == PodNetwork::Kubenet {
+        if matches!(self.config.network, PodNetwork::Kubenet | PodNetwork::NodeBridge) {
             // Two pods on one bridge that meet through a service: the answer must pass the rules
             // that translate it back.
             write_sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
         }
-        agent.rules.take_up(agent.ports());
+        agent.rules.take_up(agent.ports(), agent.ported());
         Ok(agent.sweep(&mut self.wirer)?)
     }
 
@@ -97,8 +97,14 @@ impl Setup {
         if let (PodNetwork::Kubenet, Some(block)) = (self.config.network, learnt.block) {
             self.wirer.ensure_bridge(&bridge(block, mtu))?;
         }
+        let mut block = learnt.block;
+        if self.config.network == PodNetwork::NodeBridge {
+            let uplink = self.wirer.take_over(&self.config.interface, NODE_BRIDGE)?;
+            agent.rules.bridge(uplink)?;
+            block = Some(uplink.network);
+        }
         self.fill(agent, &learnt.grant)?;
-        let node = Node { block: learnt.block, mtu, origin: learnt.origin.clone() };
+        let node = Node { block, mtu, origin: learnt.origin.clone() };
         agent.set_grant(&learnt.grant, &learnt.aside, node);
         tracing::info!(
             node = self.config.node,
@@ -116,18 +122,27 @@ impl Setup {
     fn write_network(&self) -> Result<(), NodeError> {
         let (file, name) = match self.config.network {
             PodNetwork::Kubenet => ("10-containerd-net.conflist", "kubenet"),
-            PodNetwork::NodeSubnet | PodNetwork::PodSubnet | PodNetwork::Overlay => {
-                ("10-azure.conflist", "azure")
-            }
+            PodNetwork::NodeSubnet
+            | PodNetwork::NodeBridge
+            | PodNetwork::PodSubnet
+            | PodNetwork::Overlay => ("10-azure.conflist", "azure"),
         };
         // What the runtime is to hand on to the plugin: other plugins of a chain would do it with programs.
-        let plugins = json!([{
+        let mut plugin = json!({
             "type": "aksnet-cni",
             "agentSocket": self.config.socket,
             "capabilities": { "portMappings": self.config.host_ports, "bandwidth": true },
-        }]);
+        });
+        // As azure-vnet's file says it (Azure/azure-container-networking, `cni/azure-linux.conflist`). It is
+        // the agent's configuration that decides, and nobody reads it here but people.
+        if self.config.network == PodNetwork::NodeBridge {
+            plugin["mode"] = json!("bridge");
+            plugin["bridge"] = json!(NODE_BRIDGE);
+        } else if name == "azure" {
+            plugin["mode"] = json!("transparent");
+        }
         // 1.0.0 is the newest that containerd 1.6 asks for.
-        let network = json!({ "cniVersion": "1.0.0", "name": name, "plugins": plugins });
+        let network = json!({ "cniVersion": "1.0.0", "name": name, "plugins": [plugin] });
         let directory = &self.config.cni_directory;
         let path = directory.join(file);
         let beside = directory.join(format!(".{file}"));

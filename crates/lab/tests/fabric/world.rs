@@ -351,6 +351,7 @@ impl Reader {
                 "none" => NetworkMode::None,
                 _ => panic!("mode {mode}"),
             },
+            links: None,
             pod_cidr: after(words, "pods").map(parse),
             service_cidr: parse("10.0.0.0/16"),
             dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),

@@ -96,12 +96,14 @@ fn links(netlink: &mut Netlink) -> Result<BTreeMap<String, ObservedLink>, LinuxE
             mac: Mac([0; 6]),
             mtu: 0,
             up: message.header.flags.contains(LinkFlags::Up),
+            controller: None,
         };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(text) => name = Some(text),
                 LinkAttribute::Link(peer) => link.peer = Some(peer),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::Controller(index) => link.controller = Some(index),
                 LinkAttribute::Address(bytes) => {
                     link.mac = bytes.try_into().map_or(Mac([0; 6]), Mac);
                 }

@@ -30,7 +30,9 @@ const NEW_GENERATION: u16 = 15;
 const GET_GENERATION: u16 = 16;
 
 const NESTED: u16 = 0x8000;
+/// `NFPROTO_IPV4`, `NFPROTO_BRIDGE` (`linux/netfilter.h`).
 const IPV4: u8 = 2;
+const BRIDGE: u8 = 7;
 /// The length of a netlink header, and of one of nfnetlink behind it.
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
@@ -46,20 +48,30 @@ pub struct Element {
     pub value: Option<Vec<u8>>,
 }
 
-/// A socket of the namespace that it was opened in, for tables of IPv4.
+/// A socket of the namespace that it was opened in, for tables of one family.
 pub struct Nfnetlink {
     socket: Socket,
+    family: u8,
     sequence: u32,
 }
 
 impl Nfnetlink {
-    /// A socket of the calling thread's namespace.
+    /// A socket of the calling thread's namespace, for tables of IPv4.
     pub fn open() -> Result<Self, LinuxError> {
+        Self::of_family(IPV4)
+    }
+
+    /// The same for tables of a bridge's frames.
+    pub fn of_bridge() -> Result<Self, LinuxError> {
+        Self::of_family(BRIDGE)
+    }
+
+    fn of_family(family: u8) -> Result<Self, LinuxError> {
         let failed = |source| LinuxError::Netlink { source };
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
         socket.bind_auto().map_err(failed)?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
-        Ok(Self { socket, sequence: 0 })
+        Ok(Self { socket, family, sequence: 0 })
     }
 
     /// Adds elements, all or none. One that is there already is fine; one that leads elsewhere is `EEXIST`.
@@ -139,7 +151,14 @@ impl Nfnetlink {
             waiting.push(sequence);
             let body = element_list(table, element);
             let flags = REQUEST | ACK | flags;
-            put_message(&mut buffer, NFTABLES << 8 | kind, flags, sequence, (IPV4, 0), &body);
+            put_message(
+                &mut buffer,
+                NFTABLES << 8 | kind,
+                flags,
+                sequence,
+                (self.family, 0),
+                &body,
+            );
         }
         let end = self.next();
         put_message(&mut buffer, BATCH_END, REQUEST, end, (0, NFTABLES), &[]);
@@ -180,7 +199,7 @@ impl Nfnetlink {
     fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> Result<u32, LinuxError> {
         let sequence = self.next();
         let mut buffer = Vec::new();
-        put_message(&mut buffer, NFTABLES << 8 | kind, flags, sequence, (IPV4, 0), body);
+        put_message(&mut buffer, NFTABLES << 8 | kind, flags, sequence, (self.family, 0), body);
         self.socket.send(&buffer, 0).map_err(|source| LinuxError::Netlink { source })?;
         Ok(sequence)
     }

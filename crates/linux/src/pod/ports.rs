@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use vnet::pods::{
     ports::PortMapping,
     table::{HAIRPIN, HOST_PORTS, HOST_PORTS_AT, TABLE},
-    wiring::{Path, Wiring},
+    wiring::Wiring,
 };
 
 use super::Wirer;
@@ -23,10 +23,7 @@ impl Wirer {
         }
         // A process of the node that asks for 127.0.0.1 is sent to the pod with that source, until
         // postrouting masquerades it. The table's `guard` keeps others' packets with such addresses out.
-        let link = match &wiring.path {
-            Path::Routed => &wiring.host_link,
-            Path::Bridged(bridge) => &bridge.name,
-        };
+        let link = wiring.path.bridge().unwrap_or(&wiring.host_link);
         let path = format!("/proc/sys/net/ipv4/conf/{link}/route_localnet");
         fs::write(&path, "1").map_err(|source| LinuxError::File {
             verb: "writing",

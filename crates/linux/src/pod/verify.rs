@@ -33,6 +33,8 @@ pub enum Fault {
     Port,
     /// The bridge lacks its address.
     BridgeAddress,
+    /// The bridge drops the pod's frames.
+    Frames,
 }
 
 impl fmt::Display for Fault {
@@ -45,6 +47,7 @@ impl fmt::Display for Fault {
             Self::Gateway => "the pod's way to its gateway is missing",
             Self::NodeRoute => "the node's route to the pod is missing",
             Self::Port => "the node's link is no port of the bridge",
+            Self::Frames => "the bridge does not know the pod's frames",
             Self::BridgeAddress => "the bridge's address is missing",
         })
     }
@@ -106,6 +109,12 @@ impl Wirer {
                 let has = has_address(&mut self.node, bridge_index, bridge.gateway, length)?;
                 expect(has, Fault::BridgeAddress);
             }
+            Path::Switched(switch) => {
+                let Ok(bridge) = index(&switch.bridge) else { return Ok(vec![Fault::Port]) };
+                let ports = links(&mut self.node, Some(bridge))?;
+                expect(ports.iter().any(|port| port.header.index == host_index), Fault::Port);
+                expect(self.is_admitted(wiring)?, Fault::Frames);
+            }
         }
         Ok(faults)
     }
@@ -134,7 +143,7 @@ fn links(socket: &mut Netlink, controller: Option<u32>) -> Result<Vec<LinkMessag
     Ok(links.filter(belongs).collect())
 }
 
-fn has_address(
+pub(super) fn has_address(
     socket: &mut Netlink,
     index: u32,
     address: Ipv4Addr,
@@ -151,7 +160,7 @@ fn has_address(
     }))
 }
 
-fn routes(socket: &mut Netlink) -> Result<Vec<RouteMessage>, LinuxError> {
+pub(super) fn routes(socket: &mut Netlink) -> Result<Vec<RouteMessage>, LinuxError> {
     let mut question = RouteMessage::default();
     question.header.address_family = AddressFamily::Inet;
     let answers = socket.dump(&RouteNetlinkMessage::GetRoute(question))?;
@@ -162,6 +171,20 @@ fn routes(socket: &mut Netlink) -> Result<Vec<RouteMessage>, LinuxError> {
     Ok(routes
         .filter(|route| route.header.table == u8::try_from(super::MAIN_TABLE).unwrap_or(0))
         .collect())
+}
+
+/// The address and the link of a route to one host.
+pub(super) fn host_route(route: &RouteMessage) -> Option<(Ipv4Addr, u32)> {
+    let mut to = None;
+    let mut link = None;
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(host)) => to = Some(*host),
+            RouteAttribute::Oif(index) => link = Some(*index),
+            _ => {}
+        }
+    }
+    (route.header.destination_prefix_length == 32).then_some((to?, link?))
 }
 
 /// Whether `route` goes to `to` (everywhere when `None`) over `link` and `gateway`.

@@ -30,6 +30,7 @@ fn pretend(world: &mut World, next_index: &mut u32, step: &Step) {
                 mac,
                 mtu,
                 up: false,
+                controller: None,
             };
             let ours = end(here, there, is.mac, is.mtu);
             let theirs = end(there, here, *peer_mac, *peer_mtu);
@@ -214,7 +215,14 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
 
 /// Empty namespaces, as the kernel makes them.
 fn fresh() -> World {
-    let lo = ObservedLink { index: 1, peer: None, mac: Mac([0; 6]), mtu: 65_536, up: false };
+    let lo = ObservedLink {
+        index: 1,
+        peer: None,
+        mac: Mac([0; 6]),
+        mtu: 65_536,
+        up: false,
+        controller: None,
+    };
     let seen = Observed { links: BTreeMap::from([("lo".to_owned(), lo)]), ..Observed::default() };
     NAMES.iter().map(|name| ((*name).to_owned(), seen.clone())).collect()
 }
@@ -292,4 +300,49 @@ proptest! {
         let again = plan(&desired, &world);
         prop_assert!(again.is_empty(), "{again:?}");
     }
+}
+
+/// A machine's owner makes its NIC a port of a bridge, which takes over what the NIC had (azure-vnet's mode
+/// `bridge`). That is as it must be; what is lost then belongs on the bridge.
+#[test]
+fn a_bridge_may_stand_in_for_a_machines_nic() {
+    let link = |namespace: &str, link: &str| Link {
+        mac: Mac([2, 0, 0, 0, 0, 7]),
+        mtu: 1500,
+        peer: End { namespace: namespace.to_owned(), link: link.to_owned() },
+    };
+    let address = "10.224.0.4".parse().expect("an address");
+    let gateway = "10.224.0.1".parse().expect("an address");
+    let default = RouteKey { table: 254, prefix: "0.0.0.0/0".parse().expect("a prefix") };
+    let mut machine = NamespaceState { tenancy: Tenancy::Shared, ..NamespaceState::default() };
+    machine.links.insert("eth0".to_owned(), link(NAMES[1], "port"));
+    machine.address("eth0", address, 16);
+    machine.route(default.table, default.prefix, Target::Via("eth0".to_owned(), gateway));
+    let mut vnet = NamespaceState::default();
+    vnet.links.insert("port".to_owned(), link(NAMES[0], "eth0"));
+    let namespaces = [(NAMES[0].to_owned(), machine), (NAMES[1].to_owned(), vnet)];
+    let desired = Fabric { namespaces: namespaces.into() };
+    let mut world = fresh();
+    let mut next_index = 2;
+    carry_out(&mut world, &mut next_index, &desired);
+
+    let on_bridge = Target::Via("azure0".to_owned(), gateway);
+    let seen_here = seen(&mut world, NAMES[0]);
+    let bridge = ObservedLink { index: 900, peer: None, ..seen_here.links["eth0"].clone() };
+    seen_here.links.insert("azure0".to_owned(), bridge);
+    seen_here.links.get_mut("eth0").expect("made").controller = Some(900);
+    seen_here.addresses =
+        BTreeSet::from([Address { link: "azure0".to_owned(), address, length: 16 }]);
+    seen_here.routes.insert(default, on_bridge.clone());
+    assert_eq!(plan(&desired, &world), []);
+
+    seen(&mut world, NAMES[0]).routes.clear();
+    let step = |action| Step { namespace: NAMES[0].to_owned(), action };
+    assert_eq!(plan(&desired, &world), [step(Action::SetRoute(default, on_bridge))]);
+
+    // Without its pair the NIC is made anew, and has what it is to have.
+    delete_link(&mut world, NAMES[1], "port");
+    carry_out(&mut world, &mut next_index, &desired);
+    assert!(is_reached(&desired.namespaces[NAMES[0]], &world[NAMES[0]]), "{world:#?}");
+    assert_eq!(plan(&desired, &world), []);
 }

@@ -8,7 +8,7 @@
 //! pairs of links are made, then each namespace gets what it lacks from the inside out. The rule set
 //! comes before addresses and routes, so that nothing passes unfiltered.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{borrow::Cow, collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
     ruleset::digest,
@@ -93,10 +93,13 @@ pub enum Action {
 /// so are pairs of which only one end's namespace was: the other end is believed to be right.
 #[must_use]
 pub fn plan(desired: &Fabric, observed: &BTreeMap<String, Observed>) -> Vec<Step> {
-    let known: Vec<(&String, &NamespaceState, &Observed)> = desired
+    let known: Vec<(&String, Cow<'_, NamespaceState>, &Observed)> = desired
         .namespaces
         .iter()
-        .filter_map(|(name, state)| Some((name, state, observed.get(name)?)))
+        .filter_map(|(name, state)| {
+            let seen = observed.get(name)?;
+            Some((name, with_controllers(state, seen, observed), seen))
+        })
         .collect();
     let mut steps = Vec::new();
     let mut broken: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
@@ -134,6 +137,51 @@ pub fn plan(desired: &Fabric, observed: &BTreeMap<String, Observed>) -> Vec<Step
         add(&mut steps, name, state, seen, &broken[name.as_str()]);
     }
     steps
+}
+
+/// What is wanted, on the links that carry it: whoever owns a machine may have made a NIC a port of a bridge,
+/// and then the bridge has the NIC's addresses and routes.
+fn with_controllers<'a>(
+    state: &'a NamespaceState,
+    seen: &Observed,
+    observed: &BTreeMap<String, Observed>,
+) -> Cow<'a, NamespaceState> {
+    if state.tenancy == Tenancy::Sole {
+        return Cow::Borrowed(state);
+    }
+    let controller = |link: &str, is: &Link| {
+        // One that is made anew is nobody's port.
+        if !is_paired(link, is, seen, observed) {
+            return None;
+        }
+        let index = seen.links.get(link)?.controller?;
+        let (name, _) = seen.links.iter().find(|(_, link)| link.index == index)?;
+        Some(name.clone())
+    };
+    let moved: BTreeMap<&str, String> = state
+        .links
+        .iter()
+        .filter_map(|(link, is)| Some((link.as_str(), controller(link, is)?)))
+        .collect();
+    if moved.is_empty() {
+        return Cow::Borrowed(state);
+    }
+    let mut state = state.clone();
+    let carrier = |link: String| moved.get(link.as_str()).cloned().unwrap_or(link);
+    state.addresses = std::mem::take(&mut state.addresses)
+        .into_iter()
+        .map(|address| Address { link: carrier(address.link), ..address })
+        .collect();
+    state.neighbours = std::mem::take(&mut state.neighbours)
+        .into_iter()
+        .map(|((link, address), mac)| ((carrier(link), address), mac))
+        .collect();
+    for target in state.routes.values_mut() {
+        if let Target::Link(link) | Target::Via(link, _) | Target::Local(link) = target {
+            *link = carrier(std::mem::take(link));
+        }
+    }
+    Cow::Owned(state)
 }
 
 fn peer_of<'a>(desired: &'a Fabric, link: &Link) -> Option<&'a Link> {

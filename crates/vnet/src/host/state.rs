@@ -167,6 +167,8 @@ pub struct ObservedLink {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// The number of the link that it is a port of.
+    pub controller: Option<u32>,
 }
 
 impl NamespaceState {

@@ -24,6 +24,17 @@ pub enum NetworkMode {
     None,
 }
 
+/// `networkMode`: how the pods of a node subnet are connected to their node. Azure offered the choice until
+/// 2021 and calls `Bridge` no longer supported
+/// (Azure/azure-rest-api-specs, `managedClusters.json`, `NetworkMode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkLinks {
+    /// Veths that the node routes to.
+    Transparent,
+    /// Pods and NIC are ports of bridge `azure0`.
+    Bridge,
+}
+
 impl NetworkMode {
     /// Whether a node in `phase` is as it should be: without a CNI it cannot be Ready.
     #[must_use]
@@ -77,6 +88,9 @@ pub struct Cluster {
     pub principal: Uuid,
     /// How pods get addresses.
     pub mode: NetworkMode,
+    /// `networkMode`, when it was given; `Transparent` else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub links: Option<NetworkLinks>,
     /// Kubenet and overlay always; `None` mode when given.
     pub pod_cidr: Option<Prefix4>,
     /// The services' range.

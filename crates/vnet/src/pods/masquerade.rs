@@ -30,7 +30,7 @@ impl Settings {
                 non_masquerade: pods.into_iter().collect(),
                 masquerade_link_local: network == PodNetwork::Overlay,
             },
-            PodNetwork::NodeSubnet => {
+            PodNetwork::NodeSubnet | PodNetwork::NodeBridge => {
                 Self { non_masquerade: vnet.to_vec(), masquerade_link_local: true }
             }
             // No agent runs there: pods keep their address everywhere.
@@ -62,7 +62,10 @@ pub fn sets(network: PodNetwork, grant: &Grant, settings: &Settings) -> Sets {
     let pods = merged(grant.addresses().iter().map(|address| Prefix4::host(*address)));
     let exempt = match network {
         PodNetwork::PodSubnet => Vec::new(),
-        PodNetwork::Kubenet | PodNetwork::NodeSubnet | PodNetwork::Overlay => {
+        PodNetwork::Kubenet
+        | PodNetwork::NodeSubnet
+        | PodNetwork::NodeBridge
+        | PodNetwork::Overlay => {
             let link_local =
                 (!settings.masquerade_link_local).then(|| Prefix4::containing(LINK_LOCAL, 16));
             merged(settings.non_masquerade.iter().copied().chain(link_local))

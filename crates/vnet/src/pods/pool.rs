@@ -27,7 +27,10 @@ impl Grant {
                 let not_pods = [Some(block.network()), block.nth(1), Some(block.broadcast())];
                 all.filter(|address| !not_pods.contains(&Some(*address))).collect()
             }
-            PodNetwork::NodeSubnet | PodNetwork::PodSubnet | PodNetwork::Overlay => all.collect(),
+            PodNetwork::NodeSubnet
+            | PodNetwork::NodeBridge
+            | PodNetwork::PodSubnet
+            | PodNetwork::Overlay => all.collect(),
         }
     }
 

@@ -36,7 +36,10 @@ pub fn table(interface: &str, network: PodNetwork) -> String {
 \t\toifname \"{interface}\" ip saddr @pods ip daddr 169.254.169.254 tcp dport 80 masquerade
 "
         ),
-        PodNetwork::Kubenet | PodNetwork::NodeSubnet | PodNetwork::Overlay => {
+        PodNetwork::Kubenet
+        | PodNetwork::NodeSubnet
+        | PodNetwork::NodeBridge
+        | PodNetwork::Overlay => {
             format!("\t\toifname \"{interface}\" ip saddr @pods ip daddr != @exempt masquerade\n")
         }
     };
@@ -95,7 +98,10 @@ table ip {TABLE} {{
 pub fn n_rules(network: PodNetwork) -> usize {
     match network {
         PodNetwork::PodSubnet => 10,
-        PodNetwork::Kubenet | PodNetwork::NodeSubnet | PodNetwork::Overlay => 9,
+        PodNetwork::Kubenet
+        | PodNetwork::NodeSubnet
+        | PodNetwork::NodeBridge
+        | PodNetwork::Overlay => 9,
     }
 }
 

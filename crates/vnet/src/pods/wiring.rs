@@ -16,6 +16,8 @@ pub const ROUTED_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const ROUTED_HOST_MAC: Mac = Mac([0xaa; 6]);
 /// The bridge of kubenet.
 pub const BRIDGE: &str = "cbr0";
+/// The bridge of azure-vnet's mode `bridge` (Azure/azure-container-networking, `cni/network`).
+pub const NODE_BRIDGE: &str = "azure0";
 
 /// The two ends of a pod's veth pair and what leads through them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +43,19 @@ pub enum Path {
     Routed,
     /// The node's end is a port of a bridge that owns `gateway`.
     Bridged(Bridge),
+    /// The node's end is a port of a bridge that the node's NIC is a port of, too.
+    Switched(Switch),
+}
+
+/// The network that a node's NIC is in, which its pods are in, too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switch {
+    /// The bridge's name.
+    pub bridge: String,
+    /// The subnet.
+    pub network: Prefix4,
+    /// Its router, which is the pods' gateway.
+    pub gateway: Ipv4Addr,
 }
 
 /// A bridge with its address.
@@ -58,6 +73,18 @@ pub struct Bridge {
     pub mtu: u32,
 }
 
+impl Path {
+    /// The bridge that the node's end is a port of.
+    #[must_use]
+    pub fn bridge(&self) -> Option<&str> {
+        match self {
+            Self::Routed => None,
+            Self::Bridged(bridge) => Some(&bridge.name),
+            Self::Switched(switch) => Some(&switch.bridge),
+        }
+    }
+}
+
 impl Wiring {
     /// The length that the pod's address has on its interface.
     #[must_use]
@@ -65,6 +92,7 @@ impl Wiring {
         match &self.path {
             Path::Routed => 32,
             Path::Bridged(bridge) => bridge.network.length(),
+            Path::Switched(switch) => switch.network.length(),
         }
     }
 
@@ -74,6 +102,7 @@ impl Wiring {
         match &self.path {
             Path::Routed => ROUTED_GATEWAY,
             Path::Bridged(bridge) => bridge.gateway,
+            Path::Switched(switch) => switch.gateway,
         }
     }
 }
@@ -85,9 +114,17 @@ pub fn bridge(network: Prefix4, mtu: u32) -> Bridge {
     Bridge { name: BRIDGE.to_owned(), mac: mac_of(0x0a, gateway), gateway, network, mtu }
 }
 
+/// The bridge of a node whose NIC is in `network`: Azure's router has a subnet's first usable address.
+#[must_use]
+pub fn switch(network: Prefix4) -> Switch {
+    let gateway = network.nth(1).unwrap_or(network.network());
+    Switch { bridge: NODE_BRIDGE.to_owned(), network, gateway }
+}
+
 /// How the attachment (`container`, `interface`) with `address` is connected.
 ///
-/// `block` is the node's block where there is one; without it a pod can only be routed.
+/// `block` is the node's block where there is one, or the subnet that its NIC is in; without it a pod can
+/// only be routed.
 #[must_use]
 pub fn wiring(
     network: PodNetwork,
@@ -100,7 +137,10 @@ pub fn wiring(
         (PodNetwork::Kubenet, Some(block)) => {
             ("veth", mac_of(0x0e, address), Path::Bridged(bridge(block, mtu)))
         }
-        (PodNetwork::Kubenet, None)
+        (PodNetwork::NodeBridge, Some(subnet)) => {
+            ("azv", mac_of(0x0e, address), Path::Switched(switch(subnet)))
+        }
+        (PodNetwork::Kubenet | PodNetwork::NodeBridge, None)
         | (PodNetwork::NodeSubnet | PodNetwork::PodSubnet | PodNetwork::Overlay, _) => {
             ("azv", ROUTED_HOST_MAC, Path::Routed)
         }

@@ -15,8 +15,8 @@ use crate::{
     fault::Fault,
     kind,
     model::{
-        Cluster, NetworkMode, OutboundType, PoolMode, ProvisioningState, ResourceGroup, RouteTable,
-        Subnet, Vnet,
+        Cluster, NetworkLinks, NetworkMode, OutboundType, PoolMode, ProvisioningState,
+        ResourceGroup, RouteTable, Subnet, Vnet,
     },
     name::{ArmId, Name},
 };
@@ -73,6 +73,7 @@ impl Change {
             api_address: self.lab_address()?,
             principal: uuid_of(&format!("{} principal", id.key())),
             mode,
+            links: put.links,
             pod_cidr: pod_cidr(mode, put.pod_cidr)?,
             service_cidr: put.service_cidr.unwrap_or_else(|| default_range(ranges::SERVICE_CIDR)),
             dns_service_ip: put.dns_service_ip.unwrap_or(ranges::DNS_SERVICE_IP),
@@ -88,6 +89,7 @@ impl Change {
             hash,
             meta,
         };
+        check_links(&cluster)?;
         outbound::check_type(&cluster)?;
         self.make_node_group(&cluster, &group);
         let managed = match first_subnet {
@@ -427,12 +429,33 @@ fn check_fixed(old: &Cluster, put: &PutCluster) -> Result<(), Fault> {
             put.dns_service_ip.is_some_and(|address| address != old.dns_service_ip),
             "networkProfile.dnsServiceIP",
         ),
+        (put.links.is_some_and(|links| Some(links) != old.links), "networkProfile.networkMode"),
         (put.dns_prefix.as_ref().is_some_and(|prefix| *prefix != old.dns_prefix), "dnsPrefix"),
         (put.node_group.as_ref().is_some_and(|name| !same_group(name)), "nodeResourceGroup"),
     ];
     match fixed.into_iter().find(|(differs, _)| *differs) {
         Some((_, path)) => Err(refusal::property_change(path)),
         None => Ok(()),
+    }
+}
+
+/// Refuses a choice of `networkMode` where there is none. That it goes with network plugin azure alone, the API's
+/// own text says (Azure/azure-rest-api-specs, `managedClusters.json`, `networkMode`); overlay has never had a bridge.
+fn check_links(cluster: &Cluster) -> Result<(), Fault> {
+    use NetworkLinks::{Bridge, Transparent};
+    let refused = |text: &str| {
+        Err(Fault::bad("NetworkModeNotSupported", text).at("networkProfile.networkMode"))
+    };
+    match (cluster.links, cluster.mode) {
+        (None, _) | (Some(_), NetworkMode::Azure) | (Some(Transparent), NetworkMode::Overlay) => {
+            Ok(())
+        }
+        (Some(_), NetworkMode::Kubenet | NetworkMode::None) => {
+            refused("Network mode cannot be specified if the network plugin is not azure.")
+        }
+        (Some(Bridge), NetworkMode::Overlay) => {
+            refused("Network mode bridge is not supported with network plugin mode overlay.")
+        }
     }
 }
 

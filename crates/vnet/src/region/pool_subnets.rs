@@ -8,7 +8,9 @@ use super::{
 use crate::{
     fault::Fault,
     kind,
-    model::{AgentPool, Cluster, Delegation, Holder, NetworkMode, PodAllocation, Subnet},
+    model::{
+        AgentPool, Cluster, Delegation, Holder, NetworkLinks, NetworkMode, PodAllocation, Subnet,
+    },
     name::{ArmId, Name},
 };
 
@@ -95,6 +97,13 @@ impl Change {
                 POD_SUBNET,
                 "A pod subnet needs network plugin azure without a plugin mode.",
             ));
+        }
+        if cluster.links == Some(NetworkLinks::Bridge) {
+            return Err(Fault::bad(
+                "NetworkModeNotSupported",
+                "Network mode bridge is for pods of the node subnet; a pod subnet's are not in it.",
+            )
+            .at(POD_SUBNET));
         }
         let is_node_subnet = |other: &AgentPool| other.subnet == *id;
         if is_node_subnet(pool) || cluster.pools.values().any(is_node_subnet) {

@@ -43,7 +43,7 @@ pub(super) const KNOWN: [&str; 36] = [
 ];
 
 /// Features that this lab doesn't have. A firewall or an access rule that would not be enforced is among them.
-pub(super) const REFUSED: [Refusal; 35] = [
+pub(super) const REFUSED: [Refusal; 34] = [
     refusal("/sku/name", When::Is(&["Automatic"]), "AKS Automatic"),
     refusal("/identity/type", When::Is(&["UserAssigned"]), "user-assigned identities"),
     refusal("/identity/userAssignedIdentities", When::Given, "user-assigned identities"),
@@ -59,12 +59,6 @@ pub(super) const REFUSED: [Refusal; 35] = [
         "network policies",
     )
     .code("NetworkPolicyNotSupported"),
-    refusal(
-        "/properties/networkProfile/networkMode",
-        When::Given,
-        "network mode bridge or transparent by choice",
-    )
-    .code("NetworkModeNotSupported"),
     refusal("/properties/networkProfile/ipFamilies", When::Several, "IPv6 and dual stack")
         .code("IPv6NotSupported"),
     refusal("/properties/networkProfile/ipFamilies/*", When::Is(&["IPv6"]), "IPv6 and dual stack")

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use vnet::{
     kind,
     model::{
-        AgentPool, Cluster, Frontend, NetworkMode, OutboundAddresses, OutboundProfile,
-        OutboundType, ProvisioningState,
+        AgentPool, Cluster, Frontend, NetworkLinks, NetworkMode, OutboundAddresses,
+        OutboundProfile, OutboundType, ProvisioningState,
     },
     name::ArmId,
 };
@@ -96,6 +96,13 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
     let mut profile = json!({ "networkPlugin": plugin });
     if cluster.mode == NetworkMode::Overlay {
         profile["networkPluginMode"] = json!("overlay");
+    }
+    // A cluster that was migrated remembers what its last nodes of a node subnet had.
+    if let Some(links) = cluster.links.filter(|_| is_azure) {
+        profile["networkMode"] = json!(match links {
+            NetworkLinks::Transparent => "transparent",
+            NetworkLinks::Bridge => "bridge",
+        });
     }
     if is_azure {
         profile["networkDataplane"] = json!("azure");

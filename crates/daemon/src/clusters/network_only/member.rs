@@ -164,7 +164,7 @@ fn config(
     let pool = cluster.pools.get(&machine.node()?.pool)?;
     // In an upgrade nodes of both kinds live side by side.
     let mode = region.image_of(machine).map_or(cluster.mode, |image| image.mode);
-    let Plugin::Aksnet(network) = Plugin::of(mode, pool) else { return None };
+    let Plugin::Aksnet(network) = Plugin::of(cluster, mode, pool) else { return None };
     let vnet = region.vnets.get(&cluster.vnet);
     let prefixes: &[Prefix4] = vnet.map_or(&[], |vnet| &vnet.prefixes);
     Some(Config {
@@ -340,7 +340,7 @@ impl Upkeep {
             PodNetwork::Kubenet | PodNetwork::Overlay => {
                 (Some(machine.node()?.pod_range?), Vec::new())
             }
-            PodNetwork::NodeSubnet => {
+            PodNetwork::NodeSubnet | PodNetwork::NodeBridge => {
                 let configs = region.nics.get(&machine.nic)?.configs.iter().skip(1);
                 (None, configs.map(|config| config.address).collect())
             }
