@@ -94,4 +94,18 @@ if [ "$for_what" = test ] && [ ! -x "$cache/tools/bin/cargo-nextest" ] && ! comm
   say "installing cargo-nextest $nextest_version (some minutes)"
   cargo install -q --locked cargo-nextest --version $nextest_version --root "$cache/tools"
 fi
+# A runtime's half of CNI and the newest reference plugins, which the tests and the bench run.
+harness=$(cd "$(dirname "$0")/../crates/lab/harness" && pwd)
+plugins_version=$(sed -n 's|.*containernetworking/plugins v||p' "$harness/go.mod")
+digest=$(cat "$harness"/go.mod "$harness"/go.sum "$harness"/*.go | sha256sum | cut -c1-16)
+plugins=$cache/cni/$plugins_version-$digest
+if [ "$for_what" = test ] && [ ! -d "$plugins" ]; then
+  say "building CNI's reference plugins $plugins_version (a minute)"
+  PATH="$PATH:$cache/go/bin"
+  rm -rf "$plugins.tmp"
+  mkdir -p "$plugins.tmp"
+  mapfile -t commands < <(sed -n 's|^\t_ "\(.*\)"$|\1|p' "$harness/tools.go")
+  (cd "$harness" && CGO_ENABLED=0 go build -trimpath -o "$plugins.tmp/" "${commands[@]}" .)
+  mv "$plugins.tmp" "$plugins"
+fi
 say "everything that is needed is here"

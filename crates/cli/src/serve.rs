@@ -399,11 +399,12 @@ impl Answering {
 }
 
 fn network(cluster: &vnet::model::Cluster) -> String {
-    use vnet::model::NetworkMode;
+    use vnet::model::{NetworkLinks, NetworkMode};
     let pods = cluster.pools.values().any(|pool| pool.pod_subnet.is_some());
     match cluster.mode {
         NetworkMode::Kubenet => "kubenet",
         NetworkMode::Azure if pods => "azure, pod subnet",
+        NetworkMode::Azure if cluster.links == Some(NetworkLinks::Bridge) => "azure, bridge",
         NetworkMode::Azure => "azure",
         NetworkMode::Overlay => "azure, overlay",
         NetworkMode::None => "none",

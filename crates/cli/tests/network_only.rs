@@ -19,6 +19,9 @@ use serde_json::{Value, json};
 const GROUP: &str = "/subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceGroups/rg/providers/Microsoft.Network";
 const SERVICES: &str = "--service-cidr 10.1.0.0/16 --dns-service-ip 10.1.0.10 --no-ssh-key -o none";
 
+/// The network mode that only the API itself can be asked for.
+const BRIDGED: &str = "networkMode bridge";
+
 /// A cluster, and what its mode promises
 /// (MicrosoftDocs/azure-aks-docs, `concepts-network-cni-overview.md` and the pages of each mode).
 struct Mode {
@@ -32,7 +35,7 @@ struct Mode {
     from_vm: bool,
 }
 
-const MODES: [Mode; 5] = [
+const MODES: [Mode; 6] = [
     Mode {
         cluster: "kubenet",
         arguments: "--network-plugin kubenet --vnet-subnet-id SUBNETS/kubenet",
@@ -45,6 +48,14 @@ const MODES: [Mode; 5] = [
         cluster: "nodes",
         arguments: "--network-plugin azure --max-pods 30 --vnet-subnet-id SUBNETS/cni1",
         second_pool: Some("--max-pods 30 --vnet-subnet-id SUBNETS/cni2"),
+        vm_sees: Seen::Pod,
+        from_vm: true,
+    },
+    // `az aks create` has no word for it; `az rest`, templates and Terraform have.
+    Mode {
+        cluster: "bridged",
+        arguments: BRIDGED,
+        second_pool: None,
         vm_sees: Seen::Pod,
         from_vm: true,
     },
@@ -128,6 +139,7 @@ fn every_mode_without_kubernetes() {
         });
     }
     between_clusters(&lab);
+    on_a_bridged_node(&lab);
     batches(&lab);
     without_a_cni(&lab);
     killed(&lab);
@@ -159,7 +171,7 @@ fn build(lab: &TestLab) {
         "subnets": [
             subnet("kubenet", "10.20.0.0/24"), subnet("cni1", "10.20.1.0/24"), subnet("cni2", "10.20.2.0/24"),
             subnet("hosts", "10.20.3.0/24"), subnet("pods1", "10.20.4.0/24"), subnet("pods2", "10.20.5.0/27"),
-            subnet("overlay", "10.20.6.0/24"), subnet("vms", "10.20.7.0/24"),
+            subnet("overlay", "10.20.6.0/24"), subnet("vms", "10.20.7.0/24"), subnet("bridged", "10.20.8.0/24"),
         ] } });
     let url = format!("{GROUP}/virtualNetworks/net?api-version=2024-05-01");
     lab.az(&format!(
@@ -170,6 +182,9 @@ fn build(lab: &TestLab) {
     thread::scope(|scope| {
         for mode in &MODES {
             scope.spawn(move || {
+                if mode.arguments == BRIDGED {
+                    return bridged(lab, mode.cluster);
+                }
                 let (name, arguments) = (mode.cluster, subnets(mode.arguments));
                 lab.az(&format!("aks create -g rg -n {name} --node-count 2 {arguments} {SERVICES}")).succeeds();
                 if let Some(arguments) = mode.second_pool.map(subnets) {
@@ -191,6 +206,48 @@ fn build(lab: &TestLab) {
             lab.aksnet(&["vm", "create", name, "-g", "rg", "--vnet", "net", "--subnet", subnet])
                 .succeeds();
         }
+    });
+}
+
+/// A cluster whose nodes connect their pods by bridge `azure0`.
+fn bridged(lab: &TestLab, name: &str) {
+    let body = json!({ "location": "eastus", "properties": {
+        "dnsPrefix": name,
+        "agentPoolProfiles": [{ "name": "nodepool1", "mode": "System", "count": 2, "maxPods": 30,
+            "vmSize": "Standard_D2s_v3", "vnetSubnetID": subnets("SUBNETS/bridged") }],
+        "networkProfile": { "networkPlugin": "azure", "networkMode": "bridge",
+            "serviceCidr": "10.1.0.0/16", "dnsServiceIP": "10.1.0.10" } } });
+    let url = format!("{}?api-version=2025-01-01", lab_cluster(name));
+    let body = body.to_string().replace(' ', "");
+    lab.az(&format!("rest --method put --url {url} --body {body} -o none")).succeeds();
+    lab.az(&format!("aks wait -g rg -n {name} --created --interval 1")).succeeds();
+    let shown = lab.az(&format!("aks show -g rg -n {name}")).json();
+    assert_eq!(shown["networkProfile"]["networkMode"], "bridge");
+}
+
+/// What one sees on a node whose pods are connected by a bridge.
+fn on_a_bridged_node(lab: &TestLab) {
+    let (node, address) = nodes(lab, "bridged").remove(0);
+    let words = |line: &str| {
+        let said = lab.exec(&node, line).succeeds();
+        said.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(
+        words("ip -4 route show"),
+        format!(
+            "default via 10.20.8.1 dev azure0 proto 197 onlink 10.20.8.0/24 dev azure0 proto kernel scope link src {address}"
+        )
+    );
+    assert!(words("ip link show eth0").contains("master azure0"));
+    assert_eq!(words("ip -4 addr show eth0"), "");
+    // The fabric looks at everything every ten seconds; it must find the node as it is to be.
+    let log = std::path::Path::new("/var/log/aksnet").join(lab.name()).join("aksnet.log");
+    let text = std::fs::read_to_string(log).unwrap();
+    assert!(!text.contains("somebody has"), "{text}");
+    // And when the bridge's route goes, it comes back on the bridge.
+    lab.exec(&node, "ip route del default").succeeds();
+    eventually("the default route is back", || {
+        lab.exec(&node, "ip route show default").stdout().contains("dev azure0")
     });
 }
 

@@ -377,3 +377,30 @@ pub fn leases(run: &Path) -> Vec<(String, Value)> {
     leases.sort_by(|a, b| a.0.cmp(&b.0));
     leases
 }
+
+/// Where `scripts/setup.sh test` has built the newest reference plugins, and a runtime's half of CNI (`harness`).
+///
+/// # Panics
+/// When they are not there.
+#[must_use]
+pub fn newest_plugins() -> PathBuf {
+    let cache = std::env::var("AKSNET_CACHE").unwrap_or_else(|_| "/var/cache/aksnet".to_owned());
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("harness");
+    // The script names the folder after the version and a digest of what it is built from.
+    let text = fs::read_to_string(source.join("go.mod")).expect("go.mod can be read");
+    let version = text.lines().find_map(|line| line.split_once("containernetworking/plugins v"));
+    let version = version.expect("go.mod names the plugins").1.trim();
+    let built = Command::new("sh")
+        .args(["-c", "cat go.mod go.sum *.go | sha256sum | cut -c1-16"])
+        .current_dir(&source)
+        .output()
+        .expect("`sh` can be started");
+    let digest = String::from_utf8_lossy(&built.stdout).trim().to_owned();
+    let folder = Path::new(&cache).join("cni").join(format!("{version}-{digest}"));
+    assert!(
+        folder.join("harness").exists(),
+        "{} is missing; run `scripts/setup.sh test`",
+        folder.display()
+    );
+    folder
+}

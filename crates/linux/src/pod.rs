@@ -30,6 +30,7 @@ use netlink_packet_route::{
     link::{
         InfoBridgePort, InfoPortData, InfoPortKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
+    neighbour::NeighbourAttribute,
     route::{RouteMessage, RouteProtocol},
 };
 use nix::{
@@ -43,7 +44,7 @@ use nix::{
     },
 };
 use vnet::{
-    addr::Prefix4,
+    addr::{Mac, Prefix4},
     pods::wiring::{Bridge, Path, Wiring},
 };
 
@@ -251,7 +252,7 @@ impl Wirer {
             let what = format!("add route {host} dev {}", wiring.host_link);
             // Permanent, like the pod's own: what is learned counts against a limit of the whole machine
             // (`gc_thresh3`, 1,024), and thousands of pods would make each other unreachable.
-            let neighbour = wire::new_neighbour(link, wiring.address, wiring.pod_mac);
+            let neighbour = new_neighbour(link, wiring.address, wiring.pod_mac);
             self.node.send_all(&[
                 Request::replace(route, what),
                 Request::replace(neighbour, format!("add neighbour {}", wiring.address)),
@@ -407,7 +408,7 @@ fn inside_requests(link: u32, wiring: &Wiring) -> Vec<Request> {
     if matches!(wiring.path, Path::Routed) {
         let on_link = route(Prefix4::host(gateway), RouteTo::Link(link));
         let on_link = RouteNetlinkMessage::NewRoute(on_link);
-        let neighbour = wire::new_neighbour(link, gateway, wiring.host_mac);
+        let neighbour = new_neighbour(link, gateway, wiring.host_mac);
         requests.push(Request::replace(on_link, format!("add route {gateway}/32")));
         requests.push(Request::replace(neighbour, format!("add neighbour {gateway}")));
     }
@@ -419,6 +420,14 @@ fn route(prefix: Prefix4, to: RouteTo) -> RouteMessage {
     let mut message = wire::route(MAIN_TABLE, prefix, to);
     message.header.protocol = RouteProtocol::from(PROTOCOL);
     message
+}
+
+/// A permanent neighbour. With the fabric's number it would be the fabric's, to take away.
+fn new_neighbour(link: u32, address: Ipv4Addr, mac: Mac) -> RouteNetlinkMessage {
+    let mut message = wire::neighbour(link, address, mac);
+    message.attributes.retain(|one| !matches!(one, NeighbourAttribute::Protocol(_)));
+    message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
+    RouteNetlinkMessage::NewNeighbour(message)
 }
 
 fn new_address(link: u32, address: Ipv4Addr, length: u8) -> RouteNetlinkMessage {

@@ -16,7 +16,7 @@ use vnet::{
     pods::wiring::{Path, Wiring},
 };
 
-use super::{DEAD_GROUP, Wirer, hairpin, is_gone, name_of, route, verify};
+use super::{DEAD_GROUP, Wirer, hairpin, is_gone, name_of, new_neighbour, route, verify};
 use crate::{
     LinuxError,
     net::{
@@ -65,7 +65,7 @@ impl Wirer {
         } else {
             (Vec::new(), BTreeSet::new())
         };
-        let routed: BTreeSet<(Ipv4Addr, u32)> =
+        let to_pods: BTreeSet<(Ipv4Addr, u32)> =
             routes.iter().filter_map(verify::host_route).collect();
         let mut requests = Vec::new();
         for wiring in wirings {
@@ -91,14 +91,14 @@ impl Wirer {
                 continue;
             }
             // A link that was down has lost its routes, and may lose what comes before it is up.
-            if !link.is_up || !routed.contains(&(address, link.index)) {
+            if !link.is_up || !to_pods.contains(&(address, link.index)) {
                 let host = Prefix4::host(address);
                 let route = RouteNetlinkMessage::NewRoute(route(host, RouteTo::Link(link.index)));
                 let what = format!("route {host}");
                 add(Request::replace(route, format!("add {what} dev {name}")), what);
             }
             if !link.is_up || !neighbours.contains(&(address, link.index)) {
-                let neighbour = wire::new_neighbour(link.index, address, wiring.pod_mac);
+                let neighbour = new_neighbour(link.index, address, wiring.pod_mac);
                 let what = format!("neighbour {address}");
                 add(Request::replace(neighbour, format!("add {what}")), what);
             }
