@@ -14,6 +14,10 @@ pub fn render_added(config: &NetworkConfig, netns: &str, added: &Added) -> Strin
     let mut result = config.previous.clone().unwrap_or_default();
     let n_before = list(&result, "interfaces").len();
     let version = config.version;
+    if version < Version::V0_3_0 {
+        result.extend(oldest(config, added));
+        return format!("{}\n", Value::Object(result));
+    }
     result.insert("cniVersion".to_owned(), version.as_str().into());
     let interfaces = added.interfaces.iter().map(|interface| {
         let mut value = json!({ "name": interface.name, "mac": interface.mac });
@@ -65,6 +69,9 @@ pub fn render_reserved(config: &NetworkConfig, added: &Added) -> String {
         }
         value
     });
+    if config.version < Version::V0_3_0 {
+        return format!("{}\n", Value::Object(oldest(config, added)));
+    }
     let routes = added.routes.iter().map(|route| match route.gateway {
         Some(gateway) => json!({ "dst": route.destination, "gw": gateway }),
         None => json!({ "dst": route.destination }),
@@ -76,6 +83,37 @@ pub fn render_reserved(config: &NetworkConfig, added: &Added) -> String {
         "dns": config.dns.clone().unwrap_or_else(|| json!({})),
     });
     format!("{result}\n")
+}
+
+/// A result before interfaces were told: the first address of each family, with the routes of its family
+/// (containernetworking/cni, `pkg/types/020`).
+fn oldest(config: &NetworkConfig, added: &Added) -> Map<String, Value> {
+    let mut result = Map::new();
+    result.insert("cniVersion".to_owned(), config.version.as_str().into());
+    for (family, mark) in [("ip4", '.'), ("ip6", ':')] {
+        let mut addresses = added.addresses.iter();
+        let Some(address) = addresses.find(|one| one.address.contains(mark)) else { continue };
+        let mut value = json!({ "ip": address.address });
+        // As above: how the gateway of an address that is alone in its network is reached, nobody is told.
+        if !added.interfaces.is_empty() || !address.address.ends_with("/32") {
+            value["gateway"] = address.gateway.to_string().into();
+        }
+        let of_family = added.routes.iter().filter(|route| route.destination.contains(mark));
+        let routes: Vec<Value> = of_family
+            .map(|route| match route.gateway {
+                Some(gateway) => json!({ "dst": route.destination, "gw": gateway }),
+                None => json!({ "dst": route.destination }),
+            })
+            .collect();
+        if !routes.is_empty() {
+            value["routes"] = routes.into();
+        }
+        result.insert(family.to_owned(), value);
+    }
+    if let Some(dns) = &config.dns {
+        result.insert("dns".to_owned(), dns.clone());
+    }
+    result
 }
 
 /// The answer to VERSION.

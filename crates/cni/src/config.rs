@@ -138,11 +138,9 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, Failure> {
     let version: WireVersion = decode(input)?;
     let version: Version = version
         .version
-        .ok_or_else(|| {
-            Failure::new(Code::Version, "the network configuration does not say its version")
-                .details("cniVersion is missing, which means 0.1.0; that is not spoken here")
-        })?
-        .parse()?;
+        .as_deref()
+        // As libcni reads it (containernetworking/cni, `pkg/version/conf.go`).
+        .map_or(Ok(Version::V0_1_0), str::parse)?;
     let wire: Wire = decode(input)?;
     let invalid = |details: String| {
         Failure::new(Code::Config, "the network configuration is wrong").details(details)

@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 /// A version of the specification that the plugin speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
+    /// One address of each family, and no interfaces.
+    V0_1_0,
+    /// VERSION.
+    V0_2_0,
     /// Interfaces and addresses in one result for the first time.
     V0_3_0,
     /// Wording only.
@@ -22,8 +26,15 @@ pub enum Version {
 
 impl Version {
     /// Every version, oldest first.
-    pub const ALL: [Self; 5] =
-        [Self::V0_3_0, Self::V0_3_1, Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
+    pub const ALL: [Self; 7] = [
+        Self::V0_1_0,
+        Self::V0_2_0,
+        Self::V0_3_0,
+        Self::V0_3_1,
+        Self::V0_4_0,
+        Self::V1_0_0,
+        Self::V1_1_0,
+    ];
     /// What an answer is written in when the request does not say, or says it unreadably.
     pub const NEWEST: Self = Self::V1_1_0;
 
@@ -31,6 +42,8 @@ impl Version {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::V0_1_0 => "0.1.0",
+            Self::V0_2_0 => "0.2.0",
             Self::V0_3_0 => "0.3.0",
             Self::V0_3_1 => "0.3.1",
             Self::V0_4_0 => "0.4.0",

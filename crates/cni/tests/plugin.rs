@@ -161,6 +161,15 @@ fn every_version_has_its_own_result() {
             "routes": [{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }],
             "dns": {},
         });
+        let oldest = json!({
+            "cniVersion": version.as_str(),
+            "ip4": {
+                "ip": "10.244.1.5/32",
+                "gateway": "169.254.1.1",
+                "routes": [{ "dst": "0.0.0.0/0", "gw": "169.254.1.1" }],
+            },
+        });
+        let expected = if version < Version::V0_3_0 { oldest } else { expected };
         assert_eq!(serde_json::from_str::<Value>(&outcome.stdout).unwrap(), expected, "{version}");
     }
 }
@@ -174,7 +183,7 @@ fn every_verb_in_every_version() {
             let since = match verb {
                 Verb::Check => Version::V0_4_0,
                 Verb::Gc | Verb::Status => Version::V1_1_0,
-                Verb::Add | Verb::Del | Verb::Version => Version::V0_3_0,
+                Verb::Add | Verb::Del | Verb::Version => Version::V0_1_0,
             };
             if version < since {
                 let (code, details) = call.refusal();
@@ -189,7 +198,7 @@ fn every_verb_in_every_version() {
                     assert_eq!(answer["cniVersion"], version.as_str());
                     assert_eq!(
                         answer["supportedVersions"],
-                        json!(["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
+                        json!(["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"])
                     );
                     continue;
                 }
@@ -290,10 +299,9 @@ fn a_wrong_configuration_is_refused() {
         (b"null", 6),
         (b"\xff\xfe", 6),
         (deep.as_bytes(), 6),
-        (b"{\"name\": \"x\"}", 1),
         (b"{\"cniVersion\": 1, \"name\": \"x\"}", 6),
         (b"{\"cniVersion\": \"new\", \"name\": \"x\"}", 6),
-        (b"{\"cniVersion\": \"0.2.0\", \"name\": \"x\"}", 1),
+        (b"{\"cniVersion\": \"0.0.9\", \"name\": \"x\"}", 1),
         (b"{\"cniVersion\": \"2.0.0\", \"name\": \"x\"}", 1),
         (b"{\"cniVersion\": \"1.0.0\"}", 7),
         (b"{\"cniVersion\": \"1.0.0\", \"name\": \"../x\"}", 7),
