@@ -38,8 +38,9 @@ use store::Store;
 use tokio::{sync::watch, time::Instant};
 use vnet::{
     command::{Command, Outcome},
-    host::{Fabric, Health, compile_fabric, health::questions},
+    host::{Change, Fabric, Health, change, compile_fabric, health::questions},
     model::Generation,
+    region::Region,
 };
 
 use self::{
@@ -106,6 +107,7 @@ pub async fn run(store: Store, settings: Settings) {
         probes: Probes::new(verdicts),
         looked: None,
         settled: None,
+        basis: None,
         store,
         lab,
     };
@@ -150,6 +152,30 @@ fn pass(
     Ok(done)
 }
 
+/// What differs, with the pair to the machine's network in both.
+fn difference(
+    lab: &str,
+    before: &Region,
+    after: &Region,
+    health: &Health,
+    uplink: Option<&Uplink>,
+) -> Option<Change> {
+    let mut change = change(lab, before, after, health)?;
+    if let Some(uplink) = uplink {
+        uplink.join(&mut change.before);
+        uplink.join(&mut change.after);
+    }
+    Some(change)
+}
+
+/// `None` when a pass is needed instead.
+fn by_difference(reconciler: &mut Reconciler, lab: &str, change: &Change) -> Option<Done> {
+    reconciler.change(change).unwrap_or_else(|error| {
+        tracing::warn!(lab, error = %Chain(&error), "the fabric is not as it was made; all of it is looked at");
+        None
+    })
+}
+
 struct Loop {
     store: Store,
     lab: String,
@@ -164,35 +190,27 @@ struct Loop {
     looked: Option<Instant>,
     /// The generation that our own last report made, when nobody came between.
     settled: Option<Generation>,
+    /// What the machine was made to match last.
+    basis: Option<(Arc<Region>, Health)>,
 }
 
 impl Loop {
     async fn pass(&mut self, health: &Health) -> Result<(), FabricError> {
         let region = self.store.snapshot();
-        let mut desired = compile_fabric(&self.lab, &region, health);
-        if let Some(uplink) = &self.uplink {
-            uplink.join(&mut desired);
-        }
         let scope = match self.looked {
             Some(looked) if looked.elapsed() < RESYNC => Scope::Changed,
             _ => Scope::All,
         };
-        let mut reconciler = self.reconciler.take().unwrap_or_else(|| Reconciler::new(&self.lab));
-        let uplink = self.uplink.clone().filter(|_| scope == Scope::All);
-        let (reconciler, done) = tokio::task::spawn_blocking(move || {
-            let done = pass(&mut reconciler, uplink.as_deref(), &desired, scope);
-            (reconciler, done)
-        })
-        .await
-        .unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()));
-        self.reconciler = Some(reconciler);
-        let done = match done {
+        let basis = self.basis.take().filter(|(_, believed)| believed == health);
+        let before = basis.map(|(before, _)| before).filter(|_| scope == Scope::Changed);
+        let done = match self.turn(before, Arc::clone(&region), health.clone(), scope).await {
             Ok(done) => done,
             Err(error) => {
                 self.looked = None;
                 return Err(error);
             }
         };
+        self.basis = Some((Arc::clone(&region), health.clone()));
         if scope == Scope::All {
             self.looked = Some(Instant::now());
         }
@@ -213,6 +231,40 @@ impl Loop {
         }
         self.probes.ask(questions(&self.lab, &region));
         self.report(region.generation)
+    }
+
+    /// Makes namespaces match the region: where it is known what they matched before, by the difference.
+    async fn turn(
+        &mut self,
+        before: Option<Arc<Region>>,
+        region: Arc<Region>,
+        health: Health,
+        scope: Scope,
+    ) -> Result<Done, FabricError> {
+        let mut reconciler = self.reconciler.take().unwrap_or_else(|| Reconciler::new(&self.lab));
+        let (lab, uplink) = (self.lab.clone(), self.uplink.clone());
+        let (reconciler, done) = tokio::task::spawn_blocking(move || {
+            let uplink = uplink.as_deref();
+            let told =
+                before.and_then(|before| difference(&lab, &before, &region, &health, uplink));
+            let done = told.and_then(|change| by_difference(&mut reconciler, &lab, &change));
+            let done = done.map_or_else(
+                || {
+                    let mut desired = compile_fabric(&lab, &region, &health);
+                    if let Some(uplink) = uplink {
+                        uplink.join(&mut desired);
+                    }
+                    let uplink = uplink.filter(|_| scope == Scope::All);
+                    pass(&mut reconciler, uplink, &desired, scope)
+                },
+                Ok,
+            );
+            (reconciler, done)
+        })
+        .await
+        .unwrap_or_else(|err| std::panic::resume_unwind(err.into_panic()));
+        self.reconciler = Some(reconciler);
+        done
     }
 
     /// Says what is real, once for each change that was not our own saying so.

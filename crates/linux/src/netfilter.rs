@@ -2,6 +2,7 @@
 //! single packets through the rules, flows; and elements of sets, one by one. By nfnetlink. Not here: loading rules
 //! (see [`crate::nft`]).
 
+mod change;
 mod channel;
 pub mod conntrack;
 pub mod elements;
@@ -12,6 +13,7 @@ mod trace;
 mod wire;
 
 pub use self::{
+    change::change,
     flows::{Flow, Side, flow_count, flows},
     rules::{RuleCount, Table, Verdict, table},
     trace::{Event, Fate, Tracer},

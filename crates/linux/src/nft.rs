@@ -14,7 +14,7 @@ use vnet::host::{TABLE, digest};
 use crate::{LinuxError, netns::Netns};
 
 /// How the name of the chain that tells what is loaded begins.
-const LOADED: &str = "loaded-";
+pub(crate) const LOADED: &str = "loaded-";
 
 /// Puts the table of `text` in place of the one that is there. When it is refused, the old one stands.
 pub fn load(namespace: &Netns, text: &str) -> Result<(), LinuxError> {
@@ -24,17 +24,6 @@ pub fn load(namespace: &Netns, text: &str) -> Result<(), LinuxError> {
 /// The same for a table of another name, which `text` must have.
 pub fn load_table(namespace: &Netns, table: &str, text: &str) -> Result<(), LinuxError> {
     run_with(namespace, &["-f", "-"], &transaction(table, text)).map(drop)
-}
-
-/// Changes the table where `delta` says so, if the text with the digest `before` is what is loaded; from then on
-/// `text` is. When it is refused, the old one stands.
-pub fn change(namespace: &Netns, delta: &str, before: &str, text: &str) -> Result<(), LinuxError> {
-    // Deleting a chain that is not there refuses the whole of it.
-    let marks = format!(
-        "delete chain ip {TABLE} {LOADED}{before}\nadd chain ip {TABLE} {LOADED}{}\n",
-        digest(text)
-    );
-    run_with(namespace, &["-f", "-"], &format!("{delta}{marks}")).map(drop)
 }
 
 /// Has `text` checked as [`load`] would load it, and changes nothing.

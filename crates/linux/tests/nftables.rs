@@ -2,11 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use linux::{
-    netfilter::elements::{Element, Nfnetlink},
+    netfilter::{
+        self,
+        elements::{Element, Nfnetlink},
+    },
     netns::Netns,
+    nft,
 };
 use nix::errno::Errno;
 use std::process::Command;
+use vnet::host::{TABLE, delta, digest};
 
 struct Namespace(String);
 
@@ -76,4 +81,97 @@ fn elements_come_go_and_are_counted_as_nft_sees_them() {
     assert!(socket.n_elements("t", "s").unwrap() >= 2);
     namespace.nft("delete table ip t");
     assert_eq!((socket.n_rules("t").unwrap(), socket.n_elements("t", "s").unwrap()), (0, 0));
+}
+
+/// A table with sets and maps of every kind that the fabric has: which elements they have.
+fn table(elements: [&str; 8]) -> String {
+    let heads = [
+        ("set links", "ifname", ""),
+        ("set sources", "ifname . ipv4_addr", "flags interval"),
+        ("map overlay", "ifname . ipv4_addr : verdict", "flags interval"),
+        ("map gates", "ifname : verdict", ""),
+        ("map balanced", "ipv4_addr . inet_proto . inet_service : verdict", ""),
+        ("map direct", "ipv4_addr : mark", ""),
+        ("map public", "ipv4_addr : ipv4_addr", ""),
+        ("map ports", "ipv4_addr : interval ipv4_addr . inet_service", ""),
+    ];
+    let mut text = format!("table ip {TABLE} {{\n");
+    for ((head, kind, flags), elements) in heads.into_iter().zip(elements) {
+        text += &format!("\t{head} {{\n\t\ttype {kind}\n");
+        if !flags.is_empty() {
+            text += &format!("\t\t{flags}\n");
+        }
+        if !elements.is_empty() {
+            text += &format!("\t\telements = {{ {elements} }}\n");
+        }
+        text += "\t}\n";
+    }
+    text + "\tchain one-1 {\n\t\tcounter drop\n\t}\n\tchain whole {\n\t\tiifname vmap @gates\n\t\tcounter\n\t}\n}\n"
+}
+
+#[test]
+fn changed_elements_are_those_that_nft_would_have_loaded() {
+    let (changed, loaded) = (
+        Namespace(format!("nftchanged{}", std::process::id())),
+        Namespace(format!("nftloaded{}", std::process::id())),
+    );
+    let netns = Netns::create(&changed.0).unwrap();
+    let beside = Netns::create(&loaded.0).unwrap();
+    let mut before = table([""; 8]);
+    nft::load(&netns, &before).unwrap();
+    let links = "\"eth0\", \"nic-0123456789a\"";
+    for elements in [
+        [
+            links,
+            "\"eth0\" . 10.1.0.4, \"eth0\" . 10.244.0.0/24, \"nic-0123456789a\" . 0.0.0.0/0",
+            "\"eth0\" . 10.0.0.0/8 : goto one-1, \"eth1\" . 10.1.0.0/16 : return",
+            "\"eth0\" : jump one-1, \"eth1\" : goto one-1",
+            "10.0.0.1 . tcp . 80 : goto one-1, 10.0.0.1 . udp . 53 : goto one-1",
+            "10.0.0.1 : 0x0a000001, 10.0.0.2 : 0x0a000002",
+            "10.0.0.1 : 20.0.0.1",
+            "10.0.0.1 : 20.0.0.1 . 1024-2047, 10.0.0.2 : 20.0.0.1 . 2048-3071",
+        ],
+        // Other values for the same keys.
+        [
+            "\"eth0\"",
+            "\"eth0\" . 10.1.0.5, \"eth0\" . 10.244.0.0/25",
+            "\"eth0\" . 10.0.0.0/8 : return",
+            "\"eth0\" : goto one-1",
+            "10.0.0.1 . tcp . 80 : return",
+            "10.0.0.1 : 0x0a000003",
+            "10.0.0.1 : 20.0.0.2",
+            "10.0.0.1 : 20.0.0.1 . 1024-1025",
+        ],
+        ["", "", "", "", "", "", "", ""],
+    ] {
+        let after = table(elements);
+        let changes = delta(&before, &after).expect("only elements differ");
+        netfilter::change(&netns, TABLE, &changes, &digest(&before), &digest(&after)).unwrap();
+        assert_eq!(nft::loaded(&netns).unwrap(), Some(digest(&after)));
+        nft::load(&beside, &after).unwrap();
+        let listing = |namespace: &Namespace| {
+            let mut lines: Vec<String> =
+                namespace.nft("list ruleset").lines().map(str::to_owned).collect();
+            lines.sort();
+            // The order of elements is the hash's.
+            lines.iter_mut().for_each(|line| {
+                let mut parts: Vec<&str> = line.split([',', '{', '}']).map(str::trim).collect();
+                parts.sort_unstable();
+                *line = parts.join(",");
+            });
+            let mut words: Vec<String> =
+                lines.iter().flat_map(|line| line.split(',').map(str::to_owned)).collect();
+            words.sort();
+            words
+        };
+        assert_eq!(listing(&changed), listing(&loaded));
+        before = after;
+    }
+    // From a text that is not loaded: nothing at all.
+    let other = table([links, "", "", "", "", "", "", ""]);
+    let changes = delta(&before, &other).unwrap();
+    let refused = netfilter::change(&netns, TABLE, &changes, &digest(&other), &digest(&other));
+    assert_eq!(refused.unwrap_err().errno(), Some(Errno::ENOENT));
+    assert_eq!(nft::loaded(&netns).unwrap(), Some(digest(&before)));
+    assert!(!changed.nft("list ruleset").contains("eth0"));
 }

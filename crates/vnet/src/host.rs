@@ -5,10 +5,12 @@
 //! plain functions; `linux` observes and acts, `daemon` decides when.
 
 pub(crate) mod balancing;
+pub mod change;
 mod control;
 mod cuts;
-mod delta;
+pub mod delta;
 pub(crate) mod egress;
+pub mod element;
 pub mod fabric;
 mod gates;
 pub mod health;
@@ -29,10 +31,12 @@ pub(crate) mod view;
 mod laws;
 
 pub use self::{
-    delta::delta,
+    change::{Change, change},
+    delta::{Elements, delta},
+    element::Element,
     fabric::compile_fabric,
     health::Health,
     plan::{Action, Step, plan},
-    ruleset::{TABLE, digest},
+    ruleset::{TABLE, digest, digest_after},
     state::{Fabric, NamespaceState, Observed},
 };

@@ -50,6 +50,12 @@ pub(super) fn as_made(name: &str, made: &NamespaceState, numbers: &mut Numbers) 
     }
 }
 
+/// A namespace that has just been made.
+pub(super) fn fresh() -> Observed {
+    let lo = ObservedLink { index: 0, peer: None, mac: Mac([0; 6]), mtu: 0, up: false };
+    Observed { links: BTreeMap::from([("lo".to_owned(), lo)]), ..Observed::default() }
+}
+
 /// Puts changes in the place of new tables, where the table that is loaded is known: not in `created` namespaces.
 pub(super) fn change_tables(
     steps: &mut [Step],
@@ -59,10 +65,14 @@ pub(super) fn change_tables(
     for step in steps.iter_mut().filter(|step| !created.contains(&step.namespace)) {
         let loaded = made.get(&step.namespace).and_then(|made| made.nft.as_deref());
         if let (Action::LoadRuleset(text), Some(loaded)) = (&step.action, loaded)
-            && let Some(delta) = delta(loaded, text)
+            && let Some(changes) = delta(loaded, text)
         {
-            step.action =
-                Action::ChangeRuleset { delta, loaded: digest(loaded), text: text.clone() };
+            step.action = Action::ChangeRuleset {
+                changes,
+                loaded: digest(loaded),
+                digest: digest(text),
+                text: text.clone(),
+            };
         }
     }
 }

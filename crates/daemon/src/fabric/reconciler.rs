@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use linux::{LinuxError, netns::Netns};
 use vnet::host::{
-    Action, NamespaceState, Observed, Step, names::is_fabric_ns, plan::plan, state::Fabric,
+    Action, Change, NamespaceState, Observed, Step, delta, digest, digest_after,
+    names::is_fabric_ns, plan::plan, state::Fabric,
 };
 
 use super::belief::{self, Numbers};
@@ -16,7 +17,9 @@ use crate::metrics::METER;
 #[derive(Debug)]
 pub struct Reconciler {
     lab: String,
-    made: BTreeMap<String, NamespaceState>,
+    made: Fabric,
+    /// Those of the tables that were made, where they were asked for.
+    digests: BTreeMap<String, String>,
 }
 
 /// Whether a pass believes what earlier ones made.
@@ -52,12 +55,12 @@ impl Reconciler {
     /// One for the lab of this name.
     #[must_use]
     pub fn new(lab: &str) -> Self {
-        Self { lab: lab.to_owned(), made: BTreeMap::new() }
+        Self { lab: lab.to_owned(), made: Fabric::default(), digests: BTreeMap::new() }
     }
 
     /// Makes the machine match `desired`. After an error the next pass looks at everything.
     pub fn pass(&mut self, desired: &Fabric, scope: Scope) -> Result<Done, LinuxError> {
-        let made = std::mem::take(&mut self.made);
+        let made = std::mem::take(&mut self.made.namespaces);
         let mut done = Done::default();
         let is_believed = scope == Scope::Changed && !made.is_empty();
         let present: BTreeSet<String> =
@@ -110,15 +113,89 @@ impl Reconciler {
         Ok(done)
     }
 
+    /// Makes the machine match a change of what it was made to match last, and looks at nothing. `Ok(None)` when it was
+    /// not made to match anything, or something else; after an error, too, a pass is needed, which looks at everything.
+    pub fn change(&mut self, change: &Change) -> Result<Option<Done>, LinuxError> {
+        let is_known = |name: &&String| self.made.namespaces.contains_key(*name);
+        let (before, after) = (&change.before.namespaces, &change.after.namespaces);
+        if !before.keys().all(|name| is_known(&name)) {
+            return Ok(None);
+        }
+        let made = std::mem::take(&mut self.made);
+        let mut done = Done::default();
+        for name in before.keys().filter(|name| !after.contains_key(*name)) {
+            Netns::delete(name)?;
+            done.deleted.push(name.clone());
+        }
+        let mut observed: BTreeMap<String, Observed> = BTreeMap::new();
+        for (name, state) in after.iter().filter(|(name, _)| !before.contains_key(*name)) {
+            let seen = match Netns::open(name) {
+                // Left behind by others.
+                Ok(namespace) => linux::net::observe(&namespace, state)?,
+                Err(LinuxError::NoNamespace { .. }) => {
+                    Netns::create(name)?;
+                    belief::fresh()
+                }
+                Err(error) => return Err(error),
+            };
+            done.created.push(name.clone());
+            observed.insert(name.clone(), seen);
+        }
+        let mut numbers = Numbers::default();
+        for (name, before, _) in change.differing() {
+            observed.insert(name.to_owned(), belief::as_made(name, before, &mut numbers));
+        }
+        done.steps = plan(&change.after, &observed);
+        // The parts' tables are not the whole ones.
+        let mut whole = made;
+        change.apply(&mut whole);
+        for step in &mut done.steps {
+            let Action::LoadRuleset(_) = &step.action else { continue };
+            if !self.change_table(step, change, &whole) {
+                return Ok(None);
+            }
+        }
+        linux::net::apply_steps(&done.steps)?;
+        for name in &done.deleted {
+            self.digests.remove(name);
+        }
+        self.made = whole;
+        Ok(Some(done))
+    }
+
+    /// Puts a change of the whole table in the place of a load of a part of it.
+    fn change_table(&mut self, step: &mut Step, change: &Change, whole: &Fabric) -> bool {
+        let name = &step.namespace;
+        let nft = |fabric: &Fabric| fabric.namespaces.get(name).and_then(|it| it.nft.clone());
+        let (Some(before), Some(after)) = (nft(&change.before), nft(&change.after)) else {
+            return false;
+        };
+        let (Some(changes), Some(text)) = (delta(&before, &after), nft(whole)) else {
+            return false;
+        };
+        let Some(loaded) = self.digests.remove(name) else { return false };
+        let Some(digest) = digest_after(&loaded, &changes) else { return false };
+        self.digests.insert(name.clone(), digest.clone());
+        step.action = Action::ChangeRuleset { changes, loaded, digest, text };
+        true
+    }
+
     /// Takes over what is different: most of a thousand namespaces is not.
     fn remember(&mut self, mut made: BTreeMap<String, NamespaceState>, desired: &Fabric) {
         made.retain(|name, _| desired.namespaces.contains_key(name));
+        self.digests.retain(|name, _| desired.namespaces.contains_key(name));
         for (name, state) in &desired.namespaces {
             if made.get(name) != Some(state) {
                 made.insert(name.clone(), state.clone());
+                self.digests.remove(name);
+            }
+            if let Some(text) = &state.nft
+                && !self.digests.contains_key(name)
+            {
+                self.digests.insert(name.clone(), digest(text));
             }
         }
-        self.made = made;
+        self.made = Fabric { namespaces: made };
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 use daemon::fabric::{Reconciler, Scope, down, reconciler::Done};
 use linux::netns::Netns;
 use vnet::{
-    host::{Health, compile_fabric, names},
+    host::{Health, change, compile_fabric, names},
     region::Region,
 };
 
@@ -27,6 +27,8 @@ pub(crate) struct Lab {
     pub(crate) name: String,
     pub(crate) region: Region,
     reconciler: Reconciler,
+    /// Of the last pass.
+    health: Health,
 }
 
 impl Lab {
@@ -35,7 +37,7 @@ impl Lab {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{}x{number}", std::process::id());
         let reconciler = Reconciler::new(&name);
-        let mut lab = Self { name, region: region(text), reconciler };
+        let mut lab = Self { name, region: region(text), reconciler, health: Health::default() };
         lab.pass(&Health::default(), Scope::Changed);
         lab
     }
@@ -43,15 +45,23 @@ impl Lab {
     /// Makes it real once more.
     pub(crate) fn pass(&mut self, health: &Health, scope: Scope) -> Done {
         let fabric = compile_fabric(&self.name, &self.region, health);
+        self.health = health.clone();
         self.reconciler.pass(&fabric, scope).unwrap_or_else(|err| {
             panic!("{err}: {:?}", std::error::Error::source(&err).map(ToString::to_string))
         })
     }
 
-    /// Makes it what the text says now.
+    /// Makes it what the text says now: as the fabric's loop does, by the difference where that is known.
     pub(crate) fn becomes(&mut self, text: &str) -> Done {
-        self.region = region(text);
-        self.pass(&Health::default(), Scope::Changed)
+        let before = std::mem::replace(&mut self.region, region(text));
+        let health = Health::default();
+        if self.health == health
+            && let Some(change) = change(&self.name, &before, &self.region, &health)
+        {
+            let done = self.reconciler.change(&change).unwrap_or_else(|err| panic!("{err:?}"));
+            return done.expect("it is known what was made");
+        }
+        self.pass(&health, Scope::Changed)
     }
 
     pub(crate) fn machine(&self, name: &str) -> Netns {

@@ -10,6 +10,7 @@ use std::{
 use netlink_packet_route::{RouteNetlinkMessage, link::LinkAttribute, rule::RuleMessage};
 use nix::errno::Errno;
 use vnet::host::{
+    TABLE,
     plan::{Action, Step},
     state::{Link, RouteKey, Rule, Target, Then},
 };
@@ -20,7 +21,7 @@ use super::{
     sysctl,
     wire::{self, RouteTo, RuleMatch, RuleThen, VethEnd},
 };
-use crate::{LinuxError, netns::Netns, nft};
+use crate::{LinuxError, netfilter, netns::Netns, nft};
 
 /// The interface group of links that are about to be deleted: the kernel deletes a group as fast as one
 /// link, and one takes 16 to 30 ms.
@@ -138,10 +139,10 @@ impl Worker<'_> {
                 self.flush()?;
                 nft::load(self.namespace, text)
             }
-            Action::ChangeRuleset { delta, loaded, text } => {
+            Action::ChangeRuleset { changes, loaded, digest, text } => {
                 self.flush()?;
                 // Somebody else changed the table, or the kernel has a limit: replacing it is always right.
-                nft::change(self.namespace, delta, loaded, text)
+                netfilter::change(self.namespace, TABLE, changes, loaded, digest)
                     .or_else(|_| nft::load(self.namespace, text))
             }
             Action::DropRuleset => {

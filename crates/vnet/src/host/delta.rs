@@ -1,20 +1,33 @@
 //! The difference of two rule sets that differ in the elements of sets and maps alone: what a NIC that comes or
-//! goes changes. Not here: rendering (see [`super::ruleset`]) and loading (`linux::nft`).
-//!
-//! A table with a thousand NICs takes `nft` tens of milliseconds to replace, two elements of it a few.
+//! goes changes. Not here: rendering (see [`super::ruleset`]), elements as values (see [`super::element`]), and
+//! putting them in (`linux::netfilter`).
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::collections::BTreeSet;
 
-use super::ruleset::TABLE;
+/// How the line of a set's elements begins.
+pub(super) const ELEMENTS: &str = "\t\telements = { ";
 
-const ELEMENTS: &str = "\t\telements = { ";
+/// What differs in one set or map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Elements {
+    /// Its name.
+    pub set: String,
+    /// Its type as `nft` writes it: `ifname . ipv4_addr : verdict`.
+    pub kind: String,
+    /// Whether keys are intervals.
+    pub is_interval: bool,
+    /// Elements that go, as `nft` writes them, in order.
+    pub gone: Vec<String>,
+    /// Elements that come.
+    pub come: Vec<String>,
+}
 
-/// The statements that turn the table of `old` into that of `new`, for one transaction. `None` when more than
-/// elements differs: then the table is to be replaced.
+/// What turns the table of `old` into that of `new`. `None` when more than elements differs: then the table is to be
+/// replaced.
 #[must_use]
-pub fn delta(old: &str, new: &str) -> Option<String> {
+pub fn delta(old: &str, new: &str) -> Option<Vec<Elements>> {
     let (mut old, mut new) = (Reader::of(old), Reader::of(new));
-    let (mut gone, mut come) = (String::new(), String::new());
+    let mut changes = Vec::new();
     loop {
         let before = old.next_line();
         if before != new.next_line() {
@@ -25,29 +38,84 @@ pub fn delta(old: &str, new: &str) -> Option<String> {
         if line == "\t}" {
             continue;
         }
-        let (Some(name), true) = (set_name(line), old.is_set()) else { continue };
-        if !old.skip_to_elements(&mut new) {
-            return None;
-        }
+        let (Some(set), true) = (set_name(line), old.is_set()) else { continue };
+        let head = old.skip_to_elements(&mut new)?;
         let (has, wants) = (old.elements(), new.elements());
-        statement(&mut gone, "delete", name, has.difference(&wants));
-        statement(&mut come, "add", name, wants.difference(&has));
+        if has == wants {
+            continue;
+        }
+        let (has, wants) = (listed(has), listed(wants));
+        let only = |a: &BTreeSet<&str>, b: &BTreeSet<&str>| {
+            a.difference(b).map(|it| (*it).to_owned()).collect()
+        };
+        changes.push(Elements {
+            set: set.to_owned(),
+            kind: head.kind.to_owned(),
+            is_interval: head.is_interval,
+            gone: only(&has, &wants),
+            come: only(&wants, &has),
+        });
     }
-    gone.push_str(&come);
-    Some(gone)
+    Some(changes)
+}
+
+/// The text of a table with other elements.
+pub(super) fn patched(whole: &str, changes: &[Elements]) -> String {
+    let mut text = String::with_capacity(whole.len());
+    let mut reader = Reader::of(whole);
+    while let Some(line) = reader.next_line() {
+        push_line(&mut text, line);
+        let Some(set) = set_name(line).filter(|_| reader.is_set()) else { continue };
+        let Some(change) = changes.iter().find(|change| change.set == set) else { continue };
+        while let Some(line) =
+            reader.lines.next_if(|line| !line.starts_with(ELEMENTS) && *line != "\t}")
+        {
+            push_line(&mut text, line);
+        }
+        let mut elements = listed(reader.elements());
+        for gone in &change.gone {
+            elements.remove(gone.as_str());
+        }
+        elements.extend(change.come.iter().map(String::as_str));
+        if !elements.is_empty() {
+            text.push_str(ELEMENTS);
+            for (n, element) in elements.iter().enumerate() {
+                text.push_str(if n == 0 { "" } else { ", " });
+                text.push_str(element);
+            }
+            text.push_str(" }\n");
+        }
+    }
+    text
+}
+
+fn push_line(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
+}
+
+/// The elements in a set's line of them.
+pub(super) fn listed(line: &str) -> BTreeSet<&str> {
+    if line.is_empty() { BTreeSet::new() } else { line.split(", ").collect() }
 }
 
 /// The lines of a table.
-struct Reader<'a> {
+pub(super) struct Reader<'a> {
     lines: std::iter::Peekable<std::str::Lines<'a>>,
 }
 
+/// What a set is.
+struct Head<'a> {
+    kind: &'a str,
+    is_interval: bool,
+}
+
 impl<'a> Reader<'a> {
-    fn of(text: &'a str) -> Self {
+    pub(super) fn of(text: &'a str) -> Self {
         Self { lines: text.lines().peekable() }
     }
 
-    fn next_line(&mut self) -> Option<&'a str> {
+    pub(super) fn next_line(&mut self) -> Option<&'a str> {
         self.lines.next()
     }
 
@@ -58,52 +126,49 @@ impl<'a> Reader<'a> {
             .is_some_and(|line| line.starts_with("\t\ttype ") && !line.contains(" hook "))
     }
 
-    /// Passes over type and flags of a set; says whether they are the same in both.
-    fn skip_to_elements(&mut self, other: &mut Self) -> bool {
+    /// Passes over type and flags of a set; `None` unless they are the same in both.
+    fn skip_to_elements(&mut self, other: &mut Self) -> Option<Head<'a>> {
+        let mut head = Head { kind: "", is_interval: false };
+        let is_head = |line: &str| !line.starts_with(ELEMENTS) && line != "\t}";
         loop {
-            let (Some(here), Some(there)) = (self.lines.peek(), other.lines.peek()) else {
-                return false;
-            };
-            let is_head = |line: &str| !line.starts_with(ELEMENTS) && line != "\t}";
+            let (here, there) = (*self.lines.peek()?, *other.lines.peek()?);
             match (is_head(here), is_head(there)) {
-                (false, false) => return true,
+                (false, false) => return Some(head),
                 (true, true) if here == there => {
+                    if let Some(kind) = here.strip_prefix("\t\ttype ") {
+                        head.kind = kind;
+                    }
+                    head.is_interval |= here == "\t\tflags interval";
                     self.lines.next();
                     other.lines.next();
                 }
-                _ => return false,
+                _ => return None,
             }
         }
     }
 
-    fn elements(&mut self) -> BTreeSet<&'a str> {
+    /// What is between the braces, if the next line is that of a set's elements.
+    fn elements(&mut self) -> &'a str {
         let line = self.lines.next_if(|line| line.starts_with(ELEMENTS));
-        let list = line.and_then(|line| line.strip_prefix(ELEMENTS)?.strip_suffix(" }"));
-        list.map(|list| list.split(", ").collect()).unwrap_or_default()
+        line.and_then(elements_of).unwrap_or_default()
     }
 }
 
-fn set_name(line: &str) -> Option<&str> {
+/// What is between the braces of a line of elements.
+pub(super) fn elements_of(line: &str) -> Option<&str> {
+    line.strip_prefix(ELEMENTS)?.strip_suffix(" }")
+}
+
+/// The name in the first line of a set or map.
+pub(super) fn set_name(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("\tset ").or_else(|| line.strip_prefix("\tmap "))?;
     rest.strip_suffix(" {")
-}
-
-fn statement<'a>(
-    text: &mut String,
-    verb: &str,
-    set: &str,
-    elements: impl Iterator<Item = &'a &'a str>,
-) {
-    let elements: Vec<&str> = elements.copied().collect();
-    if !elements.is_empty() {
-        writeln!(text, "{verb} element ip {TABLE} {set} {{ {} }}", elements.join(", "))
-            .expect("writing to a String never fails");
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::ruleset::{digest, digest_after};
 
     fn table(sources: &str, map: &str, rule: &str) -> String {
         let set = |head: &str, elements: &str| {
@@ -121,9 +186,22 @@ mod tests {
         )
     }
 
+    /// `set -gone +come`, one for each set; and that text and digest follow.
     fn check(old: [&str; 3], new: [&str; 3], expected: Option<&str>) {
         let text = |[a, b, c]: [&str; 3]| table(a, b, c);
-        assert_eq!(delta(&text(old), &text(new)).as_deref(), expected, "{old:?} {new:?}");
+        let changes = delta(&text(old), &text(new));
+        let told = changes.as_ref().map(|changes| {
+            let one = |it: &Elements| {
+                assert!(it.is_interval && it.kind == "ipv4_addr");
+                format!("{} -{} +{}", it.set, it.gone.join(","), it.come.join(","))
+            };
+            changes.iter().map(one).collect::<Vec<_>>().join("; ")
+        });
+        assert_eq!(told.as_deref(), expected, "{old:?} {new:?}");
+        if let Some(changes) = changes {
+            assert_eq!(patched(&text(old), &changes), text(new));
+            assert_eq!(digest_after(&digest(&text(old)), &changes), Some(digest(&text(new))));
+        }
     }
 
     #[test]
@@ -132,24 +210,36 @@ mod tests {
         check(
             ["1.1.1.1, 2.2.2.2", "", "accept"],
             ["1.1.1.1, 3.3.3.3", "4.4.4.4 : 5.5.5.5", "accept"],
-            Some(
-                "delete element ip aksnet sources { 2.2.2.2 }\nadd element ip aksnet sources { 3.3.3.3 }\n\
-                 add element ip aksnet public { 4.4.4.4 : 5.5.5.5 }\n",
-            ),
+            Some("sources -2.2.2.2 +3.3.3.3; public - +4.4.4.4 : 5.5.5.5"),
         );
         // The same key with another value: it goes before it comes.
         check(
             ["", "4.4.4.4 : 5.5.5.5", "accept"],
             ["", "4.4.4.4 : 6.6.6.6", "accept"],
-            Some(
-                "delete element ip aksnet public { 4.4.4.4 : 5.5.5.5 }\n\
-                 add element ip aksnet public { 4.4.4.4 : 6.6.6.6 }\n",
-            ),
+            Some("public -4.4.4.4 : 5.5.5.5 +4.4.4.4 : 6.6.6.6"),
         );
+        check(["1.1.1.1", "", "accept"], ["", "", "accept"], Some("sources -1.1.1.1 +"));
         check(["1.1.1.1", "", "accept"], ["1.1.1.1", "", "drop"], None);
         assert_eq!(delta(&table("", "", ""), "table ip aksnet {\n}\n"), None);
         let other = table("", "", "")
             .replace("set sources {\n\t\ttype ipv4_addr", "set sources {\n\t\ttype ifname");
         assert_eq!(delta(&table("", "", ""), &other), None);
+    }
+
+    #[test]
+    fn a_digest_tells_texts_apart() {
+        let texts = [
+            table("1.1.1.1", "", "accept"),
+            table("", "1.1.1.1", "accept"),
+            table("1.1.1.1", "", "drop"),
+            table("1.1.1.1, 2.2.2.2", "", "accept"),
+            table("2.2.2.1, 1.1.1.2", "", "accept"),
+            table("1.1.1.1, 2.2.2.2, 1.1.1.2", "", "accept"),
+            table("", "", "accept"),
+            String::new(),
+        ];
+        let digests: BTreeSet<String> = texts.iter().map(|text| digest(text)).collect();
+        assert_eq!(digests.len(), texts.len());
+        assert!(digests.iter().all(|digest| digest.len() == 32));
     }
 }

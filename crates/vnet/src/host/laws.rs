@@ -89,9 +89,8 @@ fn change(seen: &mut Observed, action: &Action) {
             }
         }
         Action::SetSysctl { name, value } => drop(seen.sysctls.insert(name.clone(), value.clone())),
-        Action::LoadRuleset(text) | Action::ChangeRuleset { text, .. } => {
-            seen.nft = Some(digest(text));
-        }
+        Action::LoadRuleset(text) => seen.nft = Some(digest(text)),
+        Action::ChangeRuleset { digest, .. } => seen.nft = Some(digest.clone()),
         Action::DropRuleset => seen.nft = None,
         Action::AddAddress(address) => {
             assert!(seen.links.contains_key(&address.link), "ENODEV");

@@ -11,6 +11,7 @@
 use std::{borrow::Cow, collections::BTreeMap, net::Ipv4Addr};
 
 use super::{
+    delta::Elements,
     ruleset::digest,
     state::{
         Address, End, Fabric, Link, NamespaceState, Observed, RouteKey, Rule, Target, Tenancy,
@@ -71,9 +72,11 @@ pub enum Action {
     /// knows the text that is loaded puts it in the place of [`Action::LoadRuleset`].
     ChangeRuleset {
         /// What is different; see [`super::delta()`].
-        delta: String,
+        changes: Vec<Elements>,
         /// The digest of the text that is loaded.
         loaded: String,
+        /// That of the text that is to be.
+        digest: String,
         /// The text that is to be.
         text: String,
     },

@@ -7,10 +7,13 @@
 
 use std::{collections::BTreeSet, fmt::Write as _};
 
-use uuid::Uuid;
-
 use super::{
-    balancing::Services, control, egress, gates, names, peering::Networks, services, translation,
+    balancing::Services,
+    control,
+    delta::{self, Elements},
+    egress, gates, names,
+    peering::Networks,
+    services, translation,
     view::View,
 };
 
@@ -18,9 +21,64 @@ use super::{
 pub const TABLE: &str = "aksnet";
 
 /// A short name for a rule set: the same for the same text. An empty chain named after it says what is loaded.
+///
+/// It is a sum of one number for each element of a set and one for all the rest, so that whoever knows what changed
+/// need not read the whole; see [`digest_after`].
 #[must_use]
 pub fn digest(text: &str) -> String {
-    Uuid::new_v5(&Uuid::NAMESPACE_OID, text.as_bytes()).simple().to_string()
+    let mut rest = hash(&[]);
+    let mut sum = 0_u128;
+    let mut set = "";
+    for line in text.split_inclusive('\n') {
+        if let Some(elements) = delta::elements_of(line.trim_end_matches('\n')) {
+            for element in elements.split(", ") {
+                sum = sum.wrapping_add(term(set, element));
+            }
+            continue;
+        }
+        set = delta::set_name(line.trim_end_matches('\n')).unwrap_or(set);
+        rest = hash_on(rest, line.as_bytes());
+    }
+    format!("{:032x}", sum.wrapping_add(mixed(rest)))
+}
+
+/// The digest of a text with other elements than that of `digest`; `None` when that is none.
+#[must_use]
+pub fn digest_after(digest: &str, changes: &[Elements]) -> Option<String> {
+    let mut sum = u128::from_str_radix(digest, 16).ok()?;
+    for Elements { set, gone, come, .. } in changes {
+        sum = gone.iter().fold(sum, |sum, it| sum.wrapping_sub(term(set, it)));
+        sum = come.iter().fold(sum, |sum, it| sum.wrapping_add(term(set, it)));
+    }
+    Some(format!("{sum:032x}"))
+}
+
+fn term(set: &str, element: &str) -> u128 {
+    mixed(hash_on(hash_on(hash(set.as_bytes()), b" "), element.as_bytes()))
+}
+
+/// FNV-1a of 128 bits (Fowler, Noll, Vo; RFC 9923).
+fn hash(bytes: &[u8]) -> u128 {
+    hash_on(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, bytes)
+}
+
+fn hash_on(hash: u128, bytes: &[u8]) -> u128 {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u128::from(*byte)).wrapping_mul(PRIME))
+}
+
+/// Spreads every bit over all (the finaliser of `MurmurHash3`, on both halves): sums of what FNV gives for texts with
+/// one ending are not far enough apart.
+fn mixed(hash: u128) -> u128 {
+    fn half(mut bits: u64) -> u64 {
+        bits = (bits ^ (bits >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+        bits = (bits ^ (bits >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+        bits ^ (bits >> 33)
+    }
+    let [high, low] = [hash >> 64, hash & u128::from(u64::MAX)]
+        .map(|bits| u64::try_from(bits).unwrap_or_default());
+    let high = half(high ^ half(low));
+    u128::from(high) << 64 | u128::from(half(low ^ high))
 }
 
 /// The table of a virtual network.

@@ -73,7 +73,7 @@ impl fmt::Display for Step {
             Action::SetLink { name, shape: None } => write!(f, "set link {name} up"),
             Action::SetSysctl { name, value } => write!(f, "set {name} = {value}"),
             Action::LoadRuleset(text) => write!(f, "load rule set {}", digest(text)),
-            Action::ChangeRuleset { text, .. } => write!(f, "change rule set to {}", digest(text)),
+            Action::ChangeRuleset { digest, .. } => write!(f, "change rule set to {digest}"),
             Action::DropRuleset => f.write_str("drop rule set"),
             Action::AddAddress(Address { link, address, length }) => {
                 write!(f, "add address {address}/{length} dev {link}")

@@ -9,10 +9,12 @@ use std::{
     net::Ipv4Addr,
 };
 
+use uuid::Uuid;
+
 use super::{
     balancing::Services,
     egress::{self, Way, Ways},
-    ruleset::{digest, elements, line},
+    ruleset::{elements, line},
     view::View,
 };
 use crate::model::PortRange;
@@ -83,7 +85,8 @@ fn at(outside: Ipv4Addr, ports: PortRange) -> String {
 
 fn choice_chain(outside: &[Ipv4Addr]) -> String {
     let text: Vec<String> = outside.iter().map(ToString::to_string).collect();
-    format!("one-of-{}", &digest(&text.join(" "))[..10])
+    let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, text.join(" ").as_bytes());
+    format!("one-of-{}", &hash.simple().to_string()[..10])
 }
 
 /// The chains that choose one of several public addresses for a flow.

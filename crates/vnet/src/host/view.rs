@@ -245,7 +245,7 @@ fn peers<'a>(region: &'a Region, vnet: &'a Vnet) -> Vec<Peer<'a>> {
 }
 
 /// The pods' addresses that each node was given, by the node's machine.
-fn batches(vnet: &Vnet) -> BTreeMap<&ArmId, Vec<Ipv4Addr>> {
+pub(super) fn batches(vnet: &Vnet) -> BTreeMap<&ArmId, Vec<Ipv4Addr>> {
     let mut batches: BTreeMap<&ArmId, Vec<Ipv4Addr>> = BTreeMap::new();
     for (address, holder) in vnet.subnets.values().flat_map(|subnet| &subnet.held) {
         match holder {

@@ -7,11 +7,13 @@ use proptest::{collection::vec, option, prelude::*, sample::select, strategy::Va
 use vnet::{
     command::{Command, Outcome, PutCluster, PutFrontend, PutLoadBalancer, PutPool, PutSubnet},
     fault::Fault,
+    host::{Fabric, Health, change, compile_fabric},
     model::{
         InboundNatRule, InboundTarget, NetworkMode, NextHop, NodePhase, OutboundType, PoolMode,
         PortRange, Route, Transport,
     },
     name::ArmId,
+    region::Region,
 };
 
 use crate::support::{
@@ -281,7 +283,15 @@ fn any_command() -> impl Strategy<Value = Command> {
         1 => vec(any_beyond(), 2..4).prop_map(Command::Together),
         5 => (name(["m", "n", "o"]), vec((name(["a", "b", "c"]), any_subnet(), any_address()), 1..3))
             .prop_map(|(name, configs)| put_nic(name, &configs)),
-        3 => (name(["m", "n"]), name(["m", "n", "o"])).prop_map(|(name, nic)| Command::PutVm {
+        4 => (name(["m", "n", "o"]), any_subnet(), option::weighted(0.3, name(["s", "t"])), any::<bool>())
+            .prop_map(|(name, subnet, group, forwards)| {
+                let mut command = put_nic_with(name, subnet, group, &[]);
+                if let Command::PutNic { ip_forwarding, .. } = &mut command {
+                    *ip_forwarding = forwards;
+                }
+                command
+            }),
+        6 => (name(["m", "n", "o"]), name(["m", "n", "o"])).prop_map(|(name, nic)| Command::PutVm {
             common: common(id(&format!("vm {name}"))),
             nic: id(&format!("nic {nic}")),
         }),
@@ -447,6 +457,52 @@ proptest! {
         lab.fabric();
         prop_assert_eq!(&lab.region, &before);
     }
+}
+
+proptest! {
+    // Each step compiles a whole fabric.
+    #![proptest_config(ProptestConfig { cases: config().cases / 8, ..config() })]
+
+    #[test]
+    fn what_a_change_changes_of_a_fabric_leads_to_the_whole_one(steps in any_steps()) {
+        let mut lab = beginning();
+        let mut fabric = fabric_of(&lab.region);
+        for step in steps {
+            let before = lab.region.clone();
+            lab.step(step);
+            let whole = fabric_of(&lab.region);
+            if let Some(change) = change("lab", &before, &lab.region, &Health::default()) {
+                change.apply(&mut fabric);
+                prop_assert_eq!(&fabric, &whole);
+            }
+            fabric = whole;
+        }
+    }
+}
+
+fn fabric_of(region: &Region) -> Fabric {
+    compile_fabric("lab", region, &Health::default())
+}
+
+/// The law about changes is about something: many change a fabric, and most of those are told without compiling all.
+#[test]
+fn changes_of_nics_and_machines_are_told() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    let (mut n_told, mut n_changed, mut n_of_them) = (0, 0, 0);
+    for _ in 0..100 {
+        let steps = any_steps().new_tree(&mut runner).expect("steps can be drawn").current();
+        let mut lab = beginning();
+        for step in steps {
+            let before = lab.region.clone();
+            lab.step(step);
+            let is_changed = fabric_of(&before) != fabric_of(&lab.region);
+            let change = change("lab", &before, &lab.region, &Health::default());
+            n_told += usize::from(change.is_some());
+            n_changed += usize::from(is_changed);
+            n_of_them += usize::from(is_changed && change.is_some());
+        }
+    }
+    assert!(n_told > 1000 && n_of_them * 10 > n_changed, "{n_told} {n_changed} {n_of_them}");
 }
 
 /// The laws are about something: every command is accepted now and then, and refused where it can be.
