@@ -11,6 +11,7 @@ mod cluster;
 mod lab;
 mod machine;
 mod network_only;
+mod packets;
 mod pods;
 mod reconcile;
 
@@ -66,9 +67,22 @@ enum What {
     NetworkOnly,
     /// One change among 10 and among 1,000 NICs
     Reconcile,
+    /// Round trips between pods beside a bare veth pair
+    PodPackets,
+    /// Round trips behind security groups and load balancers, few rules and many
+    GatePackets,
 }
 
 fn main() -> ExitCode {
+    if let Some(played) = packets::play() {
+        return played.map_or_else(
+            |error| {
+                eprintln!("error: {error:#}");
+                ExitCode::FAILURE
+            },
+            |()| ExitCode::SUCCESS,
+        );
+    }
     let cli = Cli::parse();
     match measure(&cli) {
         Ok(report) => {
@@ -92,7 +106,8 @@ fn measure(cli: &Cli) -> anyhow::Result<Value> {
     note("version", json!(1));
     note("machine", machine::describe());
 
-    let without_cluster = [What::Tour, What::NetworkOnly, What::Reconcile];
+    let without_cluster =
+        [What::Tour, What::NetworkOnly, What::Reconcile, What::PodPackets, What::GatePackets];
     if cli.only.is_none_or(|only| !without_cluster.contains(&only)) {
         let load = machine::wait_until_quiet();
         let (lab, time) = Lab::up(&cli.aksnet)?;
@@ -146,6 +161,12 @@ fn measure(cli: &Cli) -> anyhow::Result<Value> {
     }
     if wants(What::Reconcile) {
         note("reconcile", reconcile::measure()?);
+    }
+    if wants(What::PodPackets) {
+        note("pod_packets", packets::pods(&cli.aksnet)?);
+    }
+    if wants(What::GatePackets) {
+        note("gate_packets", packets::gates()?);
     }
     Ok(Value::Object(report))
 }
