@@ -10,7 +10,7 @@ mod sysctl;
 pub mod wire;
 
 pub use self::{
-    apply::{apply, apply_steps},
+    apply::{Actor, apply, apply_steps},
     netlink::{Netlink, Request},
     observe::{address_of, link_indexes, observe},
 };

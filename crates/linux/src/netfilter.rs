@@ -13,7 +13,7 @@ mod trace;
 mod wire;
 
 pub use self::{
-    change::change,
+    change::Changer,
     flows::{Flow, Side, flow_count, flows},
     rules::{RuleCount, Table, Verdict, table},
     trace::{Event, Fate, Tracer},

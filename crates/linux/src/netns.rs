@@ -156,6 +156,28 @@ impl Netns {
         &self.name
     }
 
+    /// The same namespace, opened once more.
+    pub fn try_clone(&self) -> Result<Self, LinuxError> {
+        let file = self.file.try_clone().map_err(|source| LinuxError::File {
+            verb: "opening",
+            path: PathBuf::from(&self.name),
+            source,
+        })?;
+        Ok(Self { name: self.name.clone(), file })
+    }
+
+    /// Whether both are one namespace, whatever their names: a name can have become another one's.
+    pub fn is_same(&self, other: &Self) -> Result<bool, LinuxError> {
+        let number = |of: &Self| {
+            let stat = nix::sys::stat::fstat(&of.file).map_err(|source| LinuxError::Call {
+                what: format!("looking at `{}`", of.name),
+                source,
+            })?;
+            Ok::<_, LinuxError>((stat.st_dev, stat.st_ino))
+        };
+        Ok(number(self)? == number(other)?)
+    }
+
     /// Takes the calling thread into the namespace, for good: only a thread that was made to do so may.
     pub fn enter(&self) -> Result<(), LinuxError> {
         nix::sched::setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|source| LinuxError::Call {

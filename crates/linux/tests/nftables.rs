@@ -3,7 +3,7 @@
 
 use linux::{
     netfilter::{
-        self,
+        Changer,
         elements::{Element, Nfnetlink},
     },
     netns::Netns,
@@ -117,6 +117,7 @@ fn changed_elements_are_those_that_nft_would_have_loaded() {
     );
     let netns = Netns::create(&changed.0).unwrap();
     let beside = Netns::create(&loaded.0).unwrap();
+    let mut changer = Changer::open_in(&netns).unwrap();
     let mut before = table([""; 8]);
     nft::load(&netns, &before).unwrap();
     let links = "\"eth0\", \"nic-0123456789a\"";
@@ -146,7 +147,7 @@ fn changed_elements_are_those_that_nft_would_have_loaded() {
     ] {
         let after = table(elements);
         let changes = delta(&before, &after).expect("only elements differ");
-        netfilter::change(&netns, TABLE, &changes, &digest(&before), &digest(&after)).unwrap();
+        changer.change(TABLE, &changes, &digest(&before), &digest(&after)).unwrap();
         assert_eq!(nft::loaded(&netns).unwrap(), Some(digest(&after)));
         nft::load(&beside, &after).unwrap();
         let listing = |namespace: &Namespace| {
@@ -170,7 +171,7 @@ fn changed_elements_are_those_that_nft_would_have_loaded() {
     // From a text that is not loaded: nothing at all.
     let other = table([links, "", "", "", "", "", "", ""]);
     let changes = delta(&before, &other).unwrap();
-    let refused = netfilter::change(&netns, TABLE, &changes, &digest(&other), &digest(&other));
+    let refused = changer.change(TABLE, &changes, &digest(&other), &digest(&other));
     assert_eq!(refused.unwrap_err().errno(), Some(Errno::ENOENT));
     assert_eq!(nft::loaded(&netns).unwrap(), Some(digest(&before)));
     assert!(!changed.nft("list ruleset").contains("eth0"));

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use linux::{LinuxError, netns::Netns};
+use linux::{LinuxError, net::Actor, netns::Netns};
 use vnet::host::{
     Action, Change, NamespaceState, Observed, Step, delta, digest, digest_after,
     names::is_fabric_ns, plan::plan, state::Fabric,
@@ -18,8 +18,9 @@ use crate::metrics::METER;
 pub struct Reconciler {
     lab: String,
     made: Fabric,
-    /// Those of the tables that were made, where they were asked for.
+    /// Those of the tables that were made.
     digests: BTreeMap<String, String>,
+    actor: Actor,
 }
 
 /// Whether a pass believes what earlier ones made.
@@ -55,7 +56,12 @@ impl Reconciler {
     /// One for the lab of this name.
     #[must_use]
     pub fn new(lab: &str) -> Self {
-        Self { lab: lab.to_owned(), made: Fabric::default(), digests: BTreeMap::new() }
+        Self {
+            lab: lab.to_owned(),
+            made: Fabric::default(),
+            digests: BTreeMap::new(),
+            actor: Actor::default(),
+        }
     }
 
     /// Makes the machine match `desired`. After an error the next pass looks at everything.
@@ -67,6 +73,7 @@ impl Reconciler {
             Netns::list()?.into_iter().filter(|name| is_fabric_ns(&self.lab, name)).collect();
         for name in &present {
             if !desired.namespaces.contains_key(name) {
+                self.actor.forget(name);
                 Netns::delete(name)?;
                 done.deleted.push(name.clone());
             }
@@ -108,7 +115,7 @@ impl Reconciler {
                 METER.before_load(&step.namespace);
             }
         }
-        linux::net::apply_steps(&done.steps)?;
+        self.actor.apply(&done.steps)?;
         self.remember(made, desired);
         Ok(done)
     }
@@ -124,6 +131,7 @@ impl Reconciler {
         let made = std::mem::take(&mut self.made);
         let mut done = Done::default();
         for name in before.keys().filter(|name| !after.contains_key(*name)) {
+            self.actor.forget(name);
             Netns::delete(name)?;
             done.deleted.push(name.clone());
         }
@@ -155,7 +163,7 @@ impl Reconciler {
                 return Ok(None);
             }
         }
-        linux::net::apply_steps(&done.steps)?;
+        self.actor.apply(&done.steps)?;
         for name in &done.deleted {
             self.digests.remove(name);
         }

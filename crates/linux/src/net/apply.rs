@@ -3,7 +3,7 @@
 //! Requests are gathered and sent together as long as none of them needs to know what an earlier one made.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     time::{Duration, Instant},
 };
 
@@ -37,35 +37,127 @@ const CARRIER_POLL: Duration = Duration::from_millis(1);
 
 /// Carries out the steps, namespace by namespace in the order given.
 pub fn apply_steps(steps: &[Step]) -> Result<(), LinuxError> {
-    for of_one in steps.chunk_by(|a, b| a.namespace == b.namespace) {
-        let Some(first) = of_one.first() else { continue };
-        let namespace = Netns::open(&first.namespace)?;
-        let actions: Vec<&Action> = of_one.iter().map(|step| &step.action).collect();
-        run(&namespace, &actions)?;
-    }
-    wait_until_they_send(steps)
+    Actor::default().apply(steps)
 }
 
-/// Waits until links that were set up send packets: until then the kernel drops what they are given.
+/// Carries out steps, and keeps the sockets of namespaces whose tables it changes: when one is closed, the kernel
+/// waits until what was deleted from tables is gone, some 15 ms (`nft_rcv_nl_event`, `net/netfilter/nf_tables_api.c`).
 ///
-/// A veth's first end has no carrier when it is set up; the second one gives it, and a work queue of the
-/// kernel's then activates the first (`linkwatch_do_dev`, `net/core/link_watch.c`). That takes some
-/// milliseconds, and a lost first packet a second. A link whose peer stays down is not waited for.
-fn wait_until_they_send(steps: &[Step]) -> Result<(), LinuxError> {
-    let mut waiting: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for step in steps {
-        if let Action::SetLink { name, shape: Some(_) } = &step.action {
-            waiting.entry(&step.namespace).or_default().insert(name);
+/// A socket holds its namespace: whoever removes one has it forgotten.
+#[derive(Default)]
+pub struct Actor {
+    kept: BTreeMap<String, Sockets>,
+}
+
+impl std::fmt::Debug for Actor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Actor").field("kept", &self.kept.keys()).finish()
+    }
+}
+
+/// The sockets of one namespace, as far as they were needed.
+struct Sockets {
+    namespace: Netns,
+    routes: Option<Netlink>,
+    tables: Option<netfilter::Changer>,
+}
+
+impl Sockets {
+    fn new(namespace: Netns) -> Self {
+        Self { namespace, routes: None, tables: None }
+    }
+
+    fn routes(&mut self) -> Result<&mut Netlink, LinuxError> {
+        match &mut self.routes {
+            Some(netlink) => Ok(netlink),
+            none => Ok(none.insert(Netlink::open_in(&self.namespace)?)),
         }
     }
-    let patience = Instant::now() + CARRIER_PATIENCE;
-    for (namespace, links) in waiting {
-        let mut netlink = Netlink::open_in(&Netns::open(namespace)?)?;
-        while is_one_waiting(&mut netlink, &links)? && Instant::now() < patience {
-            std::thread::sleep(CARRIER_POLL);
+
+    fn tables(&mut self) -> Result<&mut netfilter::Changer, LinuxError> {
+        match &mut self.tables {
+            Some(changer) => Ok(changer),
+            none => Ok(none.insert(netfilter::Changer::open_in(&self.namespace)?)),
         }
     }
-    Ok(())
+}
+
+impl Actor {
+    /// Carries out the steps, namespace by namespace in the order given.
+    pub fn apply(&mut self, steps: &[Step]) -> Result<(), LinuxError> {
+        let mut open: BTreeMap<&str, Sockets> = BTreeMap::new();
+        for of_one in steps.chunk_by(|a, b| a.namespace == b.namespace) {
+            let Some(first) = of_one.first() else { continue };
+            let name = first.namespace.as_str();
+            let sockets = match open.entry(name) {
+                Entry::Occupied(sockets) => sockets.into_mut(),
+                Entry::Vacant(none) => {
+                    let kept = self.kept.remove(name);
+                    none.insert(Self::sockets(name, kept)?)
+                }
+            };
+            let actions: Vec<&Action> = of_one.iter().map(|step| &step.action).collect();
+            run(sockets, &actions)?;
+            // Of a thousand namespaces not all are held open.
+            if open.len() > FEW {
+                self.keep(&mut open);
+            }
+        }
+        let done = self.wait_until_they_send(steps, &mut open);
+        self.keep(&mut open);
+        done
+    }
+
+    /// Lets go of a namespace that is to be removed.
+    pub fn forget(&mut self, namespace: &str) {
+        self.kept.remove(namespace);
+    }
+
+    /// Those that are kept, unless the name has become another namespace's.
+    fn sockets(name: &str, kept: Option<Sockets>) -> Result<Sockets, LinuxError> {
+        let namespace = Netns::open(name)?;
+        Ok(match kept {
+            Some(kept) if kept.namespace.is_same(&namespace)? => kept,
+            _ => Sockets::new(namespace),
+        })
+    }
+
+    fn keep(&mut self, open: &mut BTreeMap<&str, Sockets>) {
+        let changed = std::mem::take(open).into_iter().filter(|(_, it)| it.tables.is_some());
+        self.kept.extend(changed.map(|(name, sockets)| (name.to_owned(), sockets)));
+    }
+
+    /// Waits until links that were set up send packets: until then the kernel drops what they are given.
+    ///
+    /// A veth's first end has no carrier when it is set up; the second one gives it, and a work queue of the
+    /// kernel's then activates the first (`linkwatch_do_dev`, `net/core/link_watch.c`). That takes some
+    /// milliseconds, and a lost first packet a second. A link whose peer stays down is not waited for.
+    fn wait_until_they_send<'s>(
+        &mut self,
+        steps: &'s [Step],
+        open: &mut BTreeMap<&'s str, Sockets>,
+    ) -> Result<(), LinuxError> {
+        let mut waiting: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for step in steps {
+            if let Action::SetLink { name, shape: Some(_) } = &step.action {
+                waiting.entry(&step.namespace).or_default().insert(name);
+            }
+        }
+        let patience = Instant::now() + CARRIER_PATIENCE;
+        for (name, links) in waiting {
+            let mut sockets = match open.remove(name).or_else(|| self.kept.remove(name)) {
+                Some(sockets) => sockets,
+                None => Sockets::new(Netns::open(name)?),
+            };
+            while is_one_waiting(sockets.routes()?, &links)? && Instant::now() < patience {
+                std::thread::sleep(CARRIER_POLL);
+            }
+            if sockets.tables.is_some() {
+                open.insert(name, sockets);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether one of these links does not send yet.
@@ -84,17 +176,11 @@ fn is_one_waiting(netlink: &mut Netlink, links: &BTreeSet<&str>) -> Result<bool,
 
 /// Carries out one action. Deleting what is not there is success.
 pub fn apply(namespace: &Netns, action: &Action) -> Result<(), LinuxError> {
-    run(namespace, &[action])
+    run(&mut Sockets::new(namespace.try_clone()?), &[action])
 }
 
-fn run(namespace: &Netns, actions: &[&Action]) -> Result<(), LinuxError> {
-    let mut worker = Worker {
-        namespace,
-        netlink: Netlink::open_in(namespace)?,
-        indexes: None,
-        asked: BTreeMap::new(),
-        pending: Vec::new(),
-    };
+fn run(sockets: &mut Sockets, actions: &[&Action]) -> Result<(), LinuxError> {
+    let mut worker = Worker { sockets, indexes: None, asked: BTreeMap::new(), pending: Vec::new() };
     let mut rest = actions;
     while let Some(first) = rest.first() {
         let same =
@@ -108,8 +194,7 @@ fn run(namespace: &Netns, actions: &[&Action]) -> Result<(), LinuxError> {
 }
 
 struct Worker<'a> {
-    namespace: &'a Netns,
-    netlink: Netlink,
+    sockets: &'a mut Sockets,
     /// Numbers of links by name; `None` when links were made or deleted since they were read.
     indexes: Option<BTreeMap<String, u32>>,
     /// Those that were asked for one by one, instead.
@@ -137,17 +222,24 @@ impl Worker<'_> {
         match action {
             Action::LoadRuleset(text) => {
                 self.flush()?;
-                nft::load(self.namespace, text)
+                nft::load(&self.sockets.namespace, text)
             }
             Action::ChangeRuleset { changes, loaded, digest, text } => {
                 self.flush()?;
                 // Somebody else changed the table, or the kernel has a limit: replacing it is always right.
-                netfilter::change(self.namespace, TABLE, changes, loaded, digest)
-                    .or_else(|_| nft::load(self.namespace, text))
+                let changed = self
+                    .sockets
+                    .tables()
+                    .and_then(|tables| tables.change(TABLE, changes, loaded, digest));
+                changed.or_else(|_| {
+                    // Answers that were not read belong to nothing that comes.
+                    self.sockets.tables = None;
+                    nft::load(&self.sockets.namespace, text)
+                })
             }
             Action::DropRuleset => {
                 self.flush()?;
-                nft::unload(self.namespace)
+                nft::unload(&self.sockets.namespace)
             }
             Action::DeleteRule(rule) => {
                 self.delete(RouteNetlinkMessage::DelRule(rule_message(rule)), "rule");
@@ -244,7 +336,7 @@ impl Worker<'_> {
             })
             .collect();
         self.forget_indexes();
-        self.netlink.send_all(&requests)
+        self.sockets.routes()?.send_all(&requests)
     }
 
     fn delete_links(&mut self, actions: &[&Action]) -> Result<(), LinuxError> {
@@ -276,7 +368,7 @@ impl Worker<'_> {
                 _ => None,
             })
             .collect();
-        sysctl::write(self.namespace, &values)
+        sysctl::write(&self.sockets.namespace, &values)
     }
 
     fn add(&mut self, request: Request) {
@@ -291,9 +383,12 @@ impl Worker<'_> {
     /// Sends what is pending. The first refusal is the answer, but everything is tried.
     fn flush(&mut self) -> Result<(), LinuxError> {
         let pending = std::mem::take(&mut self.pending);
+        if pending.is_empty() {
+            return Ok(());
+        }
         let (requests, deletes): (Vec<_>, Vec<_>) =
             pending.into_iter().map(|it| (it.request, it.deletes)).unzip();
-        let outcomes = self.netlink.send_batch(&requests)?;
+        let outcomes = self.sockets.routes()?.send_batch(&requests)?;
         for (outcome, deletes) in outcomes.into_iter().zip(deletes) {
             match outcome {
                 Err(err) if !(deletes && is_gone(&err)) => return Err(err),
@@ -304,10 +399,8 @@ impl Worker<'_> {
     }
 
     fn index(&mut self, link: &str) -> Result<u32, LinuxError> {
-        let missing = || LinuxError::NoLink {
-            link: link.to_owned(),
-            namespace: self.namespace.name().to_owned(),
-        };
+        let namespace = self.sockets.namespace.name().to_owned();
+        let missing = || LinuxError::NoLink { link: link.to_owned(), namespace };
         let indexes = if let Some(indexes) = &self.indexes {
             indexes
         } else {
@@ -317,11 +410,11 @@ impl Worker<'_> {
             }
             // A namespace may have a thousand links, and a change is often of one.
             if self.asked.len() < FEW {
-                let index = link_index(&mut self.netlink, link)?.ok_or_else(missing)?;
+                let index = link_index(self.sockets.routes()?, link)?.ok_or_else(missing)?;
                 self.asked.insert(link.to_owned(), index);
                 return Ok(index);
             }
-            self.indexes.insert(link_indexes(&mut self.netlink)?)
+            self.indexes.insert(link_indexes(self.sockets.routes()?)?)
         };
         indexes.get(link).copied().ok_or_else(missing)
     }

@@ -40,25 +40,35 @@ const LINK_NAME: usize = 16;
 /// Elements of one message: the length of a list has 16 bits.
 const MOST: usize = 200;
 
-/// Changes the table of this name, if what has the digest `before` is loaded; from then on that of `after` is. When it
-/// is refused, the table stands as it was.
-pub fn change(
-    namespace: &Netns,
-    table: &str,
-    changes: &[Elements],
-    before: &str,
-    after: &str,
-) -> Result<(), LinuxError> {
-    // Deleting a chain that is not there refuses the whole of it.
-    let mut messages = vec![chain(DELETE_CHAIN, 0, table, before)];
-    for change in changes {
-        elements(&mut messages, DELETE_ELEMENTS, table, change, &change.gone)?;
+/// Changes the tables of one namespace, by a socket of its own.
+pub struct Changer(Nfnetlink);
+
+impl Changer {
+    /// One for this namespace.
+    pub fn open_in(namespace: &Netns) -> Result<Self, LinuxError> {
+        Nfnetlink::open_in(namespace).map(Self)
     }
-    for change in changes {
-        elements(&mut messages, NEW_ELEMENTS, table, change, &change.come)?;
+
+    /// Changes the table of this name, if what has the digest `before` is loaded; from then on that of `after` is. When
+    /// it is refused, the table stands as it was.
+    pub fn change(
+        &mut self,
+        table: &str,
+        changes: &[Elements],
+        before: &str,
+        after: &str,
+    ) -> Result<(), LinuxError> {
+        // Deleting a chain that is not there refuses the whole of it.
+        let mut messages = vec![chain(DELETE_CHAIN, 0, table, before)];
+        for change in changes {
+            elements(&mut messages, DELETE_ELEMENTS, table, change, &change.gone)?;
+        }
+        for change in changes {
+            elements(&mut messages, NEW_ELEMENTS, table, change, &change.come)?;
+        }
+        messages.push(chain(NEW_CHAIN, CREATE, table, after));
+        self.0.transaction(&messages, "changing elements")
     }
-    messages.push(chain(NEW_CHAIN, CREATE, table, after));
-    Nfnetlink::open_in(namespace)?.transaction(&messages, "changing elements")
 }
 
 fn chain(kind: u16, flags: u16, table: &str, digest: &str) -> Message {
