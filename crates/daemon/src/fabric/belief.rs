@@ -52,7 +52,14 @@ pub(super) fn as_made(name: &str, made: &NamespaceState, numbers: &mut Numbers) 
 
 /// A namespace that has just been made.
 pub(super) fn fresh() -> Observed {
-    let lo = ObservedLink { index: 0, peer: None, mac: Mac([0; 6]), mtu: 0, up: false };
+    let lo = ObservedLink {
+        index: 0,
+        peer: None,
+        mac: Mac([0; 6]),
+        mtu: 0,
+        up: false,
+        controller: None,
+    };
     Observed { links: BTreeMap::from([("lo".to_owned(), lo)]), ..Observed::default() }
 }
 
