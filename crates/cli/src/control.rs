@@ -155,6 +155,20 @@ pub(crate) struct Status {
     pub(crate) clusters: Vec<ClusterStatus>,
     pub(crate) vms: Vec<VmStatus>,
     pub(crate) subnets: Vec<SubnetStatus>,
+    /// What fails now and is tried again.
+    #[serde(default)]
+    pub(crate) troubles: Vec<TroubleStatus>,
+}
+
+/// Something that fails and is tried again.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TroubleStatus {
+    /// A loop of the daemon, or a node.
+    pub(crate) who: String,
+    pub(crate) error: String,
+    /// How often, since it last succeeded.
+    pub(crate) times: u64,
 }
 
 /// A cluster with its nodes.

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::Context;
-use daemon::metrics::METER;
+use daemon::metrics::{METER, Trouble};
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use vnet::{
@@ -25,7 +25,7 @@ use crate::{
     azure_env,
     control::{
         Answer, Ask, AskPods, AskTags, ClusterStatus, NodeStatus, PodStatus, Status, SubnetStatus,
-        VmStatus,
+        TroubleStatus, VmStatus,
     },
     lab::{Config, Lab, Nodes},
     places::Finder,
@@ -268,6 +268,7 @@ impl Answering {
             clusters: self.cluster_statuses(&region),
             vms: vms(&region),
             subnets: subnets(&region),
+            troubles: troubles(),
         }
     }
 
@@ -396,6 +397,11 @@ impl Answering {
             },
         }
     }
+}
+
+fn troubles() -> Vec<TroubleStatus> {
+    let troubles = METER.troubles().into_iter();
+    troubles.map(|(who, Trouble { error, times })| TroubleStatus { who, error, times }).collect()
 }
 
 fn network(cluster: &vnet::model::Cluster) -> String {

@@ -90,6 +90,12 @@ fn draw(status: &Status) -> String {
         })
         .collect();
     parts.push(section("no subnets", &["SUBNET", "PREFIX", "HELD", "", "DELEGATED TO"], &subnets));
+    for trouble in &status.troubles {
+        parts.push(format!(
+            "{} fails ({} times so far) and will try again: {}",
+            trouble.who, trouble.times, trouble.error
+        ));
+    }
     parts.join("\n\n")
 }
 

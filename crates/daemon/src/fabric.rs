@@ -121,10 +121,12 @@ pub async fn run(store: Store, settings: Settings) {
         let again = match fabric.pass(&current).await {
             Ok(()) => {
                 METER.passed(began.elapsed());
+                METER.out_of_trouble("fabric");
                 fabric.looked.map_or(RESYNC, |looked| RESYNC.saturating_sub(looked.elapsed()))
             }
             Err(error) => {
                 METER.failed("fabric");
+                METER.in_trouble("fabric", Chain(&error).to_string());
                 tracing::warn!(lab = fabric.lab, error = %Chain(&error),
                     "the fabric does not match the region; it will be tried again");
                 tokio::time::sleep(REST).await;

@@ -18,7 +18,7 @@ use axum::{Router, extract::State, http::header::CONTENT_TYPE, routing::get};
 use store::Store;
 
 pub use self::{
-    meter::{METER, Meter, Passes},
+    meter::{METER, Meter, Passes, Trouble},
     sample::{FlowSample, RuleSample, Sample, SubnetSample, VnetSample, groups, sample},
     text::prometheus,
 };

@@ -10,6 +10,8 @@ use std::{
 use tokio::sync::watch;
 use vnet::model::Timestamp;
 
+use crate::metrics::METER;
+
 /// Runs `pass` now, whenever `wake` changes, and every `resync`. Ends when `wake`'s sender is gone.
 /// `name` stands in the log of a failed pass.
 pub async fn run<E: Error, F: Future<Output = Result<(), E>>>(
@@ -20,8 +22,13 @@ pub async fn run<E: Error, F: Future<Output = Result<(), E>>>(
 ) {
     loop {
         wake.mark_unchanged();
-        if let Err(error) = pass().await {
-            crate::metrics::METER.failed(name);
+        let passed = pass().await;
+        if passed.is_ok() {
+            METER.out_of_trouble(name);
+        }
+        if let Err(error) = passed {
+            METER.failed(name);
+            METER.in_trouble(name, Chain(&error).to_string());
             tracing::warn!(loop_name = name, error = %Chain(&error), "reconciliation failed; it will be tried again");
             // A broken world is not asked again at once, however often it wakes us.
             tokio::time::sleep(Duration::from_millis(500)).await;

@@ -76,7 +76,7 @@ fn a_configuration_is_read_or_refused_by_what_is_wrong() {
     );
     check(
         r#"{"version":1,"node":"n","mode":"bridge","kubeconfig":"/k"}"#,
-        "FILE: mode: `bridge` is not one of kubenet, node-subnet, pod-subnet, overlay",
+        "FILE: mode: `bridge` is not one of kubenet, node-subnet, node-subnet-bridge, pod-subnet, overlay",
     );
     check(
         r#"{"version":1,"node":"n","mode":"pod-subnet"}"#,

@@ -590,6 +590,46 @@ impl NetworkOnly {
         Ok(())
     }
 
+    /// Removes pods in whatever phase: those that are being made when they are made, and those that somebody else
+    /// removes are waited for. Whoever is told that a pod is gone may take its name.
+    async fn end(self: &Arc<Self>, pods: Vec<Pod>) -> PodsDone {
+        let begin = Instant::now();
+        let mut done = PodsDone { pods: Vec::new(), failures: Vec::new() };
+        let mut waiting = pods;
+        while !waiting.is_empty() {
+            let now: Vec<(Pod, Option<Pod>)> = {
+                let known = self.pods();
+                let is_same = |pod: &&Pod, it: &&Pod| pod.container == it.container;
+                let find = |pod: Pod| {
+                    let found = known.get(&pod.key()).filter(|it| is_same(&it, &&pod)).cloned();
+                    (pod, found)
+                };
+                waiting.into_iter().map(find).collect()
+            };
+            waiting = Vec::new();
+            let mut ours = Vec::new();
+            for (pod, found) in now {
+                match found {
+                    None => done.pods.push(self.view(&pod)),
+                    Some(pod) if pod.phase == PodPhase::Running => ours.push(pod),
+                    Some(pod) => waiting.push(pod),
+                }
+            }
+            let PodsDone { pods, failures } = self.delete_all(ours).await;
+            done.pods.extend(pods);
+            done.failures.extend(failures);
+            if begin.elapsed() > PATIENCE {
+                let late =
+                    waiting.drain(..).map(|pod| format!("pod `{}`: it is still there", pod.name));
+                done.failures.extend(late);
+            }
+            if !waiting.is_empty() {
+                sleep(AGAIN).await;
+            }
+        }
+        done
+    }
+
     async fn delete_all(self: &Arc<Self>, pods: Vec<Pod>) -> PodsDone {
         let work = pods.into_iter().map(|pod| {
             let going = Pod { phase: PodPhase::Terminating, ..pod };
@@ -794,9 +834,7 @@ impl Clusters {
         if names.is_empty() {
             going.extend(own.pods().values().filter(|pod| of(pod)).cloned());
         }
-        // Those that are being made are their maker's, and those that go are somebody else's already.
-        going.retain(|pod| pod.phase == PodPhase::Running);
-        Ok(own.delete_all(going).await)
+        Ok(own.end(going).await)
     }
 
     /// Where the pods `[CLUSTER:][default/]NAME` run.

@@ -26,6 +26,16 @@ struct Sums {
     passes: Passes,
     errors: BTreeMap<String, u64>,
     health: BTreeMap<String, Health>,
+    troubles: BTreeMap<String, Trouble>,
+}
+
+/// What a loop fails at now, and tries again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What it failed at the last time, and why.
+    pub error: String,
+    /// How often, since it last succeeded.
+    pub times: u64,
 }
 
 /// What a rule is known by over reloads: chain, comment, and whether it drops.
@@ -70,6 +80,7 @@ impl Meter {
             passes: Passes { at_most: [0; Passes::BOUNDS.len()], count: 0, nanoseconds: 0 },
             errors: BTreeMap::new(),
             health: BTreeMap::new(),
+            troubles: BTreeMap::new(),
         }))
     }
 
@@ -120,6 +131,23 @@ impl Meter {
     /// A pass of this loop failed.
     pub fn failed(&self, loop_name: &str) {
         *self.sums().errors.entry(loop_name.to_owned()).or_default() += 1;
+    }
+
+    /// Who fails at something and will try again; `who` is a loop, or a node.
+    pub fn in_trouble(&self, who: &str, error: String) {
+        let mut sums = self.sums();
+        let times = sums.troubles.get(who).map_or(0, |trouble| trouble.times) + 1;
+        sums.troubles.insert(who.to_owned(), Trouble { error, times });
+    }
+
+    /// The opposite, also when it was never in trouble.
+    pub fn out_of_trouble(&self, who: &str) {
+        self.sums().troubles.remove(who);
+    }
+
+    /// Who is in trouble now.
+    pub fn troubles(&self) -> BTreeMap<String, Trouble> {
+        self.sums().troubles.clone()
     }
 
     /// Failed passes by loop.

@@ -39,6 +39,7 @@ use vnet::{
 use super::super::{ClustersError, blocking};
 use crate::{
     hands::Hands,
+    metrics::METER,
     node::{
         config::{Config, SourceConfig},
         hosted::{Hosted, Want},
@@ -277,12 +278,25 @@ struct Upkeep {
     is_told: bool,
 }
 
+/// A node that is gone is in no trouble.
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        METER.out_of_trouble(&self.name);
+    }
+}
+
 impl Upkeep {
     async fn run(mut self) {
         let mut wake = self.store.watch();
         loop {
             wake.mark_unchanged();
-            if let Err(error) = self.pass().await {
+            let passed = self.pass().await;
+            if passed.is_ok() {
+                METER.out_of_trouble(&self.name);
+            }
+            if let Err(error) = passed {
+                METER.failed("agents");
+                METER.in_trouble(&self.name, Chain(&error).to_string());
                 tracing::warn!(node = self.name, error = %Chain(&error),
                     "a node's addresses are not what they should be; it will be tried again");
                 sleep(LOOK).await;

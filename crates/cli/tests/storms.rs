@@ -1,0 +1,415 @@
+//! The daemon dies again and again while Azure's resources change and pods come and go; what the kernel or `nft`
+//! refuses is tried again and told; what others break comes back. Without Kubernetes.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+#![allow(
+    dead_code,
+    reason = "the laboratory is shared, and Kubernetes' half of it is not for here"
+)]
+
+mod lab;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    net::UdpSocket,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use lab::{TestLab, eventually};
+use linux::netns::Netns;
+use serde_json::{Value, json};
+
+const RESOURCES: &str =
+    "/subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceGroups/rg/providers";
+const VERSION: &str = "api-version=2024-05-01";
+/// Rounds unless `AKSNET_FAULT_ROUNDS` says otherwise.
+const N_KILLS: u64 = 50;
+/// The seed unless `AKSNET_FAULT_SEED` says otherwise.
+const SEED: u64 = 20_231_102;
+
+/// Numbers that look like chance and are the same each time.
+struct Chance(u64);
+
+impl Chance {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().expect("a number"))
+}
+
+/// Azure's client without az, which takes a second to start.
+struct Arm {
+    endpoint: String,
+}
+
+impl Arm {
+    fn of(lab: &TestLab) -> Self {
+        let status = lab.aksnet(&["status", "-o", "json"]).json();
+        Self { endpoint: status["endpoint"].as_str().unwrap().to_owned() }
+    }
+
+    /// The status, 0 when nobody answered, and the body.
+    fn call(&self, verb: &str, path: &str, body: Option<&Value>) -> (u16, Value) {
+        let query = if path.contains('?') { "" } else { VERSION };
+        let mark = if query.is_empty() { "" } else { "?" };
+        let url = format!("{}{RESOURCES}/{path}{mark}{query}", self.endpoint);
+        let mut command = Command::new("curl");
+        command
+            .args(["-sk", "--max-time", "10", "-w", "\n%{http_code}", "-X", verb, &url])
+            .args(["-H", "Authorization: Bearer aksnet", "-H", "Content-Type: application/json"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
+        if body.is_some() {
+            command.args(["--data-binary", "@-"]);
+        }
+        let mut child = command.spawn().unwrap();
+        if let (Some(mut input), Some(body)) = (child.stdin.take(), body) {
+            // `curl` may give up before it has read.
+            let _ = input.write_all(body.to_string().as_bytes());
+        }
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').unwrap_or(("", "0"));
+        let is_whole = output.status.success();
+        let status = if is_whole { status.trim().parse().unwrap_or(0) } else { 0 };
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    #[track_caller]
+    fn put(&self, path: &str, body: &Value) {
+        let (status, said) = self.call("PUT", path, Some(body));
+        assert!((200..300).contains(&status), "PUT {path}: {status} {said}");
+    }
+
+    /// Waits until a resource is what was asked for.
+    fn succeeded(&self, path: &str) {
+        eventually(path, || {
+            self.call("GET", path, None).1["properties"]["provisioningState"] == "Succeeded"
+        });
+    }
+}
+
+/// A network, two clusters of two nodes.
+fn build(lab: &TestLab) -> Arm {
+    let arm = Arm::of(lab);
+    lab.az("group create -n rg -l eastus -o none").succeeds();
+    let subnet = |name: &str, prefix: &str| {
+        json!({ "name": name, "properties": { "addressPrefix": prefix,
+        "networkSecurityGroup": { "id": format!("{RESOURCES}/Microsoft.Network/networkSecurityGroups/guard") } } })
+    };
+    arm.put(
+        "Microsoft.Network/networkSecurityGroups/guard",
+        &json!({ "location": "eastus", "properties": {} }),
+    );
+    arm.put(
+        "Microsoft.Network/virtualNetworks/net",
+        &json!({ "location": "eastus", "properties": {
+            "addressSpace": { "addressPrefixes": ["10.20.0.0/16"] },
+            "subnets": [subnet("overlay", "10.20.0.0/24"), subnet("bridged", "10.20.1.0/24"), subnet("vms", "10.20.2.0/24")] } }),
+    );
+    for (name, profile) in [
+        ("overlay", json!({ "networkPlugin": "azure", "networkPluginMode": "overlay" })),
+        ("bridged", json!({ "networkPlugin": "azure", "networkMode": "bridge" })),
+    ] {
+        let subnet = format!("{RESOURCES}/Microsoft.Network/virtualNetworks/net/subnets/{name}");
+        let mut profile = profile;
+        profile["serviceCidr"] = "10.1.0.0/16".into();
+        profile["dnsServiceIP"] = "10.1.0.10".into();
+        let path = format!("{}?api-version=2025-01-01", cluster(name));
+        let body = json!({ "location": "eastus", "properties": {
+            "dnsPrefix": name, "networkProfile": profile,
+            "agentPoolProfiles": [{ "name": "pool1", "mode": "System", "count": 2, "maxPods": 30,
+                "vmSize": "Standard_D2s_v3", "vnetSubnetID": subnet }] } });
+        arm.put(&path, &body);
+    }
+    for name in ["overlay", "bridged"] {
+        arm.succeeded(&format!("{}?api-version=2025-01-01", cluster(name)));
+    }
+    arm
+}
+
+fn cluster(name: &str) -> String {
+    format!("Microsoft.ContainerService/managedClusters/{name}")
+}
+
+/// Pods by `CLUSTER:NAME`.
+fn pods(lab: &TestLab) -> BTreeMap<String, Value> {
+    let list = lab.aksnet(&["pod", "list", "-o", "json"]).json();
+    let pods = list["pods"].as_array().unwrap().iter();
+    let key = |pod: &Value| {
+        format!("{}:{}", pod["cluster"].as_str().unwrap(), pod["name"].as_str().unwrap())
+    };
+    pods.map(|pod| (key(pod), pod.clone())).collect()
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_else(|| panic!("no {key}: {value}"))
+}
+
+/// The nodes of a cluster by name, with their addresses.
+fn nodes(lab: &TestLab, cluster: &str) -> Vec<(String, String)> {
+    let status = lab.aksnet(&["status", "-o", "json"]).json();
+    let clusters = status["clusters"].as_array().unwrap();
+    let cluster = clusters.iter().find(|it| it["name"] == cluster).unwrap();
+    let nodes = cluster["nodes"].as_array().unwrap().iter();
+    nodes.map(|node| (text(node, "name").to_owned(), text(node, "address").to_owned())).collect()
+}
+
+/// A pod that sends numbers to a pod of another node, which sends them back.
+struct Flow {
+    stop: Arc<AtomicBool>,
+    ask: thread::JoinHandle<(u64, Vec<u64>)>,
+    echo: thread::JoinHandle<()>,
+}
+
+impl Flow {
+    fn start(from: &Value, to: &Value) -> Self {
+        let socket = |pod: &Value| {
+            let netns = Netns::at(Path::new(text(pod, "netns")), "pod").unwrap();
+            let socket = netns.run(|| UdpSocket::bind("0.0.0.0:7777")).unwrap().unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+            socket
+        };
+        let (first, second) = (socket(from), socket(to));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (asking, echoing) = (Arc::clone(&stop), Arc::clone(&stop));
+        let to = format!("{}:7777", text(to, "address"));
+        let ask = thread::spawn(move || {
+            let (mut sent, mut lost) = (0_u64, Vec::new());
+            while !asking.load(Ordering::Relaxed) {
+                first.send_to(&sent.to_be_bytes(), &to).unwrap();
+                let mut buffer = [0; 8];
+                if first.recv(&mut buffer).is_err() || u64::from_be_bytes(buffer) != sent {
+                    lost.push(sent);
+                }
+                sent += 1;
+                thread::sleep(Duration::from_millis(5));
+            }
+            (sent, lost)
+        });
+        let echo = thread::spawn(move || {
+            while !echoing.load(Ordering::Relaxed) {
+                let mut buffer = [0; 8];
+                let Ok((_, from)) = second.recv_from(&mut buffer) else { continue };
+                second.send_to(&buffer, from).unwrap();
+            }
+        });
+        Self { stop, ask, echo }
+    }
+
+    #[track_caller]
+    fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let (sent, lost) = self.ask.join().unwrap();
+        self.echo.join().unwrap();
+        assert!(sent > 100, "{sent} packets in all");
+        assert_eq!(lost, Vec::<u64>::new(), "of {sent} packets of running pods these were lost");
+    }
+}
+
+/// What whoever asked believes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Belief {
+    Absent,
+    Present,
+    /// The answer never came.
+    Unknown,
+}
+
+type Beliefs = Mutex<BTreeMap<String, Belief>>;
+
+/// One step of somebody who makes and deletes VMs, rules and routes.
+fn change_azure(arm: &Arm, lab: &TestLab, chance: &mut Chance, beliefs: &Beliefs) {
+    let n = chance.below(4);
+    match chance.below(3) {
+        0 => {
+            let key = format!("rule{n}");
+            let path = format!("Microsoft.Network/networkSecurityGroups/guard/securityRules/{key}");
+            let body = json!({ "properties": { "priority": 200 + n, "direction": "Inbound", "access": "Deny",
+                "protocol": "Tcp", "sourceAddressPrefix": "*", "sourcePortRange": "*",
+                "destinationAddressPrefix": "*", "destinationPortRange": (9000 + n).to_string() } });
+            put_or_delete(arm, &key, &path, &body, beliefs);
+        }
+        1 => {
+            let key = format!("table{n}");
+            let path = format!("Microsoft.Network/routeTables/{key}");
+            let body = json!({ "location": "eastus", "properties": { "routes": [] } });
+            put_or_delete(arm, &key, &path, &body, beliefs);
+        }
+        _ => {
+            let key = format!("vm{n}");
+            let belief = beliefs.lock().unwrap().get(&key).copied().unwrap_or(Belief::Absent);
+            let (said, then) = if belief == Belief::Absent {
+                let arguments =
+                    ["vm", "create", &key, "-g", "rg", "--vnet", "net", "--subnet", "vms"];
+                (lab.aksnet(&arguments), Belief::Present)
+            } else {
+                (lab.aksnet(&["vm", "delete", &key, "-g", "rg"]), Belief::Absent)
+            };
+            let belief = if said.success() { then } else { Belief::Unknown };
+            beliefs.lock().unwrap().insert(key, belief);
+        }
+    }
+}
+
+fn put_or_delete(arm: &Arm, key: &str, path: &str, body: &Value, beliefs: &Beliefs) {
+    let belief = beliefs.lock().unwrap().get(key).copied().unwrap_or(Belief::Absent);
+    let (status, then) = if belief == Belief::Absent {
+        (arm.call("PUT", path, Some(body)).0, Belief::Present)
+    } else {
+        (arm.call("DELETE", path, None).0, Belief::Absent)
+    };
+    let belief = if (200..300).contains(&status) { then } else { Belief::Unknown };
+    beliefs.lock().unwrap().insert(key.to_owned(), belief);
+}
+
+/// One step of somebody who runs and deletes pods.
+fn change_pods(lab: &TestLab, chance: &mut Chance, thread: u64, beliefs: &Beliefs) {
+    let cluster = ["overlay", "bridged"][usize::try_from(chance.below(2)).unwrap()];
+    let name = format!("p{thread}{}", chance.below(3));
+    let key = format!("{cluster}:{name}");
+    let belief = beliefs.lock().unwrap().get(&key).copied().unwrap_or(Belief::Absent);
+    let (said, then) = if belief == Belief::Absent {
+        (lab.aksnet(&["pod", "run", &name, "-c", cluster]), Belief::Present)
+    } else {
+        (lab.aksnet(&["pod", "delete", &key]), Belief::Absent)
+    };
+    let belief = if said.success() { then } else { Belief::Unknown };
+    beliefs.lock().unwrap().insert(key, belief);
+}
+
+/// The addresses that nodes have written down, by cluster's nodes.
+fn leased(lab: &TestLab, node: &str) -> BTreeSet<String> {
+    let folder = format!("/run/aksnet/{}/nodes/{node}/leases", lab.name());
+    let files = fs::read_dir(folder).map(|files| files.filter_map(Result::ok).collect::<Vec<_>>());
+    let names = files.unwrap_or_default().into_iter();
+    names
+        .filter_map(|file| file.file_name().into_string().ok())
+        .filter(|name| name.starts_with(|first: char| first.is_ascii_digit()))
+        .collect()
+}
+
+/// What a node's kernel routes or bridges to pods.
+fn wired(lab: &TestLab, node: &str) -> usize {
+    let netns = format!("/run/netns/{}-node-{node}", lab.name());
+    let output = Command::new("nsenter")
+        .args([&format!("--net={netns}"), "ip", "-o", "link", "show", "group", "2654"])
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).lines().count()
+}
+
+/// Everything that must hold when the daemon is back: told things are so, nobody shares an address, nothing is left.
+fn laws(lab: &TestLab, arm: &Arm, azure: &Beliefs, of_pods: &Beliefs, all_nodes: &[String]) {
+    let running = pods(lab);
+    for (key, belief) in of_pods.lock().unwrap().iter() {
+        match belief {
+            Belief::Present => assert!(running.contains_key(key), "{key} was said to run"),
+            Belief::Absent => assert!(!running.contains_key(key), "{key} was said to be gone"),
+            Belief::Unknown => {}
+        }
+    }
+    let mut holders: BTreeMap<(&str, &str), &String> = BTreeMap::new();
+    for (key, pod) in &running {
+        // Pods of the virtual network share one space, those of an overlay have their own.
+        let Some(address) = pod["address"].as_str() else { continue };
+        let other = holders.insert((text(pod, "cluster"), address), key);
+        assert_eq!(other, None, "{address} is held by {key} too");
+    }
+    for (key, belief) in azure.lock().unwrap().iter() {
+        let (path, is_vm) = match key.split_at(key.len() - 1).0 {
+            "rule" => (
+                format!("Microsoft.Network/networkSecurityGroups/guard/securityRules/{key}"),
+                false,
+            ),
+            "table" => (format!("Microsoft.Network/routeTables/{key}"), false),
+            _ => (String::new(), true),
+        };
+        let is_there = if is_vm {
+            let status = lab.aksnet(&["status", "-o", "json"]).json();
+            status["vms"].as_array().unwrap().iter().any(|vm| vm["name"] == key.as_str())
+        } else {
+            arm.call("GET", &path, None).0 == 200
+        };
+        match belief {
+            Belief::Present => assert!(is_there, "{key} was accepted"),
+            Belief::Absent => assert!(!is_there, "{key} was said to be gone"),
+            Belief::Unknown => {}
+        }
+    }
+    // What was torn is cleared away; leases, links and pods are the same things then.
+    eventually("leases, links and pods agree", || {
+        let running = pods(lab);
+        all_nodes.iter().all(|node| {
+            let of_node = running.values().filter(|pod| pod["node"] == node.as_str());
+            let addresses: BTreeSet<String> =
+                of_node.filter_map(|pod| pod["address"].as_str().map(str::to_owned)).collect();
+            leased(lab, node) == addresses && wired(lab, node) == addresses.len()
+        })
+    });
+}
+
+#[test]
+fn the_daemon_dies_in_a_storm() {
+    let lab = TestLab::up_with(&["--nodes", "network-only"]);
+    let arm = build(&lab);
+    let mut flows = Vec::new();
+    let mut all_nodes = Vec::new();
+    for cluster in ["overlay", "bridged"] {
+        for (n, (node, _)) in nodes(&lab, cluster).iter().enumerate() {
+            let name = format!("stays{n}");
+            lab.aksnet(&["pod", "run", &name, "-c", cluster, "--node", node]).succeeds();
+            all_nodes.push(node.clone());
+        }
+        let pods = pods(&lab);
+        let pod = |n: u8| &pods[&format!("{cluster}:stays{n}")];
+        flows.push(Flow::start(pod(0), pod(1)));
+    }
+    let (azure, of_pods) = (Beliefs::default(), Beliefs::default());
+    let mut chance = Chance(number("AKSNET_FAULT_SEED", SEED));
+    for round in 0..number("AKSNET_FAULT_ROUNDS", N_KILLS) {
+        let stop = AtomicBool::new(false);
+        let pause = Duration::from_millis(20 + chance.below(250));
+        thread::scope(|scope| {
+            let (stop, lab, arm, azure, of_pods) = (&stop, &lab, &arm, &azure, &of_pods);
+            for thread in 0..3 {
+                let mut chance = Chance(round * 10 + thread);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        match thread {
+                            0 => change_azure(arm, lab, &mut chance, azure),
+                            _ => change_pods(lab, &mut chance, thread, of_pods),
+                        }
+                    }
+                });
+            }
+            thread::sleep(pause);
+            stop.store(true, Ordering::Relaxed);
+            lab.kill();
+        });
+        lab.aksnet(&["up"]).succeeds();
+        laws(&lab, &arm, &azure, &of_pods, &all_nodes);
+    }
+    flows.into_iter().for_each(Flow::stop);
+    lab.aksnet(&["pod", "delete", "--all"]).succeeds();
+    eventually("no address is held by a pod", || {
+        all_nodes.iter().all(|node| leased(&lab, node).is_empty() && wired(&lab, node) == 0)
+    });
+    lab.aksnet(&["down"]).succeeds();
+    assert_eq!(lab.traces(), Vec::<String>::new());
+}
