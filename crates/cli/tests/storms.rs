@@ -331,27 +331,34 @@ fn laws(lab: &TestLab, arm: &Arm, azure: &Beliefs, of_pods: &Beliefs, all_nodes:
         let other = holders.insert((text(pod, "cluster"), address), key);
         assert_eq!(other, None, "{address} is held by {key} too");
     }
+    let status = lab.aksnet(&["status", "-o", "json"]).json();
+    let mut there: BTreeSet<String> =
+        status["vms"].as_array().unwrap().iter().map(|vm| text(vm, "name").to_owned()).collect();
+    for path in [
+        "Microsoft.Network/networkSecurityGroups/guard/securityRules",
+        "Microsoft.Network/routeTables",
+    ] {
+        let (code, list) = arm.call("GET", path, None);
+        assert_eq!(code, 200, "{path}: {list}");
+        there
+            .extend(list["value"].as_array().unwrap().iter().map(|it| text(it, "name").to_owned()));
+    }
     for (key, belief) in azure.lock().unwrap().iter() {
-        let (path, is_vm) = match key.split_at(key.len() - 1).0 {
-            "rule" => (
-                format!("Microsoft.Network/networkSecurityGroups/guard/securityRules/{key}"),
-                false,
-            ),
-            "table" => (format!("Microsoft.Network/routeTables/{key}"), false),
-            _ => (String::new(), true),
-        };
-        let is_there = if is_vm {
-            let status = lab.aksnet(&["status", "-o", "json"]).json();
-            status["vms"].as_array().unwrap().iter().any(|vm| vm["name"] == key.as_str())
-        } else {
-            arm.call("GET", &path, None).0 == 200
-        };
         match belief {
-            Belief::Present => assert!(is_there, "{key} was accepted"),
-            Belief::Absent => assert!(!is_there, "{key} was said to be gone"),
+            Belief::Present => assert!(there.contains(key), "{key} was accepted: {there:?}"),
+            Belief::Absent => assert!(!there.contains(key), "{key} was said to be gone"),
             Belief::Unknown => {}
         }
     }
+    // The kernel has the machines that the store has.
+    eventually("the machines' namespaces", || {
+        let names = Netns::list().unwrap();
+        let of_vm = |n: u8| format!("{}-vm-vm{n}-", lab.name());
+        (0..4).all(|n| {
+            names.iter().any(|name| name.starts_with(&of_vm(n)))
+                == there.contains(&format!("vm{n}"))
+        })
+    });
     // What was torn is cleared away; leases, links and pods are the same things then.
     eventually("leases, links and pods agree", || {
         let running = pods(lab);
@@ -412,4 +419,199 @@ fn the_daemon_dies_in_a_storm() {
     });
     lab.aksnet(&["down"]).succeeds();
     assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// A lab whose daemon finds an `nft` that refuses as often as a file says, and then is the real one.
+struct Refusing {
+    folder: tempfile::TempDir,
+}
+
+impl Refusing {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let real = Command::new("sh").args(["-c", "command -v nft"]).output().unwrap();
+        let real = String::from_utf8(real.stdout).unwrap();
+        let left = folder.path().join("left");
+        fs::write(&left, "").unwrap();
+        // One line of the file per refusal; only what changes something is refused.
+        let script = format!(
+            "#!/bin/sh\nif [ \"$1\" = -f ] && [ -s {left} ]; then\n  sed -i 1d {left}\n  cat >/dev/null\n  \
+             echo 'Error: Could not process rule: Cannot allocate memory' >&2\n  exit 1\nfi\nexec {real}",
+            left = left.display(),
+            real = format!("{} \"$@\"\n", real.trim()),
+        );
+        let program = folder.path().join("nft");
+        fs::write(&program, script).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self) -> String {
+        format!("{}:{}", self.folder.path().display(), std::env::var("PATH").unwrap())
+    }
+
+    fn refuse(&self, times: usize) {
+        fs::write(self.folder.path().join("left"), "x\n".repeat(times)).unwrap();
+    }
+
+    fn is_done(&self) -> bool {
+        fs::read(self.folder.path().join("left")).unwrap().is_empty()
+    }
+}
+
+/// What `line` prints in a namespace of the lab.
+fn inside(netns: &str, line: &str) -> String {
+    let output = Command::new("nsenter")
+        .args([&format!("--net=/run/netns/{netns}"), "sh", "-c", line])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{netns}: {line}: {output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn vnet(lab: &TestLab) -> String {
+    let prefix = format!("{}-vnet-net-", lab.name());
+    Netns::list().unwrap().into_iter().find(|name| name.starts_with(&prefix)).unwrap()
+}
+
+fn log(lab: &TestLab) -> String {
+    fs::read_to_string(Path::new("/var/log/aksnet").join(lab.name()).join("aksnet.log")).unwrap()
+}
+
+#[test]
+fn what_is_refused_is_tried_again_and_what_others_break_comes_back() {
+    let refusing = Refusing::new();
+    let lab = TestLab::up_in(&["--nodes", "network-only"], &[("PATH", refusing.path())]);
+    // The first tables of nodes and of the network are refused, too.
+    refusing.refuse(6);
+    let arm = build(&lab);
+    assert!(refusing.is_done());
+    let node = nodes(&lab, "overlay").remove(0).0;
+    for cluster in ["overlay", "bridged"] {
+        for (n, (node, _)) in nodes(&lab, cluster).iter().enumerate() {
+            lab.aksnet(&["pod", "run", &format!("stays{n}"), "-c", cluster, "--node", node])
+                .succeeds();
+        }
+    }
+    refused_by_nft(&lab, &arm, &refusing);
+    in_the_way(&lab);
+    broken_by_others(&lab, &node);
+    lab.aksnet(&["down"]).succeeds();
+    assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// `nft` refuses a change: it is in the status and the metrics, and made in the end.
+fn refused_by_nft(lab: &TestLab, arm: &Arm, refusing: &Refusing) {
+    refusing.refuse(1000);
+    let rule = json!({ "properties": { "priority": 300, "direction": "Inbound", "access": "Deny", "protocol": "Tcp",
+        "sourceAddressPrefix": "*", "sourcePortRange": "*", "destinationAddressPrefix": "*",
+        "destinationPortRange": "9999" } });
+    let path = "Microsoft.Network/networkSecurityGroups/guard/securityRules/late";
+    arm.put(path, &rule);
+    eventually("the status says so", || {
+        let status = lab.aksnet(&["status", "-o", "json"]).json();
+        status["troubles"].as_array().unwrap().iter().any(|trouble| {
+            trouble["who"] == "fabric" && text(trouble, "error").contains("Cannot allocate memory")
+        })
+    });
+    assert!(lab.aksnet(&["status"]).succeeds().contains("fabric fails"));
+    assert_eq!(arm.call("GET", path, None).1["properties"]["provisioningState"], "Updating");
+    let metrics = lab.aksnet(&["metrics"]).succeeds();
+    let counted = metrics.lines().find_map(|line| {
+        line.strip_prefix("aksnet_reconcile_errors_total{loop=\"fabric\"} ")?.parse::<u64>().ok()
+    });
+    assert!(counted > Some(6), "{metrics}");
+    assert!(log(lab).contains("it will be tried again"));
+    refusing.refuse(0);
+    arm.succeeded(path);
+    assert!(inside(&vnet(lab), "nft list ruleset").contains("9999"));
+    assert_eq!(lab.aksnet(&["status", "-o", "json"]).json()["troubles"], json!([]));
+}
+
+/// A link of the name that a new machine's is to have is there already: the kernel says `EEXIST`.
+fn in_the_way(lab: &TestLab) {
+    let vm = || {
+        lab.aksnet(&["vm", "create", "late", "-g", "rg", "--vnet", "net", "--subnet", "vms"])
+            .succeeds()
+    };
+    let ports = || -> BTreeSet<String> {
+        let links = inside(&vnet(lab), "ip -br link show type veth");
+        links.lines().filter_map(|line| line.split(['@', ' ']).next().map(str::to_owned)).collect()
+    };
+    let before = ports();
+    vm();
+    let new: Vec<String> = ports().difference(&before).cloned().collect();
+    let [port] = new.as_slice() else { panic!("{new:?}") };
+    lab.aksnet(&["vm", "delete", "late", "-g", "rg"]).succeeds();
+    eventually("the port goes", || !ports().contains(port));
+    inside(&vnet(lab), &format!("ip link add {port} type bridge"));
+    vm();
+    assert!(ports().contains(port), "a pair, not the bridge");
+    lab.aksnet(&["vm", "delete", "late", "-g", "rg"]).succeeds();
+}
+
+/// Somebody else takes things away in namespaces of the lab. All of it is as it was within seconds.
+fn broken_by_others(lab: &TestLab, node: &str) {
+    let pods = pods(lab);
+    let bridged = text(&pods["bridged:stays0"], "node").to_owned();
+    let places = [
+        vnet(lab),
+        format!("{}-node-{node}", lab.name()),
+        format!("{}-node-{bridged}", lab.name()),
+    ];
+    // Counters move and handles are new each time; what is learned comes and goes.
+    let look = || {
+        let lines = "nft -s list ruleset; ip -4 rule show; ip -4 route show table all; ip -br link show; \
+                     ip -4 neigh show nud permanent; bridge link show | grep -o 'master .* state [a-z]*'";
+        places.each_ref().map(|place| {
+            let text = inside(place, &format!("{lines}; true"));
+            text.lines().map(str::to_owned).collect::<BTreeSet<_>>()
+        })
+    };
+    // Each look of the fabric mends all that it finds, so what does not hide something else goes together.
+    let rounds: [&[(usize, &str)]; 3] = [
+        &[
+            (0, "nft flush ruleset"),
+            (1, "nft flush ruleset"),
+            (2, "nft flush ruleset"),
+            (1, "ip route del default"),
+            (1, "ip -4 route show proto 198 | while read r; do ip route del ${r%% *}; done"),
+        ],
+        &[
+            (0, "ip route flush table main proto 197"),
+            (
+                0,
+                "ip -4 rule show | sed 's/:.*//' | grep -vwE '0|32766|32767' | while read n; do ip rule del pref $n; done",
+            ),
+            (1, "ip link set eth0 down"),
+            (2, "ip link set azure0 down"),
+        ],
+        &[
+            (0, "ip link set uplink down"),
+            (
+                0,
+                "for l in $(ip -br link show type veth | sed 's/[@ ].*//' | head -3); do ip link set $l down; done",
+            ),
+            (2, "ip link set eth0 nomaster"),
+        ],
+    ];
+    let ways = [("overlay:stays0", "overlay:stays1"), ("bridged:stays0", "bridged:stays1")];
+    let meet = || {
+        ways.iter().all(|(from, to)| {
+            let line = format!("ping -c 1 -W 1 -n -q {}", text(&pods[*to], "address"));
+            lab.exec(from, &line).success()
+        })
+    };
+    assert!(meet());
+    let before = look();
+    for damages in rounds {
+        for (place, damage) in damages {
+            inside(&places[*place], damage);
+        }
+        eventually(&format!("{damages:?}"), || look() == before && meet());
+    }
+    for (place, damage) in rounds.into_iter().flatten() {
+        inside(&places[*place], &format!("{damage}; true"));
+    }
+    eventually("all at once", || look() == before && meet());
 }

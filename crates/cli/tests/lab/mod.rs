@@ -32,10 +32,16 @@ impl TestLab {
 
     /// Starts one with more arguments to `up`.
     pub(crate) fn up_with(arguments: &[&str]) -> Self {
+        Self::up_in(arguments, &[])
+    }
+
+    /// The same with variables in the daemon's environment.
+    pub(crate) fn up_in(arguments: &[&str], environment: &[(&str, String)]) -> Self {
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("t{}x{count}", std::process::id());
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut lab = Self { name, environment: Vec::new() };
+        let given = environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        let mut lab = Self { name, environment: given.collect() };
         let listen = format!("127.0.0.1:{port}");
         let mut all = vec!["up", "--listen", &listen];
         all.extend(arguments);
