@@ -162,6 +162,89 @@ fn every_mode_without_kubernetes() {
     assert_eq!(lab.traces(), Vec::<String>::new());
 }
 
+/// With which public address a pod is seen outside, by its cluster's outbound type; and a trace says the same as the
+/// packet where there is no way out
+/// (MicrosoftDocs/azure-aks-docs, `egress-outboundtype.md`).
+#[test]
+fn outbound_types_are_seen_outside() {
+    let lab = TestLab::up_with(&["--nodes", "network-only"]);
+    lab.az("group create -n rg -l eastus -o none").succeeds();
+    lab.az("network vnet create -g rg -n net --address-prefixes 10.20.0.0/16 -o none").succeeds();
+    lab.az("network public-ip create -g rg -n own --sku Standard -o none").succeeds();
+    lab.az("network nat gateway create -g rg -n nat --public-ip-addresses own -o none").succeeds();
+    lab.az("network route-table create -g rg -n rt -o none").succeeds();
+    for (subnet, prefix, more) in [
+        ("gateway", "10.20.1.0/24", "--nat-gateway nat"),
+        ("routed", "10.20.2.0/24", "--route-table rt"),
+        ("appliances", "10.20.3.0/24", ""),
+    ] {
+        lab.az(&format!(
+            "network vnet subnet create -g rg --vnet-name net -n {subnet} --address-prefixes {prefix} {more} -o none"
+        ))
+        .succeeds();
+    }
+    let appliance = ["-g", "rg", "--vnet", "net", "--subnet", "appliances", "--ip-forwarding"];
+    lab.aksnet(&[&["vm", "create", "firewall"][..], &appliance].concat()).succeeds();
+    let firewall = vm_address(&lab, "firewall");
+    lab.az("network public-ip create -g rg -n firewall --sku Standard -o none").succeeds();
+    lab.az(
+        "network nic ip-config update -g rg --nic-name firewall-nic -n ipconfig1 --public-ip-address firewall -o none",
+    )
+    .succeeds();
+    lab.az(&format!(
+        "network route-table route create -g rg --route-table-name rt -n out --address-prefix 0.0.0.0/0 \
+         --next-hop-type VirtualAppliance --next-hop-ip-address {firewall} -o none"
+    ))
+    .succeeds();
+    let types = [
+        ("balanced", "--outbound-type loadBalancer"),
+        ("managed", "--outbound-type managedNATGateway"),
+        ("user", "--outbound-type userAssignedNATGateway --vnet-subnet-id SUBNETS/gateway"),
+        ("routed", "--outbound-type userDefinedRouting --vnet-subnet-id SUBNETS/routed"),
+        ("none", "--outbound-type none"),
+    ];
+    thread::scope(|scope| {
+        for (name, arguments) in types {
+            let (lab, arguments) = (&lab, subnets(arguments));
+            scope.spawn(move || {
+                lab.az(&format!(
+                    "aks create -g rg -n {name} --node-count 1 --network-plugin azure --network-plugin-mode overlay \
+                     {arguments} {SERVICES}"
+                ))
+                .succeeds();
+                lab.aksnet(&["pod", "run", name, "-c", name]).succeeds();
+            });
+        }
+    });
+    let public = lab.az("network public-ip list").json();
+    let address = |which: &dyn Fn(&Value) -> bool| {
+        let found = public.as_array().unwrap().iter().find(|ip| which(ip)).unwrap();
+        found["ipAddress"].as_str().unwrap().to_owned()
+    };
+    let of_cluster = |name: &str| {
+        let group = format!("MC_rg_{name}_eastus");
+        address(&|ip| ip["resourceGroup"].as_str().unwrap().eq_ignore_ascii_case(&group))
+    };
+    let seen = |pod: &str| {
+        lab.exec(pod, "curl -s --max-time 2 http://203.0.113.9/").stdout().trim().to_owned()
+    };
+    assert_eq!(seen("balanced"), of_cluster("balanced"));
+    assert_eq!(seen("managed"), of_cluster("managed"));
+    assert_eq!(seen("user"), address(&|ip| ip["name"] == "own"));
+    // A firewall has a way out for what is its own alone: it must masquerade.
+    assert_eq!(seen("routed"), "");
+    lab.exec(
+        "firewall",
+        "nft 'table ip nat { chain out { type nat hook postrouting priority 100; oifname eth0 masquerade; }; }'",
+    )
+    .succeeds();
+    assert_eq!(seen("routed"), address(&|ip| ip["name"] == "firewall"));
+    assert_eq!(seen("none"), "");
+    let report = lab.aksnet(&["trace", "none", "203.0.113.9", "--port", "80", "-o", "json"]).json();
+    assert_eq!(report["agree"], true, "{report}");
+    assert_eq!(report["reachable"], false, "{report}");
+}
+
 /// The network, then all clusters at once.
 fn build(lab: &TestLab) {
     lab.az("group create -n rg -l eastus -o none").succeeds();
