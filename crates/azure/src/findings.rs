@@ -1,9 +1,9 @@
 //! Collects what is wrong with a request, so that the client hears all of it. Not here: the rules.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use vnet::{
-    addr::{Prefix4, Prefix4Error},
+    addr::{Family, Prefix, Prefix4, Prefix4Error, PrefixError},
     fault::Fault,
     name::ArmId,
 };
@@ -56,16 +56,13 @@ impl Findings {
 }
 
 /// A prefix in a property of `resource`, refused as Microsoft.Network refuses it.
-pub(crate) fn network_prefix(text: &str, resource: &ArmId, target: &str) -> Result<Prefix4, Fault> {
-    if text.contains(':') {
-        return Err(ipv6(target));
-    }
+pub(crate) fn network_prefix(text: &str, resource: &ArmId, target: &str) -> Result<Prefix, Fault> {
     text.parse().map_err(|error| match error {
-        Prefix4Error::Syntax { text } => Fault::bad(
+        PrefixError::Syntax { text } => Fault::bad(
             "InvalidAddressPrefixFormat",
             format!("Address prefix {text} of resource {resource} is not formatted correctly. It should follow CIDR notation, for example 10.0.0.0/24."),
         ),
-        Prefix4Error::HostBits { given, meant } => Fault::bad(
+        PrefixError::HostBits { given, meant } => Fault::bad(
             "InvalidCIDRNotation",
             format!("The address prefix {given} in resource {resource} has an invalid CIDR notation. For the given prefix length, the address prefix should be {meant}."),
         ),
@@ -92,6 +89,35 @@ pub(crate) fn address(text: &str, target: &str) -> Result<Ipv4Addr, Fault> {
         Fault::bad("InvalidIPAddressFormat", format!("IP address {text} is not formatted correctly: an IPv4 address such as 10.0.0.4 is expected."))
             .at(target)
     })
+}
+
+/// An address of either family in a property.
+pub(crate) fn any_address(text: &str, target: &str) -> Result<IpAddr, Fault> {
+    if text.contains(':') {
+        return text.parse().map_err(|_| {
+            let message = format!("IP address {text} is not formatted correctly: an IPv6 address such as fd00::4 is expected.");
+            Fault::bad("InvalidIPAddressFormat", message).at(target)
+        });
+    }
+    address(text, target).map(IpAddr::V4)
+}
+
+/// An IP address version in a property; nobody says so of IPv4.
+pub(crate) fn version(text: Option<&str>, target: &str) -> Result<Family, Fault> {
+    match text.filter(|text| !text.is_empty()) {
+        None => Ok(Family::V4),
+        Some(text) if text.eq_ignore_ascii_case("IPv4") => Ok(Family::V4),
+        Some(text) if text.eq_ignore_ascii_case("IPv6") => Ok(Family::V6),
+        Some(text) => Err(not_one_of(text, &["IPv4", "IPv6"], target)),
+    }
+}
+
+/// An IP address version as Azure spells it.
+pub(crate) fn version_of(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    }
 }
 
 /// The id of a resource in a property.
@@ -170,6 +196,8 @@ mod tests {
         let code = |text| network_prefix(text, &id, "p").unwrap_err().code;
         assert_eq!(code("10.0.0.0"), "InvalidAddressPrefixFormat");
         assert_eq!(code("10.0.0.1/24"), "InvalidCIDRNotation");
-        assert_eq!(code("fd00::/64"), "IPv6NotSupported");
+        assert_eq!(code("fd00::1/64"), "InvalidCIDRNotation");
+        assert_eq!(code("fd00::/64x"), "InvalidAddressPrefixFormat");
+        assert_eq!(cluster_prefix("fd00::/64", "p").unwrap_err().code, "IPv6NotSupported");
     }
 }

@@ -153,7 +153,10 @@ async fn rules_that_are_refused() {
         (json!({ "sourceAddressPrefix": "10.0.0.0/33" }), prefix),
         (json!({ "sourceAddressPrefix": "Atlantis" }), prefix),
         (json!({ "sourceAddressPrefix": "10.0.0.0-10.0.0.9" }), prefix),
-        (json!({ "sourceAddressPrefix": "fd00::/8" }), "IPv6NotSupported"),
+        (
+            json!({ "sourceAddressPrefix": null, "sourceAddressPrefixes": ["fd00::/8", "10.0.0.0/8"] }),
+            "InvalidParameter",
+        ),
         (json!({ "sourceAddressPrefix": null }), "SecurityRuleParametersMissing"),
         (json!({ "destinationAddressPrefix": "" }), "SecurityRuleParametersMissing"),
         (json!({ "sourceAddressPrefixes": ["10.0.0.0/8"] }), "InvalidParameter"),

@@ -276,11 +276,11 @@ impl Finder<'_> {
             match frontend {
                 Frontend::Internal { subnet, address, .. } => {
                     vnet = vnet.or_else(|| subnet.parent());
-                    hosts.push(IpAddr::from(*address));
+                    hosts.push(*address);
                 }
                 Frontend::Public { public_ip } => {
                     let public = self.region.public_ips.get(public_ip);
-                    hosts.extend(public.map(|public| IpAddr::from(public.address)));
+                    hosts.extend(public.map(|public| public.address));
                 }
             }
         }
@@ -367,7 +367,7 @@ impl Finder<'_> {
         };
         let by_batch = || {
             let mut subnets = self.region.vnets.values().flat_map(|vnet| vnet.subnets.values());
-            subnets.find_map(|subnet| match subnet.held.get(&address)? {
+            subnets.find_map(|subnet| match subnet.held.get(&address.into())? {
                 Holder::PodBatch { node } => Some(node.clone()),
                 Holder::IpConfiguration { .. } | Holder::Frontend { .. } => None,
             })

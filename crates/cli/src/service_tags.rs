@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde::Deserialize;
-use vnet::{addr::Prefix4, policy::tags::ServiceTags};
+use vnet::{addr::Prefix, policy::tags::ServiceTags};
 
 use crate::{
     control::{Answer, Ask, AskTags, ask},
@@ -84,13 +84,13 @@ fn asked(lab: &Lab, question: AskTags) -> anyhow::Result<ServiceTags> {
     }
 }
 
-/// The list of Azure's file. Prefixes of IPv6, which rules here cannot have, are left out.
+/// The list of Azure's file.
 fn read(text: &str) -> anyhow::Result<ServiceTags> {
     let file: AzureFile = serde_json::from_str(text).context("not Azure's list of tags")?;
-    let mut tags: BTreeMap<String, Vec<Prefix4>> = BTreeMap::new();
+    let mut tags: BTreeMap<String, Vec<Prefix>> = BTreeMap::new();
     for AzureTag { name, properties } in file.values {
-        let prefixes = properties.address_prefixes.iter().filter(|text| !text.contains(':'));
-        let prefixes: Result<Vec<Prefix4>, _> = prefixes.map(|text| text.parse()).collect();
+        let prefixes = properties.address_prefixes.iter();
+        let prefixes: Result<Vec<Prefix>, _> = prefixes.map(|text| text.parse()).collect();
         let prefixes = prefixes.with_context(|| format!("a prefix of tag {name}"))?;
         if tags.insert(name.clone(), prefixes).is_some() {
             bail!("tag {name} is there twice");
@@ -102,7 +102,7 @@ fn read(text: &str) -> anyhow::Result<ServiceTags> {
 fn show(tags: &ServiceTags, tag: Option<&str>, format: Format) -> anyhow::Result<()> {
     let Some(wanted) = tag else {
         return output::show(tags, format, |tags| {
-            let row = |(tag, prefixes): (&String, &Vec<Prefix4>)| {
+            let row = |(tag, prefixes): (&String, &Vec<Prefix>)| {
                 let first = prefixes.first().map(ToString::to_string).unwrap_or_default();
                 let more = if prefixes.len() > 1 { ", …" } else { "" };
                 vec![tag.clone(), prefixes.len().to_string(), format!("{first}{more}")]
@@ -135,7 +135,7 @@ mod tests {
         assert_eq!(tags.change_number, 340);
         let shown: Vec<String> =
             tags.tags["Storage.EastUS"].iter().map(ToString::to_string).collect();
-        assert_eq!(shown, ["20.38.98.0/24", "20.60.0.0/24"]);
+        assert_eq!(shown, ["20.38.98.0/24", "2603:1030::/40", "20.60.0.0/24"]);
         for wrong in [
             "{}".to_owned(),
             FILE.replace("20.60.0.0/24", "20.60.0.1/24"),

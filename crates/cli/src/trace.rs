@@ -243,7 +243,7 @@ fn agreement<'w>(path: &Path, ways: &'w [Way]) -> (Option<&'w Way>, Option<bool>
         way.passes != beyond.is_empty() && is_there && same_rule
     };
     let destination = path.hops.last().and_then(|hop| hop.last.as_ref()).map(|it| it.destination);
-    let taken = |way: &&Way| destination == Some(IpAddr::from(way.destination));
+    let taken = |way: &&Way| destination == Some(way.destination);
     let way = ways
         .iter()
         .find(|way| agrees(way))

@@ -38,8 +38,7 @@ pub fn unload(namespace: &Netns) -> Result<(), LinuxError> {
 
 /// The same for a table of another name.
 pub fn unload_table(namespace: &Netns, table: &str) -> Result<(), LinuxError> {
-    run_with(namespace, &["-f", "-"], &format!("table ip {table}\ndelete table ip {table}\n"))
-        .map(drop)
+    run_with(namespace, &["-f", "-"], &removal(table)).map(drop)
 }
 
 /// The digest of the text that was loaded last, if its table is still there.
@@ -68,9 +67,16 @@ pub fn listing(namespace: &Netns) -> Result<String, LinuxError> {
 
 fn transaction(table: &str, text: &str) -> String {
     format!(
-        "table ip {table}\ndelete table ip {table}\n{text}\ntable ip {table} {{\n\tchain {LOADED}{} {{\n\t}}\n}}\n",
+        "{}{text}\ntable ip {table} {{\n\tchain {LOADED}{} {{\n\t}}\n}}\n",
+        removal(table),
         digest(text)
     )
+}
+
+/// Removes the tables of this name, whether there are any or not: a namespace with IPv6 has one for each family.
+fn removal(table: &str) -> String {
+    let one = |ip: &str| format!("table {ip} {table}\ndelete table {ip} {table}\n");
+    one("ip") + &one("ip6")
 }
 
 /// Runs `nft` inside the namespace: it is started by a thread that is there.

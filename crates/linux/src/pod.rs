@@ -399,7 +399,8 @@ fn inside_requests(link: u32, wiring: &Wiring) -> Vec<Request> {
     let length = wiring.prefix_length();
     let address = new_address(link, wiring.address, length);
     let everywhere = Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0);
-    let default = RouteNetlinkMessage::NewRoute(route(everywhere, RouteTo::Via(link, gateway)));
+    let default =
+        RouteNetlinkMessage::NewRoute(route(everywhere, RouteTo::Via(link, gateway.into())));
     let mut requests = vec![
         Request::change(wire::link_up(LOOPBACK_INDEX, true), "set link lo up"),
         Request::replace(address, format!("add address {}/{length}", wiring.address)),

@@ -14,7 +14,7 @@ use linux::{
 };
 use nix::errno::Errno;
 use vnet::{
-    addr::{Mac, Prefix4},
+    addr::{Family, Mac, Prefix},
     host::{
         Observed, digest,
         plan::{Action, Step, plan},
@@ -48,7 +48,7 @@ impl Drop for World {
     }
 }
 
-fn prefix(text: &str) -> Prefix4 {
+fn prefix(text: &str) -> Prefix {
     text.parse().expect("a prefix")
 }
 
@@ -126,6 +126,7 @@ fn everything_that_can_be_desired_is_made_seen_changed_and_removed() {
         state.routes.insert(RouteKey { table, prefix: prefix(text) }, target);
     }
     let rule = |priority, mark, iif: Option<&str>, from: Option<&str>, then| Rule {
+        family: Family::V4,
         priority,
         mark,
         iif: iif.map(str::to_owned),
@@ -206,9 +207,7 @@ fn deleting_what_is_not_there_is_success_and_the_kernel_explains_refusals() {
 
     let mut netlink = Netlink::open_in(&a).unwrap();
     let requests: Vec<Request> = (0..200u8)
-        .map(|n| {
-            wire::new_route(254, Prefix4::host([10, 0, 0, n].into()), wire::RouteTo::Blackhole)
-        })
+        .map(|n| wire::new_route(254, Prefix::host([10, 0, 0, n].into()), wire::RouteTo::Blackhole))
         .map(|message| Request::create(message, "route"))
         .collect();
     assert!(

@@ -46,8 +46,8 @@ impl World {
             state
         };
         let namespaces = BTreeMap::from([
-            (world.a.name().to_owned(), state(1, A, &world.b)),
-            (world.b.name().to_owned(), state(2, B, &world.a)),
+            (world.a.name().to_owned(), state(1, A.into(), &world.b)),
+            (world.b.name().to_owned(), state(2, B.into(), &world.a)),
         ]);
         let desired = Fabric { namespaces };
         let look = |(name, state): (&String, &NamespaceState)| {

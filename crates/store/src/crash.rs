@@ -130,7 +130,7 @@ fn commands() -> Vec<Command> {
             tags: None,
             kept: std::iter::once(("padding".to_owned(), "x".repeat(3_000))).collect(),
         },
-        prefixes: vec![Prefix4::containing([10, i, 0, 0].into(), 16)],
+        prefixes: vec![Prefix4::containing([10, i, 0, 0].into(), 16).into()],
         subnets: None,
     };
     let mut commands = vec![Command::PutGroup {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use divan::{Bencher, black_box};
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix4},
     command::{Command, Common, PutCluster, PutIpConfiguration, PutPool, PutSubnet},
     host::{Health, compile_fabric},
     kind,
@@ -37,6 +37,7 @@ fn apply(region: &mut Region, command: Command) {
 
 fn put_nic(name: &str, n: u32) -> Command {
     let config = |i: u32| PutIpConfiguration {
+        family: Family::V4,
         public_ip: None,
         application_groups: Vec::new(),
         name: format!("ipconfig{}", i + 1),
@@ -57,6 +58,7 @@ fn region(held: u32) -> Region {
     let location = "eastus".to_owned();
     apply(&mut region, Command::PutGroup { id: group(), location, tags: BTreeMap::new() });
     let subnet = PutSubnet {
+        prefix6: None,
         security_group: None,
         nat_gateway: None,
         default_outbound: None,
@@ -70,7 +72,7 @@ fn region(held: u32) -> Region {
     };
     let put_vnet = Command::PutVnet {
         common: common(group().sibling(kind::VNET, "v")),
-        prefixes: vec![Prefix4::containing([10, 1, 0, 0].into(), 16)],
+        prefixes: vec![Prefix4::containing([10, 1, 0, 0].into(), 16).into()],
         subnets: Some(vec![subnet]),
     };
     apply(&mut region, put_vnet);

@@ -1,6 +1,10 @@
 //! Addresses and prefixes. Not here: who holds them (see [`crate::model::Subnet`]).
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+    str::FromStr,
+};
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -77,10 +81,13 @@ impl Prefix4 {
         1 << (32 - u32::from(self.length()))
     }
 
-    /// Whether `address` is inside.
+    /// Whether `address` is inside; no IPv6 address is.
     #[must_use]
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        self.0.contains(&address)
+    pub fn contains(self, address: impl Into<IpAddr>) -> bool {
+        match address.into() {
+            IpAddr::V4(address) => self.0.contains(&address),
+            IpAddr::V6(_) => false,
+        }
     }
 
     /// Whether all of `other` is inside.

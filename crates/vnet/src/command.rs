@@ -3,17 +3,17 @@
 //! The first group of variants comes from the azure door, the second from the loops that make the
 //! region real and report back.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use uuid::Uuid;
 
 use crate::{
-    addr::Prefix4,
+    addr::{Family, Prefix, Prefix4, Prefix6},
     fault::Fault,
     model::{
-        Allocation, BalancingRule, Delegation, Generation, InboundNatRule, Kept, NetworkLinks,
-        NetworkMode, NodePhase, OutboundProfile, OutboundRule, OutboundType, PodAllocation,
-        PoolMode, Probe, RoleAssignment, Route, SecurityRule, Tags,
+        Allocation, BackendPool, BalancingRule, Delegation, Generation, InboundNatRule, Kept,
+        NetworkLinks, NetworkMode, NodePhase, OutboundProfile, OutboundRule, OutboundType,
+        PodAllocation, PoolMode, Probe, RoleAssignment, Route, SecurityRule, Tags,
     },
     name::{ArmId, Name},
     policy::tags::ServiceTags,
@@ -41,7 +41,7 @@ pub enum Command {
         /// Common fields.
         common: Common,
         /// The address space.
-        prefixes: Vec<Prefix4>,
+        prefixes: Vec<Prefix>,
         /// All subnets; `None` keeps those that are there.
         subnets: Option<Vec<PutSubnet>>,
     },
@@ -107,8 +107,10 @@ pub enum Command {
         common: Common,
         /// `Standard`.
         sku: String,
-        /// 28 to 31; may not change.
+        /// 28 to 31, or 124 to 127; may not change.
         length: u8,
+        /// Of which family it is; may not change.
+        family: Family,
     },
     /// Makes or changes a public IP.
     PutPublicIp {
@@ -120,6 +122,8 @@ pub enum Command {
         sku: String,
         /// Static or Dynamic.
         allocation: Allocation,
+        /// Of which family it is; may not change.
+        family: Family,
     },
     /// Makes or replaces a NIC.
     PutNic {
@@ -268,8 +272,10 @@ pub struct Common {
 pub struct PutSubnet {
     /// Its name.
     pub name: Name,
-    /// Its prefix.
+    /// Its IPv4 prefix.
     pub prefix: Prefix4,
+    /// Its IPv6 prefix, if it is to be dual stack.
+    pub prefix6: Option<Prefix6>,
     /// Its route table.
     pub route_table: Option<ArmId>,
     /// Its network security group.
@@ -296,7 +302,9 @@ pub struct PutIpConfiguration {
     /// The subnet's id.
     pub subnet: ArmId,
     /// A static address, or `None` for the lowest free one (or the one that it has).
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
+    /// Of which family it is to be (`privateIPAddressVersion`).
+    pub family: Family,
     /// A public IP of its own.
     pub public_ip: Option<ArmId>,
     /// The application security groups that it is to be in.
@@ -348,8 +356,8 @@ pub struct PutLoadBalancer {
     pub sku: String,
     /// Front ends.
     pub frontends: Vec<(Name, PutFrontend)>,
-    /// Back-end pools: name and the NICs' ids.
-    pub pools: Vec<(Name, Vec<ArmId>)>,
+    /// Back-end pools.
+    pub pools: Vec<(Name, BackendPool)>,
     /// Probes.
     pub probes: Vec<(Name, Probe)>,
     /// Rules.
@@ -368,7 +376,9 @@ pub enum PutFrontend {
         /// The subnet's id.
         subnet: ArmId,
         /// A static address, or `None` for the lowest free one (or the one that it has).
-        address: Option<Ipv4Addr>,
+        address: Option<IpAddr>,
+        /// Of which family it is to be (`privateIPAddressVersion`).
+        family: Family,
     },
     /// With a public IP.
     Public {

@@ -2,7 +2,7 @@
 //! They are the same functions that [`crate::flow`] walks by and [`crate::host`] compiles. Not here: what is
 //! beyond the NIC.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::{
     addr::Prefix4,
@@ -67,14 +67,17 @@ pub fn running_machine<'a>(region: &'a Region, nic: &Nic) -> Option<&'a Machine>
 
 /// Whether `address` is the NIC's: of one of its IP configurations, or given to its node for pods.
 #[must_use]
-pub fn has_address(region: &Region, nic: &Nic, address: Ipv4Addr) -> bool {
+pub fn has_address(region: &Region, nic: &Nic, address: IpAddr) -> bool {
     nic.configs.iter().any(|config| config.address == address)
-        || nic.machine.as_ref().is_some_and(|it| region.pod_addresses_of(it).contains(&address))
+        || nic
+            .machine
+            .as_ref()
+            .is_some_and(|it| region.pod_addresses_of(it).iter().any(|its| *its == address))
 }
 
 /// The groups that packets with this address of the NIC's meet, in the order of inbound ones: subnet, NIC.
 #[must_use]
-pub fn gates(region: &Region, nic: &Nic, address: Ipv4Addr) -> Vec<Attached> {
+pub fn gates(region: &Region, nic: &Nic, address: IpAddr) -> Vec<Attached> {
     let Some((vnet, subnet)) = place(region, nic, address) else { return Vec::new() };
     let pod_range = overlay_range(region, nic);
     let subnet_id = vnet.meta.id.child("subnets", subnet.name.as_str());
@@ -135,7 +138,7 @@ pub fn verify(region: &Region, nic: &Nic, direction: Direction, flow: &Flow) -> 
 /// The routes that the NIC's packets meet: those of its primary address' subnet.
 #[must_use]
 pub fn routes(region: &Region, nic: &Nic) -> Vec<EffectiveRoute> {
-    let place = nic.address().and_then(|address| place(region, nic, address));
+    let place = nic.address().and_then(|address| place(region, nic, address.into()));
     place.map_or_else(Vec::new, |(vnet, subnet)| routes::effective(region, vnet, subnet))
 }
 
@@ -144,8 +147,8 @@ pub fn routes(region: &Region, nic: &Nic) -> Vec<EffectiveRoute> {
 pub fn next_stop(
     region: &Region,
     nic: &Nic,
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
+    source: IpAddr,
+    destination: IpAddr,
 ) -> Option<NextStop> {
     let (vnet, subnet) = place(region, nic, source)?;
     if is_platform(destination) {
@@ -162,10 +165,10 @@ pub fn next_stop(
 
 /// The subnet whose group and routes packets with this address meet. A pod of a pod subnet has its own subnet's;
 /// what is not the NIC's own has the NIC's.
-fn place<'a>(region: &'a Region, nic: &Nic, address: Ipv4Addr) -> Option<(&'a Vnet, &'a Subnet)> {
+fn place<'a>(region: &'a Region, nic: &Nic, address: IpAddr) -> Option<(&'a Vnet, &'a Subnet)> {
     let vnet = region.vnets.get(&nic.vnet()?)?;
-    let own = if has_address(region, nic, address) { address } else { nic.address()? };
-    let subnet = vnet.subnets.values().find(|subnet| subnet.prefix.contains(own))?;
+    let own = if has_address(region, nic, address) { address } else { nic.address()?.into() };
+    let subnet = vnet.subnet_of(own)?;
     Some((vnet, subnet))
 }
 

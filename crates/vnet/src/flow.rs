@@ -12,10 +12,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use crate::{
+    addr::Family,
     effective::{self, Attached},
     host::{
         Health,
@@ -40,11 +41,11 @@ struct Network<'a> {
     view: View<'a>,
     services: Services,
     /// The front ends' addresses that members may answer from, by member.
-    fronts: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>>,
+    fronts: BTreeMap<IpAddr, BTreeSet<IpAddr>>,
     /// How each address is seen outside, and the link of the NIC that has it.
-    ways: BTreeMap<Ipv4Addr, (String, Way)>,
+    ways: BTreeMap<IpAddr, (String, Way)>,
     /// Every public address that leads in here.
-    public: BTreeSet<Ipv4Addr>,
+    public: BTreeSet<IpAddr>,
 }
 
 /// Where a flow's first packet comes from.
@@ -105,9 +106,9 @@ pub enum Step {
     /// A load balancer chose a member.
     Balanced {
         /// The front end's address.
-        frontend: Ipv4Addr,
+        frontend: IpAddr,
         /// The member's primary address.
-        member: Ipv4Addr,
+        member: IpAddr,
         /// The flow after that: the same one with floating IP.
         after: Flow,
     },
@@ -166,7 +167,7 @@ pub enum Reason {
     /// Nobody has the destination.
     NobodyThere,
     /// Nobody has the next hop's address, or its NIC does not forward.
-    NoAppliance(Ipv4Addr),
+    NoAppliance(IpAddr),
     /// The peering lets nothing pass that it did not come for: no transit, and no foreign sources unless forwarded
     /// traffic is allowed.
     NoTransit,
@@ -227,7 +228,7 @@ impl<'a> Map<'a> {
     }
 
     /// The virtual network that a public address leads into.
-    fn behind(&self, address: Ipv4Addr) -> Option<&Network<'a>> {
+    fn behind(&self, address: IpAddr) -> Option<&Network<'a>> {
         self.networks.values().find(|network| network.public.contains(&address))
     }
 }
@@ -255,9 +256,9 @@ impl<'a> Network<'a> {
 
     /// The subnet whose group and routes a NIC's packets with this address meet: the address's own, for pods of a
     /// pod subnet, too; for everything else the NIC's.
-    fn subnet_for(&self, port: &Port<'_>, address: Ipv4Addr) -> Option<&Subnet> {
+    fn subnet_for(&self, port: &Port<'_>, address: IpAddr) -> Option<&Subnet> {
         let is_own = port.addresses().any(|own| own == address);
-        self.view.subnet_of(if is_own { address } else { port.primary })
+        self.view.subnet_of(if is_own { address } else { port.primary.into() })
     }
 }
 
@@ -292,7 +293,7 @@ impl<'m, 'a> Walker<'m, 'a> {
         }
         // A subnet's gateway answers ARP requests and nothing else, whatever routes say.
         let mut subnets = network.view.vnet.subnets.values();
-        if subnets.any(|subnet| subnet.prefix.nth(1) == Some(flow.destination)) {
+        if subnets.any(|it| it.prefixes().any(|own| own.nth(1) == Some(flow.destination))) {
             return self.drop(Reason::NobodyThere);
         }
         if let Some(service) = service(network, &flow) {
@@ -327,7 +328,7 @@ impl<'m, 'a> Walker<'m, 'a> {
     }
 
     /// To who has `address` in a virtual network.
-    fn arrive(&mut self, network: &'m Network<'a>, address: Ipv4Addr, flow: Flow) {
+    fn arrive(&mut self, network: &'m Network<'a>, address: IpAddr, flow: Flow) {
         match network.view.holder(address) {
             Some(port) => self.enter(network, port, flow),
             None => self.drop(Reason::NobodyThere),
@@ -348,7 +349,7 @@ impl<'m, 'a> Walker<'m, 'a> {
     }
 
     /// By the machine that has `address` and forwards, here or in a peer's network.
-    fn appliance(&mut self, network: &'m Network<'a>, address: Ipv4Addr, flow: Flow) {
+    fn appliance(&mut self, network: &'m Network<'a>, address: IpAddr, flow: Flow) {
         self.n_appliances += 1;
         if self.n_appliances > MAX_APPLIANCES {
             return self.drop(Reason::Loop);
@@ -455,7 +456,7 @@ impl<'m, 'a> Walker<'m, 'a> {
     fn internet(&mut self, flow: Flow) {
         let map = self.map;
         let mut clusters = map.region.clusters.values();
-        if let Some(cluster) = clusters.find(|it| it.api_address == flow.destination) {
+        if let Some(cluster) = clusters.find(|it| flow.destination == it.api_address) {
             return self.end(End::ApiServer(cluster.meta.id.clone()));
         }
         let Some(network) = map.behind(flow.destination) else {
@@ -518,11 +519,14 @@ impl<'m, 'a> Walker<'m, 'a> {
 }
 
 /// Whether a NIC's packets may have this source.
-fn may_send(network: &Network<'_>, port: &Port<'_>, source: Ipv4Addr) -> bool {
+fn may_send(network: &Network<'_>, port: &Port<'_>, source: IpAddr) -> bool {
     port.nic.ip_forwarding
         || port.addresses().any(|own| own == source)
         || port.is_overlay() && port.pod_range.is_some_and(|range| range.contains(source))
-        || network.fronts.get(&port.primary).is_some_and(|fronts| fronts.contains(&source))
+        || port
+            .main_address(Family::of(source))
+            .and_then(|own| network.fronts.get(&own))
+            .is_some_and(|fronts| fronts.contains(&source))
 }
 
 /// The service that a flow is for, in a virtual network.

@@ -8,11 +8,11 @@
 //!
 //! Source: Azure documentation, "Network security groups" and "How network security groups filter network traffic".
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::{
-    addr::{AddressSet, Prefix4},
-    host::names::{METADATA_ADDRESS, PLATFORM_ADDRESS},
+    addr::{AddressSet, Family, Prefix, Prefix4},
+    host::names::{GATEWAY_ADDRESS, METADATA_ADDRESS, PLATFORM_ADDRESS},
     model::{
         Access, Addresses, Direction, Kept, PeeringState, Peers, PortRange, Ports,
         ProvisioningState, RuleProtocol, SecurityGroup, SecurityRule, Vnet,
@@ -27,9 +27,9 @@ pub mod tags;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Flow {
     /// Who sends.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// To whom.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// How.
     pub protocol: Protocol,
     /// 0 where the protocol has no ports.
@@ -45,7 +45,8 @@ pub enum Protocol {
     Tcp,
     /// 17.
     Udp,
-    /// 1.
+    /// Number 1. IPv6's own, 58, is another protocol, which no rule can name
+    /// (Azure documentation, "IPv6 for Azure Virtual Network", limitations).
     Icmp,
     /// 50.
     Esp,
@@ -174,7 +175,7 @@ impl Gate {
 
 /// Whether an address is one that machines find Azure's own services at.
 #[must_use]
-pub fn is_platform(address: Ipv4Addr) -> bool {
+pub fn is_platform(address: IpAddr) -> bool {
     address == PLATFORM_ADDRESS || address == METADATA_ADDRESS
 }
 
@@ -305,9 +306,24 @@ impl<'a> Lookup<'a> {
                 self.vnet_tag.clone()
             }
             Addresses::Tag(tag) if tag.eq_ignore_ascii_case(tags::INTERNET) => {
-                tags::public().without(&self.vnet_tag)
+                let all = tags::public(Family::V4);
+                let all = if self.vnet.is_dual_stack() {
+                    all.union(&tags::public(Family::V6))
+                } else {
+                    all
+                };
+                all.without(&self.vnet_tag)
             }
-            Addresses::Tag(tag) => self.region.service_tags().addresses(tag).unwrap_or_default(),
+            Addresses::Tag(tag) => {
+                let all = self.region.service_tags().addresses(tag).unwrap_or_default();
+                let probes = Prefix::host(GATEWAY_ADDRESS.into());
+                if self.vnet.is_dual_stack() && tag.eq_ignore_ascii_case(tags::AZURE_LOAD_BALANCER)
+                {
+                    all.union(&[probes].into_iter().collect())
+                } else {
+                    all
+                }
+            }
         }
     }
 
@@ -317,7 +333,7 @@ impl<'a> Lookup<'a> {
         nics.flat_map(|nic| &nic.configs)
             .filter(|config| config.subnet.parent().as_ref() == Some(&self.vnet.meta.id))
             .filter(|config| config.application_groups.iter().any(|it| groups.contains(it)))
-            .map(|config| Prefix4::host(config.address))
+            .map(|config| Prefix::host(config.address))
             .collect()
     }
 }
@@ -343,7 +359,7 @@ pub fn virtual_network(region: &Region, vnet: &Vnet) -> AddressSet {
         .chain(peers)
         .copied()
         .chain(routes)
-        .chain([Prefix4::host(PLATFORM_ADDRESS)])
+        .chain([Prefix::host(PLATFORM_ADDRESS.into())])
         .collect()
 }
 

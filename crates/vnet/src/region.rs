@@ -21,7 +21,7 @@
 //! *Guarantees.* Reports that change nothing are [`Outcome::Unchanged`] and do not raise the generation, so a
 //! loop never wakes itself for ever. The same commands at the same times give the same region.
 
-use std::{collections::BTreeMap, collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeMap, collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use uuid::Uuid;
 
@@ -126,7 +126,7 @@ struct Change {
     generation: Generation,
     now: Timestamp,
     /// Addresses of the lab's internet that this command has taken and not yet stored.
-    claimed: BTreeSet<Ipv4Addr>,
+    claimed: BTreeSet<IpAddr>,
 }
 
 impl Change {
@@ -147,11 +147,11 @@ impl Change {
             Command::PutApplicationGroup { common } => self.put_application_group(&common),
             Command::PutPeering { id, peering } => self.put_peering(&id, peering),
             Command::PutNatGateway { common, gateway } => self.put_nat_gateway(&common, gateway),
-            Command::PutPublicIpPrefix { common, sku, length } => {
-                self.put_public_ip_prefix(&common, sku, length)
+            Command::PutPublicIpPrefix { common, sku, length, family } => {
+                self.put_public_ip_prefix(&common, sku, length, family)
             }
-            Command::PutPublicIp { common, prefix, sku, allocation } => {
-                self.put_public_ip(&common, prefix, sku, allocation)
+            Command::PutPublicIp { common, prefix, sku, allocation, family } => {
+                self.put_public_ip(&common, prefix, sku, allocation, family)
             }
             Command::PutNic { common, ip_forwarding, security_group, configs } => {
                 self.put_nic(&common, ip_forwarding, security_group, configs)

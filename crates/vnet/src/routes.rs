@@ -4,10 +4,10 @@
 //! The longest prefix wins, and a user's route wins a tie with one of Azure's. Nothing of this applies to the
 //! platform's own addresses (Azure documentation, "Virtual network traffic routing").
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
-    addr::Prefix4,
+    addr::{Family, Prefix, Prefix4},
     model::{NextHop, PeeringState, ProvisioningState, Subnet, Vnet},
     name::{ArmId, Name},
     region::Region,
@@ -32,7 +32,7 @@ pub struct EffectiveRoute {
     /// Whether it is taken: a user's route of the same prefix makes Azure's `Invalid`.
     pub is_active: bool,
     /// Destinations.
-    pub prefix: Prefix4,
+    pub prefix: Prefix,
     /// Where to.
     pub hop: Hop,
 }
@@ -56,7 +56,7 @@ pub enum Hop {
     /// Out, by what the subnet or the machine has for that.
     Internet,
     /// To the machine or the load balancer's front end that has this address, in the virtual network or a peer's.
-    VirtualAppliance(Ipv4Addr),
+    VirtualAppliance(IpAddr),
     /// Dropped.
     None,
 }
@@ -83,9 +83,8 @@ pub fn effective(region: &Region, vnet: &Vnet, subnet: &Subnet) -> Vec<Effective
         .collect();
     let mut routes = system(region, vnet);
     // Who says where everything goes says so of private ranges, too: Azure then has no routes that drop them.
-    if users.iter().any(|route| route.prefix.length() == 0) {
-        routes.retain(|route| route.hop != Hop::None);
-    }
+    let everywhere = |family| users.iter().any(|route| route.prefix == Prefix::everything(family));
+    routes.retain(|route| route.hop != Hop::None || !everywhere(route.prefix.family()));
     for route in &mut routes {
         route.is_active = !users.iter().any(|user| user.prefix == route.prefix);
     }
@@ -109,9 +108,12 @@ pub fn system(region: &Region, vnet: &Vnet) -> Vec<EffectiveRoute> {
     for (remote, prefixes) in peers(region, vnet) {
         routes.extend(prefixes.iter().map(|prefix| route(*prefix, Hop::Peering(remote.clone()))));
     }
-    routes.push(route(Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0), Hop::Internet));
+    routes.push(route(Prefix::everything(Family::V4), Hop::Internet));
+    if vnet.is_dual_stack() {
+        routes.push(route(Prefix::everything(Family::V6), Hop::Internet));
+    }
     for (network, length) in NOWHERE {
-        let private = Prefix4::containing(network, length);
+        let private = Prefix::V4(Prefix4::containing(network, length));
         if !routes.iter().any(|it| it.prefix.length() > 0 && it.prefix.contains_prefix(private)) {
             routes.push(route(private, Hop::None));
         }
@@ -124,7 +126,7 @@ pub fn system(region: &Region, vnet: &Vnet) -> Vec<EffectiveRoute> {
 pub fn peers<'a>(
     region: &'a Region,
     vnet: &'a Vnet,
-) -> impl Iterator<Item = (&'a ArmId, &'a [Prefix4])> {
+) -> impl Iterator<Item = (&'a ArmId, &'a [Prefix])> {
     vnet.peerings
         .values()
         .filter(|peering| peering.allow_access)
@@ -139,7 +141,7 @@ pub fn peers<'a>(
 
 /// The route that a packet to `destination` takes, if any. None applies to the platform's own addresses.
 #[must_use]
-pub fn select(routes: &[EffectiveRoute], destination: Ipv4Addr) -> Option<&EffectiveRoute> {
+pub fn select(routes: &[EffectiveRoute], destination: IpAddr) -> Option<&EffectiveRoute> {
     if crate::policy::is_platform(destination) {
         return None;
     }

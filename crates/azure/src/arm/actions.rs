@@ -10,7 +10,7 @@ use crate::{
     answer::{Answer, Reply},
     call::Call,
     door::Nodes,
-    findings::{address, missing},
+    findings::{any_address, missing},
     refuse::{NOT_SUPPORTED, unsupported},
     wire::{View, cluster, machine, nic, vnet as wire_vnet},
 };
@@ -106,7 +106,7 @@ fn refused(word: &str) -> &str {
 
 fn availability(call: &Call<'_>, id: &ArmId) -> Answer {
     let text = call.query.get("ipaddress").ok_or_else(|| missing("ipAddress"))?;
-    let address = address(text, "ipAddress")?;
+    let address = any_address(text, "ipAddress")?;
     let region = call.region();
     let found = region.address_availability(id, address);
     let found = found.ok_or_else(|| resources::not_found(&region, Kind::Vnet, id))?;

@@ -1,7 +1,7 @@
 //! Network Watcher: one for every location with a virtual network, there without having been made, as in Azure; and
 //! the questions about a machine that it answers. Not here: what decides the answers (see [`vnet::effective`]).
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use vnet::{
 use crate::{
     answer::{Answer, Reply},
     call::{Call, content},
-    findings::{Findings, address, arm_id, given, missing, not_one_of},
+    findings::{Findings, any_address, arm_id, given, missing, not_one_of},
     wire::{View, effective as wire},
 };
 
@@ -137,7 +137,7 @@ fn not_running(id: &ArmId) -> Fault {
     )
 }
 
-fn own_address(region: &Region, nic: &Nic, own: Ipv4Addr, target: &str) -> Result<(), Fault> {
+fn own_address(region: &Region, nic: &Nic, own: IpAddr, target: &str) -> Result<(), Fault> {
     if effective::has_address(region, nic, own) {
         return Ok(());
     }
@@ -145,8 +145,8 @@ fn own_address(region: &Region, nic: &Nic, own: Ipv4Addr, target: &str) -> Resul
     Err(Fault::bad("InvalidParameter", message).at(target))
 }
 
-fn required_address(text: Option<String>, target: &str) -> Result<Ipv4Addr, Fault> {
-    given(text).ok_or_else(|| missing(target)).and_then(|text| address(&text, target))
+fn required_address(text: Option<String>, target: &str) -> Result<IpAddr, Fault> {
+    given(text).ok_or_else(|| missing(target)).and_then(|text| any_address(&text, target))
 }
 
 /// A port; the side that chooses its own may say `*`.
@@ -227,7 +227,7 @@ fn security_group_view(call: &Call<'_>) -> Answer {
 pub(super) fn effective_groups(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     let region = call.region();
     let nic = running_nic(&region, kind, id)?;
-    let gates = nic.address().map(|address| effective::gates(&region, nic, address));
+    let gates = nic.address().map(|address| effective::gates(&region, nic, address.into()));
     Ok(Reply::list(gates.iter().flatten().map(wire::render_gate).collect()))
 }
 

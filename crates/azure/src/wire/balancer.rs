@@ -4,17 +4,21 @@
 mod inbound;
 mod render;
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 use vnet::{
+    addr::Family,
     command::{Command, PutFrontend, PutLoadBalancer},
     fault::Fault,
     kind,
     model::{
-        Allocation, BalancingRule, Frontend, InboundNatRule, LoadBalancer, OutboundRule, Probe,
-        ProbeProtocol, Transport,
+        Allocation, BackendPool, BalancingRule, Frontend, InboundNatRule, LoadBalancer,
+        OutboundRule, Probe, ProbeProtocol, Transport,
     },
     name::{ArmId, Name},
+    region::Region,
 };
 
 pub(crate) use self::{
@@ -24,7 +28,7 @@ pub(crate) use self::{
 use super::{Asked, Named, Reference, Resource, id_of, public_ip::one_of};
 use crate::{
     call::content,
-    findings::{Findings, address, arm_id, arm_id_of, given, missing},
+    findings::{self, Findings, any_address, arm_id, arm_id_of, given, missing},
     refuse::{Refusal, When, refusal},
 };
 
@@ -47,6 +51,8 @@ struct Properties {
 struct FrontendProperties {
     #[serde(rename = "privateIPAddress")]
     address: Option<String>,
+    #[serde(rename = "privateIPAddressVersion")]
+    version: Option<String>,
     #[serde(rename = "privateIPAllocationMethod")]
     allocation: Option<String>,
     subnet: Option<Reference>,
@@ -158,12 +164,6 @@ const REFUSED: &[Refusal] = &[
     refusal("/sku/name", When::Is(&["Gateway"]), "gateway load balancers"),
     refusal("/properties/inboundNatPools", When::Given, "inbound NAT pools"),
     refusal(
-        "/properties/frontendIPConfigurations/*/properties/privateIPAddressVersion",
-        When::Is(&["IPv6"]),
-        "IPv6 and dual stack",
-    )
-    .code("IPv6NotSupported"),
-    refusal(
         "/properties/frontendIPConfigurations/*/properties/publicIPPrefix",
         When::Given,
         "public IP prefixes as front ends",
@@ -195,7 +195,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let resource: Resource<Properties> = asked.read()?;
     let findings = asked.findings(REFUSED);
     let common = asked.common(&resource, KNOWN);
-    let mut parser = Parser { id: &asked.id, findings };
+    let mut parser = Parser { id: &asked.id, region: asked.view.region, findings };
     let sku = given(resource.sku.and_then(|sku| sku.name)).unwrap_or_else(|| "Basic".to_owned());
     let sku = parser.findings.take(one_of(&sku, &["Basic", "Standard", "Gateway"], "sku.name"));
     let properties = resource.properties.unwrap_or_default();
@@ -234,6 +234,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
 
 struct Parser<'a> {
     id: &'a ArmId,
+    region: &'a Region,
     findings: Findings,
 }
 
@@ -267,17 +268,23 @@ impl Parser<'_> {
         given: Option<Vec<Reference>>,
         stored: Option<&LoadBalancer>,
         name: &Name,
-    ) -> Vec<ArmId> {
+    ) -> BackendPool {
         let Some(references) = given else {
             let pool = stored.and_then(|stored| stored.pools.get(name));
-            return pool.map_or_else(Vec::new, |pool| pool.members.clone());
+            return pool.cloned().unwrap_or_default();
         };
         let target = "properties.backendAddressPools.backendIPConfigurations.id";
         let mut members: Vec<ArmId> = Vec::new();
+        let mut families = BTreeSet::new();
         for text in references.into_iter().filter_map(|reference| reference.id) {
-            // A member is named by its IP configuration; the primary one is meant.
+            // A member is named by its IP configuration: the first of a family is meant.
             let Some(id) = self.findings.take(arm_id(&text, target)) else { continue };
             let nic = id.parent().filter(|nic| id == nic.child("ipConfigurations", id.name()));
+            let config = nic.as_ref().and_then(|nic| self.region.nics.get(nic));
+            let config = config.and_then(|nic| {
+                nic.configs.iter().find(|it| it.name.eq_ignore_ascii_case(id.name()))
+            });
+            families.insert(config.map_or(Family::V4, |config| Family::of(config.address)));
             match nic {
                 Some(nic) if members.contains(&nic) => {}
                 Some(nic) => members.push(nic),
@@ -290,7 +297,10 @@ impl Parser<'_> {
                 }
             }
         }
-        members
+        if families.len() > 1 {
+            self.findings.add(mixed_pool(&self.id.child("backendAddressPools", name.as_str())));
+        }
+        BackendPool { members, family: families.into_iter().next().unwrap_or_default() }
     }
 
     fn frontend(&mut self, part: FrontendProperties) -> Option<PutFrontend> {
@@ -319,8 +329,17 @@ impl Parser<'_> {
         if is_static && text.is_none() {
             self.findings.add(missing(&target));
         }
-        let address = self.findings.take_some(text, |text| address(&text, &target));
-        Some(PutFrontend::Internal { subnet: subnet?, address })
+        let address = self.findings.take_some(text, |text| any_address(&text, &target));
+        let version =
+            findings::version(part.version.as_deref(), &format!("{path}.privateIPAddressVersion"));
+        let family = self.findings.take(version)?;
+        if address.is_some_and(|address| Family::of(address) != family) {
+            let message = format!(
+                "The address at path '{target}' is not of the IP address version that privateIPAddressVersion says."
+            );
+            self.findings.add(Fault::bad("InvalidParameter", message).at(&target));
+        }
+        Some(PutFrontend::Internal { subnet: subnet?, address, family })
     }
 
     fn probe(&mut self, part: ProbeProperties) -> Option<Probe> {
@@ -429,7 +448,11 @@ impl Parser<'_> {
 pub(crate) fn parse_pool(asked: &Asked<'_>) -> Result<Command, Fault> {
     let stored = stored(asked)?;
     let named = read_value::<Named<PoolProperties>>(&asked.value)?;
-    let mut parser = Parser { id: &stored.meta.id, findings: asked.findings(&POOL_REFUSED) };
+    let mut parser = Parser {
+        id: &stored.meta.id,
+        region: asked.view.region,
+        findings: asked.findings(&POOL_REFUSED),
+    };
     let name = Name::new(asked.id.name());
     let members = named.properties.and_then(|properties| properties.members);
     let members = parser.members(members, Some(stored), &name);
@@ -449,6 +472,15 @@ const POOL_REFUSED: [Refusal; 2] = [
     refusal("/properties/tunnelInterfaces", When::Given, "gateway load balancers"),
 ];
 
+/// Refuses members of both families in one pool. Azure has a code for scale sets alone (kubernetes/kubernetes issue
+/// 93085), which says the same.
+fn mixed_pool(pool: &ArmId) -> Fault {
+    let message = format!(
+        "Network interface ipConfigurations of both IPv4 and IPv6 cannot be in the same load balancer backend address pool '{pool}'."
+    );
+    Fault::bad("InvalidParameter", message)
+}
+
 fn stored<'a>(asked: &'a Asked<'_>) -> Result<&'a LoadBalancer, Fault> {
     let id = asked.id.parent().unwrap_or_else(|| asked.id.clone());
     asked.view.region.balancers.get(&id).map(AsRef::as_ref).ok_or_else(|| {
@@ -463,7 +495,7 @@ fn read_value<T: DeserializeOwned>(value: &Value) -> Result<T, Fault> {
 /// The load balancer as it is, but for its pools.
 pub(crate) fn with_pools(
     stored: &LoadBalancer,
-    change: impl FnOnce(&mut Vec<(Name, Vec<ArmId>)>),
+    change: impl FnOnce(&mut Vec<(Name, BackendPool)>),
 ) -> Command {
     with_parts(stored, |put| change(&mut put.pools))
 }
@@ -482,11 +514,11 @@ fn with_parts(stored: &LoadBalancer, change: impl FnOnce(&mut PutLoadBalancer)) 
         Frontend::Internal { subnet, address, allocation } => PutFrontend::Internal {
             subnet: subnet.clone(),
             address: (*allocation == Allocation::Static).then_some(*address),
+            family: Family::of(*address),
         },
         Frontend::Public { public_ip } => PutFrontend::Public { public_ip: public_ip.clone() },
     };
-    let pools =
-        stored.pools.iter().map(|(name, pool)| (name.clone(), pool.members.clone())).collect();
+    let pools = stored.pools.iter().map(|(name, pool)| (name.clone(), pool.clone())).collect();
     let common = vnet::command::Common {
         id: stored.meta.id.clone(),
         location: None,

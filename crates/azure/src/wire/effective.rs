@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 use vnet::{
-    addr::{AddressSet, Prefix4},
+    addr::{AddressSet, Prefix},
     effective::{self, Attached, NextStop, Verdict},
     kind,
     model::{Addresses, Nic, Peers, PortRange, Ports, RuleProtocol},
@@ -161,7 +161,7 @@ pub(crate) fn render_next_stop(stop: &NextStop) -> Value {
 
 /// The answer of `securityGroupView` about a machine with one NIC.
 pub(crate) fn render_view(view: &View<'_>, nic: &Nic) -> Value {
-    let gates = nic.address().map(|address| effective::gates(view.region, nic, address));
+    let gates = nic.address().map(|address| effective::gates(view.region, nic, address.into()));
     let mut associations = json!({ "defaultSecurityRules": [], "effectiveSecurityRules": [] });
     for attached in gates.iter().flatten() {
         let Some(group) = view.region.security_groups.get(&attached.gate.group) else { continue };
@@ -191,7 +191,7 @@ pub(crate) fn render_view(view: &View<'_>, nic: &Nic) -> Value {
 /// The answer of `serviceTags`: Azure's list for a location, which has all of them.
 pub(crate) fn render_tags(tags: &ServiceTags, location: &str) -> Value {
     let number = tags.change_number.to_string();
-    let value = |(tag, prefixes): (&String, &Vec<Prefix4>)| {
+    let value = |(tag, prefixes): (&String, &Vec<Prefix>)| {
         let (service, region) = tag.split_once('.').unwrap_or((tag, ""));
         json!({ "name": tag, "id": tag, "properties": {
             "changeNumber": number,

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet::{
+    addr::Family,
     command::{Command, PutIpConfiguration},
     fault::Fault,
     kind,
@@ -16,7 +17,7 @@ use super::{
     fill, frame, id_of, network_state, references,
 };
 use crate::{
-    findings::{Findings, address, arm_id_of, given, missing},
+    findings::{self, Findings, any_address, arm_id_of, given, missing},
     kept,
     refuse::{Refusal, When, refusal, unsupported},
     wire::{etag, public_ip},
@@ -41,6 +42,8 @@ struct Properties {
 struct Configuration {
     #[serde(rename = "privateIPAddress")]
     address: Option<String>,
+    #[serde(rename = "privateIPAddressVersion")]
+    version: Option<String>,
     #[serde(rename = "privateIPAllocationMethod")]
     allocation: Option<String>,
     subnet: Option<Reference>,
@@ -81,12 +84,6 @@ const KNOWN: &[&str] = &[
 
 const REFUSED: &[Refusal] = &[
     refusal(
-        "/properties/ipConfigurations/*/properties/privateIPAddressVersion",
-        When::Is(&["IPv6"]),
-        "IPv6 and dual stack",
-    )
-    .code("IPv6NotSupported"),
-    refusal(
         "/properties/ipConfigurations/*/properties/applicationGatewayBackendAddressPools",
         When::Given,
         "application gateways",
@@ -120,8 +117,10 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     for configuration in configurations {
         let n_pools = memberships.pools.len();
         configs.extend(parse_configuration(configuration, &mut memberships, &mut findings));
-        if configs.len() > 1 && memberships.pools.len() > n_pools {
-            let what = "back-end pools of IP configurations that are not the primary one";
+        let family = configs.last().map_or(Family::V4, |last| last.family);
+        let is_first = configs.iter().filter(|it| it.family == family).count() < 2;
+        if !is_first && memberships.pools.len() > n_pools {
+            let what = "back-end pools of IP configurations that are neither the primary one nor the first of IPv6";
             findings.add(unsupported("NotSupported", what));
         }
     }
@@ -161,12 +160,15 @@ fn parse_configuration(
     if is_static && text.is_none() {
         findings.add(missing(&target));
     }
-    let address = findings.take_some(text, |text| address(&text, &target));
+    let version = properties.version.as_deref();
+    let family =
+        findings.take(findings::version(version, &format!("{path}.privateIPAddressVersion")));
+    let address = findings.take_some(text, |text| any_address(&text, &target));
     for pool in properties.load_balancer_backend_address_pools.unwrap_or_default() {
         let target = format!("{path}.loadBalancerBackendAddressPools.id");
         let kind = format!("{}/backendAddressPools", kind::LOAD_BALANCER);
         let pool = findings.take_some(pool.id, |id| arm_id_of(&id, &kind, &target));
-        memberships.pools.extend(pool);
+        memberships.pools.extend(pool.zip(family));
     }
     let mut application_groups = Vec::new();
     for group in properties.application_security_groups.unwrap_or_default() {
@@ -187,6 +189,7 @@ fn parse_configuration(
         name: name?,
         subnet: subnet?,
         address,
+        family: family?,
         public_ip,
         application_groups,
     })
@@ -197,13 +200,12 @@ pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
     let is_instance = nic.meta.id.is_kind(INSTANCE_NIC);
     let mut body = frame(&nic.meta, if is_instance { INSTANCE_NIC } else { kind::NIC });
     let first = nic.configs.first().map(|config| config.name.as_str());
-    let pools = pools_of(view, &nic.meta.id);
     let configurations: Vec<Value> = nic
         .configs
         .iter()
         .map(|config| {
             let is_primary = Some(config.name.as_str()) == first;
-            render_configuration(view, nic, config, is_primary.then_some(&pools))
+            render_configuration(view, nic, config, is_primary)
         })
         .collect();
     body["properties"] = json!({
@@ -236,12 +238,11 @@ pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
     body
 }
 
-/// `pools` are the primary one's.
 fn render_configuration(
     view: &View<'_>,
     nic: &Nic,
     config: &IpConfiguration,
-    pools: Option<&Vec<ArmId>>,
+    is_primary: bool,
 ) -> Value {
     let mut body = json!({
         "name": config.name,
@@ -252,8 +253,8 @@ fn render_configuration(
             "provisioningState": network_state(nic.meta.state),
             "privateIPAddress": config.address,
             "privateIPAllocationMethod": public_ip::method(config.allocation),
-            "privateIPAddressVersion": "IPv4",
-            "primary": pools.is_some(),
+            "privateIPAddressVersion": findings::version_of(Family::of(config.address)),
+            "primary": is_primary,
             "subnet": { "id": config.subnet },
         },
     });
@@ -261,7 +262,11 @@ fn render_configuration(
         body["properties"]["applicationSecurityGroups"] =
             json!(references(&config.application_groups));
     }
-    if let Some(pools) = pools.filter(|pools| !pools.is_empty()) {
+    // A NIC is in pools with the first configuration of their family.
+    let family = Family::of(config.address);
+    let is_first = nic.config_of(family).is_some_and(|first| first.name == config.name);
+    let pools = if is_first { pools_of(view, &nic.meta.id, family) } else { Vec::new() };
+    if !pools.is_empty() {
         body["properties"]["loadBalancerBackendAddressPools"] = json!(references(pools));
     }
     let rules = inbound_rules_of(view.region, &nic.meta.id, &config.name);
@@ -274,12 +279,12 @@ fn render_configuration(
     body
 }
 
-/// The back-end pools that a NIC is a member of, as ids.
-pub(crate) fn pools_of(view: &View<'_>, nic: &ArmId) -> Vec<ArmId> {
+/// The back-end pools of a family that a NIC is a member of, as ids.
+pub(crate) fn pools_of(view: &View<'_>, nic: &ArmId, family: Family) -> Vec<ArmId> {
     let mut pools = Vec::new();
     for balancer in view.region.balancers.values() {
         for (name, pool) in &balancer.pools {
-            if pool.members.contains(nic) {
+            if pool.family == family && pool.members.contains(nic) {
                 pools.push(balancer.meta.id.child("backendAddressPools", name.as_str()));
             }
         }

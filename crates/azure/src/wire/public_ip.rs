@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet::{
+    addr::Family,
     command::Command,
     fault::Fault,
     kind,
@@ -12,7 +13,7 @@ use vnet::{
 
 use super::{Asked, Reference, Resource, fill, frame, id_of, network_state};
 use crate::{
-    findings::{arm_id_of, given, not_one_of},
+    findings::{self, arm_id_of, given, not_one_of},
     kept,
     refuse::{Refusal, When, refusal},
 };
@@ -23,6 +24,8 @@ struct Properties {
     allocation: Option<String>,
     #[serde(rename = "publicIPPrefix")]
     prefix: Option<Reference>,
+    #[serde(rename = "publicIPAddressVersion")]
+    version: Option<String>,
 }
 
 const KNOWN: &[&str] = &[
@@ -37,8 +40,6 @@ const KNOWN: &[&str] = &[
 ];
 
 const REFUSED: &[Refusal] = &[
-    refusal("/properties/publicIPAddressVersion", When::Is(&["IPv6"]), "IPv6 and dual stack")
-        .code("IPv6NotSupported"),
     refusal("/properties/ipTags", When::Given, "IP tags"),
     refusal("/properties/linkedPublicIPAddress", When::Given, "linked public IPs"),
     refusal("/sku/tier", When::Is(&["Global"]), "global public IPs"),
@@ -51,8 +52,11 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let common = asked.common(&resource, KNOWN);
     let sku = given(resource.sku.and_then(|sku| sku.name)).unwrap_or_else(|| "Basic".to_owned());
     let sku = findings.take(one_of(&sku, &["Basic", "Standard"], "sku.name"));
-    let (method, prefix) =
-        resource.properties.map_or((None, None), |given| (given.allocation, given.prefix));
+    let (method, prefix, version) = resource
+        .properties
+        .map_or((None, None, None), |given| (given.allocation, given.prefix, given.version));
+    let target = "properties.publicIPAddressVersion";
+    let family = findings.take(findings::version(version.as_deref(), target));
     let method = given(method);
     let prefix = findings.take_some(id_of(prefix), |text| {
         arm_id_of(&text, kind::PUBLIC_IP_PREFIX, "properties.publicIPPrefix.id")
@@ -78,7 +82,13 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
         );
     }
     findings.then(|| {
-        Some(Command::PutPublicIp { common, prefix, sku: sku?.to_owned(), allocation: allocation? })
+        Some(Command::PutPublicIp {
+            common,
+            prefix,
+            sku: sku?.to_owned(),
+            allocation: allocation?,
+            family: family?,
+        })
     })
 }
 
@@ -100,7 +110,7 @@ pub(crate) fn render(public_ip: &PublicIp) -> Value {
         "provisioningState": network_state(public_ip.meta.state),
         "resourceGuid": public_ip.meta.guid,
         "ipAddress": public_ip.address,
-        "publicIPAddressVersion": "IPv4",
+        "publicIPAddressVersion": findings::version_of(Family::of(public_ip.address)),
         "publicIPAllocationMethod": method(public_ip.allocation),
         "ipTags": [],
     });

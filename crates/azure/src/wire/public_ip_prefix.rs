@@ -6,7 +6,7 @@ use vnet::{command::Command, fault::Fault, kind, model::PublicIpPrefix};
 
 use super::{Asked, Resource, View, fill, frame, network_state, public_ip::one_of, references};
 use crate::{
-    findings::{given, missing},
+    findings::{self, given, missing},
     kept,
     refuse::{Refusal, When, refusal},
 };
@@ -15,6 +15,8 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 struct Properties {
     prefix_length: Option<u8>,
+    #[serde(rename = "publicIPAddressVersion")]
+    version: Option<String>,
 }
 
 const KNOWN: &[&str] = &[
@@ -29,8 +31,6 @@ const KNOWN: &[&str] = &[
 ];
 
 const REFUSED: &[Refusal] = &[
-    refusal("/properties/publicIPAddressVersion", When::Is(&["IPv6"]), "IPv6 and dual stack")
-        .code("IPv6NotSupported"),
     refusal("/properties/customIPPrefix", When::Given, "custom IP prefixes"),
     refusal("/properties/ipTags", When::Given, "IP tags"),
     refusal("/sku/tier", When::Is(&["Global"]), "global public IP prefixes"),
@@ -43,10 +43,15 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let common = asked.common(&resource, KNOWN);
     let sku = given(resource.sku.and_then(|sku| sku.name)).unwrap_or_else(|| "Standard".to_owned());
     let sku = findings.take(one_of(&sku, &["Standard", "StandardV2"], "sku.name"));
-    let length = resource.properties.and_then(|properties| properties.prefix_length);
+    let (length, version) =
+        resource.properties.map_or((None, None), |given| (given.prefix_length, given.version));
+    let target = "properties.publicIPAddressVersion";
+    let family = findings.take(findings::version(version.as_deref(), target));
     let length = findings.take(length.ok_or_else(|| missing("properties.prefixLength")));
-    findings
-        .then(|| Some(Command::PutPublicIpPrefix { common, sku: sku?.to_owned(), length: length? }))
+    findings.then(|| {
+        let (sku, length, family) = (sku?.to_owned(), length?, family?);
+        Some(Command::PutPublicIpPrefix { common, sku, length, family })
+    })
 }
 
 /// The resource as a `GET` shows it.
@@ -58,7 +63,7 @@ pub(crate) fn render(view: &View<'_>, prefix: &PublicIpPrefix) -> Value {
         "resourceGuid": prefix.meta.guid,
         "prefixLength": prefix.prefix.length(),
         "ipPrefix": prefix.prefix,
-        "publicIPAddressVersion": "IPv4",
+        "publicIPAddressVersion": findings::version_of(prefix.prefix.family()),
         "ipTags": [],
     });
     let public_ips = view.region.public_ips_of_prefix(&prefix.meta.id);

@@ -13,7 +13,7 @@ use vnet::{
 use super::{Asked, Named, Resource, View, child_frame, frame, network_state, references};
 use crate::{
     call::content,
-    findings::{Findings, address, given, missing, network_prefix, not_one_of},
+    findings::{Findings, any_address, given, missing, network_prefix, not_one_of},
     kept,
     refuse::unsupported,
 };
@@ -104,7 +104,7 @@ fn next_hop(kind: &str, hop: Option<String>) -> Result<NextHop, Fault> {
     };
     if is("VirtualAppliance") {
         let text = hop.ok_or_else(|| missing("properties.nextHopIpAddress"))?;
-        Ok(NextHop::VirtualAppliance(address(&text, "properties.nextHopIpAddress")?))
+        Ok(NextHop::VirtualAppliance(any_address(&text, "properties.nextHopIpAddress")?))
     } else if is("VnetLocal") {
         without_address(NextHop::VnetLocal)
     } else if is("Internet") {

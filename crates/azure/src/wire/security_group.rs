@@ -24,7 +24,6 @@ use crate::{
     call::content,
     findings::{Findings, arm_id_of, given, missing, not_one_of},
     kept,
-    refuse::unsupported,
 };
 
 #[derive(Debug, Deserialize)]
@@ -319,17 +318,14 @@ fn address(id: &ArmId, text: &str, target: &str) -> Result<Addresses, Fault> {
     if text == "*" {
         return Ok(Addresses::Any);
     }
-    if text.contains(':') {
-        return Err(unsupported("IPv6NotSupported", "IPv6 and dual stack").at(target));
-    }
-    // Every tag begins with a letter, no address does.
+    // Every tag begins with a letter; an address that does has a colon.
     if text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')
     {
         return Ok(Addresses::Tag(text.to_owned()));
     }
     let prefix = match text.parse() {
-        Ok(address) => Some(vnet::addr::Prefix4::host(address)),
+        Ok(address) => Some(vnet::addr::Prefix::host(address)),
         Err(_) => text.parse().ok(),
     };
     prefix.map(Addresses::Prefix).ok_or_else(|| invalid_prefix(id, text).at(target))

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet::{
+    addr::{Prefix, Prefix4, Prefix6},
     command::{Command, PutSubnet},
     fault::Fault,
     kind,
@@ -15,7 +16,7 @@ use crate::{
     call::content,
     findings::{Findings, arm_id_of, given, missing, network_prefix},
     kept,
-    refuse::{self, Refusal, When, refusal},
+    refuse::{self, Refusal, When, refusal, unsupported},
 };
 
 #[derive(Debug, Deserialize)]
@@ -64,12 +65,6 @@ const KNOWN: &[&str] = &[
 ];
 
 const REFUSED: &[Refusal] = &[
-    refusal(
-        "/properties/addressPrefixes",
-        When::Several,
-        "more than one address prefix in a subnet",
-    )
-    .code("MultipleAddressPrefixesSubnetNotSupported"),
     refusal("/properties/serviceEndpointPolicies", When::Given, "service endpoint policies"),
     refusal("/properties/ipAllocations", When::Given, "IP allocations"),
     refusal("/properties/applicationGatewayIPConfigurations", When::Given, "application gateways"),
@@ -94,13 +89,8 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
         findings.add(missing("properties.addressPrefix"));
         return None;
     };
-    let text = given(properties.address_prefix)
-        .or_else(|| properties.address_prefixes.and_then(|prefixes| prefixes.into_iter().next()));
-    if text.is_none() {
-        findings.add(missing("properties.addressPrefix"));
-    }
-    let prefix =
-        findings.take_some(text, |text| network_prefix(&text, id, "properties.addressPrefix"));
+    let (prefix, prefix6) =
+        parse_prefixes(id, properties.address_prefix, properties.address_prefixes, findings);
     let route_table = findings.take_some(id_of(properties.route_table), |text| {
         arm_id_of(&text, kind::ROUTE_TABLE, "properties.routeTable.id")
     });
@@ -127,6 +117,7 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
         default_outbound: properties.default_outbound_access,
         name: Name::new(id.name()),
         prefix: prefix?,
+        prefix6,
         route_table,
         delegations,
         private_endpoint_network_policies: given(properties.private_endpoint_network_policies),
@@ -137,14 +128,53 @@ pub(super) fn parse_body(id: &ArmId, value: &Value, findings: &mut Findings) -> 
     })
 }
 
+/// A subnet's one IPv4 prefix and its IPv6 prefix. They come as a list, in any order; one alone may come by itself.
+fn parse_prefixes(
+    id: &ArmId,
+    one: Option<String>,
+    list: Option<Vec<String>>,
+    findings: &mut Findings,
+) -> (Option<Prefix4>, Option<Prefix6>) {
+    let target = "properties.addressPrefix";
+    let list = list.unwrap_or_default();
+    let texts = match given(one) {
+        Some(one) if list.len() < 2 => vec![one],
+        _ => list,
+    };
+    let n = texts.len();
+    let (mut v4, mut v6) = (Vec::new(), Vec::new());
+    for text in texts {
+        match findings.take(network_prefix(&text, id, target)) {
+            Some(Prefix::V4(prefix)) => v4.push(prefix),
+            Some(Prefix::V6(prefix)) => v6.push(prefix),
+            None => {}
+        }
+    }
+    if v4.len() > 1 || v6.len() > 1 {
+        let what = "more than one address prefix of one IP address version in a subnet";
+        let code = "MultipleAddressPrefixesSubnetNotSupported";
+        findings.add(unsupported(code, what).at("/properties/addressPrefixes"));
+    } else if n == 0 {
+        findings.add(missing(target));
+    } else if v4.is_empty() && !v6.is_empty() {
+        let what = "subnets without an IPv4 address prefix";
+        findings.add(unsupported("NotSupported", what).at(target));
+    }
+    (v4.first().copied(), v6.first().copied())
+}
+
 /// The resource as a `GET` shows it, alone or inside of its virtual network.
 pub(crate) fn render(vnet: &Vnet, subnet: &Subnet) -> Value {
     let id = vnet.meta.id.child("subnets", subnet.name.as_str());
     let mut body = child_frame(&id, kind::SUBNET, &vnet.meta);
     let mut properties = json!({
         "provisioningState": network_state(subnet.state),
-        "addressPrefix": subnet.prefix,
     });
+    if subnet.prefix6.is_some() {
+        properties["addressPrefixes"] = json!(subnet.prefixes().collect::<Vec<_>>());
+    } else {
+        properties["addressPrefix"] = json!(subnet.prefix);
+    }
     if let Some(group) = &subnet.security_group {
         properties["networkSecurityGroup"] = json!({ "id": group });
     }

@@ -38,7 +38,7 @@ pub(crate) struct Way {
     /// Whether it gets where it should.
     pub(crate) passes: bool,
     /// The last destination that it has.
-    pub(crate) destination: std::net::Ipv4Addr,
+    pub(crate) destination: std::net::IpAddr,
 }
 
 /// Every way that the flow may take.
@@ -48,8 +48,8 @@ pub(crate) fn ways(region: &Region, health: &Health, question: &Question) -> Vec
         None => Origin::Internet,
     };
     let flow = Flow {
-        source: *question.source.ip(),
-        destination: *question.destination.ip(),
+        source: (*question.source.ip()).into(),
+        destination: (*question.destination.ip()).into(),
         protocol: match question.protocol {
             6 => Protocol::Tcp,
             17 => Protocol::Udp,
@@ -184,8 +184,9 @@ fn name(region: &Region, machine: &ArmId) -> String {
     }
 }
 
-fn at(region: &Region, address: std::net::Ipv4Addr) -> String {
-    let nic = region.nics.values().find(|nic| nic.address() == Some(address));
+fn at(region: &Region, address: std::net::IpAddr) -> String {
+    let has = |config: &vnet::model::IpConfiguration| config.address == address;
+    let nic = region.nics.values().find(|nic| nic.configs.iter().any(has));
     match nic.and_then(|nic| nic.machine.as_ref()) {
         Some(machine) => name(region, machine),
         None => address.to_string(),

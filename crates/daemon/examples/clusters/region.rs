@@ -38,6 +38,7 @@ pub(crate) fn ask(store: &Store, count: u32) -> Result<ArmId, Box<dyn Error>> {
             common: common(&vnet),
             prefixes: vec!["10.224.0.0/12".parse()?],
             subnets: Some(vec![PutSubnet {
+                prefix6: None,
                 security_group: None,
                 nat_gateway: None,
                 default_outbound: None,

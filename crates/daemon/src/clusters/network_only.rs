@@ -28,6 +28,7 @@ use store::Store;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use uuid::Uuid;
 use vnet::{
+    addr::Prefix,
     model::{Cluster, Machine, NetworkMode, ProvisioningState, UpgradeStep},
     name::Name,
     pods::spread::{Full, Room, spread},
@@ -707,7 +708,7 @@ fn is_plugged_in(region: &Region, cluster: &Cluster, machine: &Machine) -> bool 
     let has_route = || {
         let table = region.route_tables.get(cluster.route_table.as_ref()?)?;
         let range = machine.node()?.pod_range?;
-        let is_there = table.routes.values().any(|route| route.prefix == range);
+        let is_there = table.routes.values().any(|route| route.prefix == Prefix::V4(range));
         Some(is_there && is_real(table.meta.state))
     };
     has_nic(region, machine)

@@ -97,7 +97,7 @@ fn start_one(
         address,
     )?;
     let vnet = region.vnets.get(&cluster.vnet);
-    let prefixes = vnet.map(|vnet| vnet.prefixes.clone());
+    let prefixes = vnet.map(|vnet| vnet.prefixes4());
     let mut subnets = vnet.into_iter().flat_map(|vnet| vnet.subnets.values());
     let subnet = subnets.find(|subnet| subnet.prefix.contains(address));
     let computer = node(&Node {

@@ -12,7 +12,7 @@ use std::{
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use serde_json::{Value, json};
-use vnet::addr::{AddressSet, Prefix4};
+use vnet::addr::{AddressSet, Prefix, Prefix4};
 
 use super::balancers::covers;
 
@@ -131,7 +131,7 @@ impl Claim {
             destinations,
             ports,
             tags: if is_open { vec!["Internet".to_owned()] } else { tags },
-            ranges: ranges.prefixes(),
+            ranges: ranges.prefixes().into_iter().filter_map(Prefix::as_v4).collect(),
             denies_others: only_named || is_invalid,
         };
         Ok((claim, warnings))

@@ -13,6 +13,7 @@ use kube::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vnet::{
+    addr::Family,
     command::Command,
     model::{Holder, Machine, NetworkMode, PodAllocation, Role},
     name::ArmId,
@@ -155,7 +156,7 @@ fn batch_addresses(region: &Region, machine: &Machine) -> Option<Vec<Ipv4Addr>> 
             .held
             .iter()
             .filter(|(_, holder)| **holder == ours)
-            .map(|(address, _)| *address)
+            .filter_map(|(address, _)| Family::v4(*address))
             .collect(),
     )
 }
@@ -200,7 +201,8 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
             let addresses = if pods {
                 batch_addresses(region, machine)?
             } else {
-                nic.configs.iter().skip(1).map(|config| config.address).collect()
+                let others = nic.configs.iter().skip(1);
+                others.filter_map(|config| Family::v4(config.address)).collect()
             };
             // Static blocks are granted once, with the node.
             let is_dynamic = pods && pool.pod_allocation == PodAllocation::Dynamic;

@@ -71,6 +71,6 @@ fn settings(region: &Region, cluster: &Cluster) -> Option<Settings> {
         NetworkMode::Azure => PodNetwork::NodeSubnet,
         NetworkMode::None => return None,
     };
-    let vnet = region.vnets.get(&cluster.vnet).map_or(&[][..], |vnet| &vnet.prefixes);
-    Some(Settings::of_aks(network, cluster.pod_cidr, vnet))
+    let vnet = region.vnets.get(&cluster.vnet).map_or_else(Vec::new, |vnet| vnet.prefixes4());
+    Some(Settings::of_aks(network, cluster.pod_cidr, &vnet))
 }

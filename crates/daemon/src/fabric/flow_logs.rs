@@ -402,8 +402,8 @@ impl View<'_> {
     /// The way that a flow has taken: it has passed, so the one that ends where it went.
     fn walk(&self, origin: &Origin, tuple: Tuple, receiver: Option<&Machine>) -> Option<Walk> {
         let flow = Flow {
-            source: tuple.source,
-            destination: tuple.destination,
+            source: tuple.source.into(),
+            destination: tuple.destination.into(),
             protocol: match tuple.protocol {
                 6 => Protocol::Tcp,
                 17 => Protocol::Udp,

@@ -3,7 +3,7 @@
 //! As in Azure every value is a text, and what does not apply is an empty one (Azure documentation, "Azure Instance
 //! Metadata Service"). A lab has no images and no disks: what is said of them is empty, too.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 use vnet::{
@@ -239,7 +239,7 @@ fn outbound_addresses(
     region: &Region,
     balancer: &LoadBalancer,
     has: impl Fn(&Name) -> bool,
-) -> Vec<Ipv4Addr> {
+) -> Vec<IpAddr> {
     let rules = balancer.outbound_rules.values().filter(|rule| has(&rule.pool));
     rules
         .flat_map(|rule| &rule.frontends)
@@ -247,7 +247,7 @@ fn outbound_addresses(
         .collect()
 }
 
-fn address_of(region: &Region, frontend: &Frontend) -> Option<Ipv4Addr> {
+fn address_of(region: &Region, frontend: &Frontend) -> Option<IpAddr> {
     match frontend {
         Frontend::Internal { address, .. } => Some(*address),
         Frontend::Public { public_ip } => region.public_ips.get(public_ip).map(|ip| ip.address),

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use serde_json::Value;
-use vnet::{model::Meta, region::Region};
+use vnet::{addr::Family, model::Meta, region::Region};
 
 /// A property of a resource that is kept, by its path, `/properties/hardwareProfile/vmSize`. Names of properties
 /// compare without case, as Azure's do.
@@ -37,7 +37,7 @@ pub(super) fn public_names(region: &Region) -> BTreeMap<String, Ipv4Addr> {
     let named = region.public_ips.values().filter_map(|ip| {
         let label = text(&ip.meta, "/properties/dnsSettings/domainNameLabel")?;
         let name = format!("{label}.{}.cloudapp.azure.com", ip.meta.location);
-        Some((name.to_ascii_lowercase(), ip.address))
+        Some((name.to_ascii_lowercase(), Family::v4(ip.address)?))
     });
     named.collect()
 }

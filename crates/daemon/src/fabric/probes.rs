@@ -17,6 +17,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 use vnet::{
+    addr::Family,
     host::{
         Health,
         health::{Probed, Question},
@@ -151,7 +152,8 @@ impl Streak {
 fn ask_once(question: &Question, patience: Duration) -> Result<bool, LinuxError> {
     let deadline = Instant::now() + patience;
     let namespace = Netns::open(&question.namespace)?;
-    let to = SocketAddrV4::new(question.address, question.probe.port);
+    let Some(address) = Family::v4(question.address) else { return Ok(false) };
+    let to = SocketAddrV4::new(address, question.probe.port);
     let stream = namespace.tcp_connect(Some(PLATFORM_ADDRESS), to, patience)?;
     let stream = Timed { stream, deadline };
     let path = &question.probe.path;

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use daemon::fabric::{Reconciler, Scope, down};
@@ -54,8 +54,8 @@ impl fmt::Display for Tally {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Sight {
     namespace: String,
-    source: Ipv4Addr,
-    destination: Ipv4Addr,
+    source: IpAddr,
+    destination: IpAddr,
     destination_port: u16,
 }
 
@@ -146,7 +146,8 @@ pub(crate) fn world(seed: u64, region: &Region, n_flows: u64) -> Tally {
 /// Nobody answers: an answer would open the way for what comes after.
 fn silence(namespace: &Netns) {
     let rules = "add table inet silence; add chain inet silence out { type filter hook output priority 0; }; \
-                 add rule inet silence out tcp flags rst drop; add rule inet silence out icmp type != echo-request drop";
+                 add rule inet silence out tcp flags rst drop; add rule inet silence out icmp type != echo-request drop; \
+                 add rule inet silence out icmpv6 type != echo-request drop";
     let output = namespace
         .run(|| std::process::Command::new("nft").arg(rules).output())
         .expect("the namespace can be entered")

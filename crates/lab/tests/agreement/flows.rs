@@ -1,6 +1,6 @@
 //! Random flows in a region: from machines and the internet, to what is there and what is not.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use vnet::{
     flow::Origin,
@@ -27,7 +27,7 @@ pub(crate) fn any(dice: &mut Dice, region: &Region, source_port: u16) -> (Origin
         Protocol::Esp,
     ]);
     let (origin, source) = if dice.chance(10) {
-        (Origin::Internet, Ipv4Addr::new(203, 0, 113, 7))
+        (Origin::Internet, Ipv4Addr::new(203, 0, 113, 7).into())
     } else {
         let machine = dice.pick(&machines);
         let nic = &region.nics[&machine.nic];
@@ -58,11 +58,11 @@ pub(crate) fn any(dice: &mut Dice, region: &Region, source_port: u16) -> (Origin
     (origin, Flow { source, destination, protocol, source_port, destination_port })
 }
 
-fn destination(dice: &mut Dice, region: &Region) -> Ipv4Addr {
+fn destination(dice: &mut Dice, region: &Region) -> IpAddr {
     match dice.below(20) {
         0..12 => *dice.pick(&addresses(region)),
         12..15 => {
-            let inside: Vec<Ipv4Addr> = region
+            let inside: Vec<IpAddr> = region
                 .balancers
                 .values()
                 .flat_map(|balancer| balancer.frontends.values())
@@ -71,28 +71,27 @@ fn destination(dice: &mut Dice, region: &Region) -> Ipv4Addr {
                     Frontend::Public { .. } => None,
                 })
                 .collect();
-            if inside.is_empty() { Ipv4Addr::new(198, 18, 250, 1) } else { *dice.pick(&inside) }
+            if inside.is_empty() {
+                Ipv4Addr::new(198, 18, 250, 1).into()
+            } else {
+                *dice.pick(&inside)
+            }
         }
         15 => *dice.pick(&public(region)),
-        16 => *dice.pick(&[
-            Ipv4Addr::new(10, 77, 0, 4),
-            Ipv4Addr::new(192, 168, 3, 3),
-            Ipv4Addr::new(10, 1, 0, 200),
-            Ipv4Addr::new(10, 1, 1, 1),
-        ]),
-        _ => *dice.pick(&[
-            Ipv4Addr::new(203, 0, 113, 9),
-            Ipv4Addr::new(198, 18, 250, 1),
-            Ipv4Addr::new(198, 19, 22, 9),
-        ]),
+        16 => one_of(dice, &["10.77.0.4", "192.168.3.3", "10.1.0.200", "10.1.1.1"]),
+        _ => one_of(dice, &["203.0.113.9", "198.18.250.1", "198.19.22.9"]),
     }
 }
 
-fn addresses(region: &Region) -> Vec<Ipv4Addr> {
+fn one_of(dice: &mut Dice, texts: &[&str]) -> IpAddr {
+    dice.pick(texts).parse().expect("an address")
+}
+
+fn addresses(region: &Region) -> Vec<IpAddr> {
     region.nics.values().flat_map(|nic| &nic.configs).map(|config| config.address).collect()
 }
 
-fn public(region: &Region) -> Vec<Ipv4Addr> {
+fn public(region: &Region) -> Vec<IpAddr> {
     let ips = region.public_ips.values().map(|ip| ip.address);
-    ips.chain(region.vnets.values().map(|vnet| vnet.default_outbound)).collect()
+    ips.chain(region.vnets.values().map(|vnet| vnet.default_outbound.into())).collect()
 }

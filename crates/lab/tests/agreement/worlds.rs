@@ -1,9 +1,9 @@
 //! Random regions, made by the commands that a door gives.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, fmt::Debug, net::IpAddr, str::FromStr};
 
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix},
     command::{
         Command, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutNatGateway,
         PutPeering, PutSubnet,
@@ -46,7 +46,7 @@ fn common(id: ArmId) -> Common {
     Common { id, location: None, tags: None, kept: Kept::new() }
 }
 
-fn prefix(text: &str) -> Prefix4 {
+fn prefix<P: FromStr<Err: Debug>>(text: &str) -> P {
     text.parse().unwrap()
 }
 
@@ -72,6 +72,7 @@ impl World<'_> {
                 prefix: None,
                 sku: "Standard".to_owned(),
                 allocation: Allocation::Static,
+                family: Family::V4,
             });
             // The first one is the public load balancer's.
             if n > 0 {
@@ -128,6 +129,7 @@ impl World<'_> {
         let subnet = |this: &mut Self, name: &str, third: u8| PutSubnet {
             name: Name::new(name),
             prefix: prefix(&format!("10.{n}.{third}.0/24")),
+            prefix6: None,
             route_table: this.dice.chance(50).then(|| id(kind::ROUTE_TABLE, &format!("rt{n}"))),
             security_group: this
                 .dice
@@ -169,6 +171,7 @@ impl World<'_> {
                 name: format!("ipconfig{i}"),
                 subnet: subnet.clone(),
                 address: None,
+                family: Family::V4,
                 public_ip: if is_public { self.public_ip() } else { None },
                 application_groups: application_groups.clone(),
             });
@@ -236,7 +239,7 @@ impl World<'_> {
                 4 => Addresses::Tag("Internet".to_owned()),
                 5 => Addresses::Prefix(prefix(&format!("10.{n}.{}.0/24", self.dice.below(2)))),
                 6 => Addresses::Prefix(prefix(&format!("10.{}.0.0/16", 1 + self.dice.below(3)))),
-                _ => Addresses::Prefix(Prefix4::host(
+                _ => Addresses::Prefix(Prefix::host(
                     format!("10.{n}.{}.{}", self.dice.below(2), 4 + self.dice.below(4))
                         .parse()
                         .unwrap(),
@@ -260,7 +263,7 @@ impl World<'_> {
     }
 
     fn route_table(&mut self, n: usize) {
-        let appliance = Ipv4Addr::new(10, u8::try_from(n).unwrap(), 0, 4);
+        let appliance = IpAddr::from([10, u8::try_from(n).unwrap(), 0, 4]);
         let prefixes = [
             "0.0.0.0/0",
             "10.0.0.0/8",
@@ -273,14 +276,14 @@ impl World<'_> {
         ];
         let mut routes = BTreeMap::new();
         for _ in 0..self.dice.below(4) {
-            let prefix = prefix(prefixes[self.dice.below(prefixes.len())]);
+            let prefix: Prefix = prefix(prefixes[self.dice.below(prefixes.len())]);
             let next_hop = match self.dice.below(5) {
                 0..2 => NextHop::VirtualAppliance(appliance),
                 2 => NextHop::None,
                 3 => NextHop::VnetLocal,
                 _ => NextHop::Internet,
             };
-            let name = Name::new(&format!("r{}", u32::from(prefix.network())));
+            let name = Name::new(&format!("r{}", prefix.to_string().replace(['.', ':', '/'], "-")));
             routes.insert(prefix, Route { name, prefix, next_hop });
         }
         self.apply(Command::PutRouteTable {
@@ -305,7 +308,7 @@ impl World<'_> {
             PutFrontend::Public { public_ip }
         } else {
             let subnet = id(kind::VNET, &format!("v{n}")).child("subnets", "b");
-            PutFrontend::Internal { subnet, address: None }
+            PutFrontend::Internal { subnet, address: None, family: Family::V4 }
         };
         let mut rules = Vec::new();
         for (i, port) in [80, 443].into_iter().enumerate() {
@@ -341,7 +344,7 @@ impl World<'_> {
             balancer: PutLoadBalancer {
                 sku: "Standard".to_owned(),
                 frontends: vec![(frontend, put)],
-                pools: vec![(pool, members)],
+                pools: vec![(pool, members.into())],
                 probes: Vec::new(),
                 rules,
                 outbound_rules: if has_outbound {

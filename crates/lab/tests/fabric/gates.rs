@@ -361,8 +361,8 @@ fn long_lists_decide_as_the_model_does() {
             let mut address =
                 |third| Ipv4Addr::new(10, 1, third, 4 + u8::try_from(numbers.below(4)).unwrap());
             let flow = Flow {
-                source: address(1),
-                destination: address(2),
+                source: address(1).into(),
+                destination: address(2).into(),
                 protocol: Protocol::Udp,
                 source_port: 30_000 + n,
                 destination_port: u16::try_from(995 + numbers.below(110)).unwrap(),

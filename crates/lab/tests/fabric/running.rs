@@ -10,7 +10,7 @@ use std::{
 use linux::netns::Netns;
 use store::Store;
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix4},
     command::{Command, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutSubnet},
     host::names,
     kind,
@@ -58,6 +58,7 @@ impl Azure {
             default_outbound: None,
             name: Name::new("a"),
             prefix,
+            prefix6: None,
             route_table: None,
             delegations: Vec::new(),
             private_endpoint_network_policies: None,
@@ -90,6 +91,7 @@ impl Azure {
             name: "ipconfig1".to_owned(),
             subnet,
             address: None,
+            family: Family::V4,
         };
         self.command(Command::PutNic {
             security_group: group,
@@ -127,8 +129,11 @@ impl Azure {
         let balancer = PutLoadBalancer {
             inbound_rules: Vec::new(),
             sku: "Standard".to_owned(),
-            frontends: vec![(Name::new("f"), PutFrontend::Internal { subnet, address })],
-            pools: vec![(Name::new("p"), vec![self.id(kind::NIC, "two")])],
+            frontends: vec![(
+                Name::new("f"),
+                PutFrontend::Internal { subnet, address, family: Family::V4 },
+            )],
+            pools: vec![(Name::new("p"), vec![self.id(kind::NIC, "two")].into())],
             probes: vec![(Name::new("h"), probe)],
             rules: vec![(Name::new("r"), rule)],
             outbound_rules: Vec::new(),

@@ -7,10 +7,10 @@
 //! nsg NAME
 //! in|out PRIORITY allow|deny PROTOCOL SOURCES PORTS > DESTINATIONS PORTS
 //! gateway NAME ADDRESS|PREFIX[,…]
-//! subnet NAME PREFIX [table TABLE] [nsg NSG] [nat GATEWAY] [private]
+//! subnet NAME PREFIX[,PREFIX] [table TABLE] [nsg NSG] [nat GATEWAY] [private]
 //! table NAME
 //! route PREFIX via ADDRESS | local | internet | none
-//! vm NAME ADDRESS[,ADDRESS…] [forwards] [nsg NSG] [public ADDRESS] [asg NAME]
+//! vm NAME ADDRESS[,ADDRESS…] [forwards] [nsg NSG] [public ADDRESS[,ADDRESS]] [asg NAME]
 //! cluster NAME kubenet|azure|overlay|none API-ADDRESS [pods PREFIX] [outbound lb|nat|udr|none|block]
 //! node NAME ADDRESS[,ADDRESS…] [range PREFIX] [batch ADDRESS-ADDRESS] [forwards] [nsg NSG]
 //! balancer NAME
@@ -23,14 +23,21 @@
 //! outbound FRONTEND[,FRONTEND…] POOL [ports NUMBER]
 //! ```
 //!
+//! A front end's family is its address's, a pool's that of the first front end that a rule sends to it. The public
+//! addresses of a machine belong to the first one of its own of the same family.
+//!
 //! A rule without `to` has floating IP. Sources and destinations are `*`, or prefixes, tags and `asg:NAME` with
 //! commas between them; a security rule is named after its direction and number, `in-100`.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 use vnet::{
-    addr::{Mac, Prefix4},
+    addr::{Family, Mac, Prefix},
     model::{
         Access, Addresses, Allocation, BackendPool, BalancingRule, Cluster, Direction, Frontend,
         Holder, InboundNatRule, InboundTarget, IpConfiguration, LoadBalancer, Machine, Meta,
@@ -141,7 +148,7 @@ impl Reader {
                 let rules = &mut Arc::make_mut(group.expect("a group above")).rules;
                 rules.insert(rule.name.clone(), rule);
             }
-            ("subnet", [name, prefix, rest @ ..]) => self.subnet(name, parse(prefix), rest),
+            ("subnet", [name, prefixes, rest @ ..]) => self.subnet(name, prefixes, rest),
             ("table", [name]) => {
                 self.table = id("routeTables", name);
                 let table = RouteTable {
@@ -245,13 +252,18 @@ impl Reader {
         Arc::make_mut(self.region.vnets.get_mut(&self.vnet).expect("a virtual network above"))
     }
 
-    fn subnet(&mut self, name: &str, prefix: Prefix4, words: &[&str]) {
+    fn subnet(&mut self, name: &str, prefixes: &str, words: &[&str]) {
+        let (prefix, prefix6) = match prefixes.split_once(',') {
+            Some((v4, v6)) => (parse(v4), Some(parse(v6))),
+            None => (parse(prefixes), None),
+        };
         let subnet = Subnet {
             security_group: after(words, "nsg").map(|nsg| id("networkSecurityGroups", nsg)),
             nat_gateway: after(words, "nat").map(|gateway| id("natGateways", gateway)),
             default_outbound: !words.contains(&"private"),
             name: Name::new(name),
             prefix,
+            prefix6,
             route_table: after(words, "table").map(|table| id("routeTables", table)),
             delegations: Vec::new(),
             association_links: Vec::new(),
@@ -265,14 +277,14 @@ impl Reader {
         self.vnet_mut().subnets.insert(Name::new(name), subnet);
     }
 
-    fn subnet_id(&self, address: Ipv4Addr) -> ArmId {
+    fn subnet_id(&self, address: IpAddr) -> ArmId {
         let vnet = &self.region.vnets[&self.vnet];
-        let subnet = vnet.subnets.values().find(|subnet| subnet.prefix.contains(address));
+        let subnet = vnet.subnet_of(address);
         let name = &subnet.unwrap_or_else(|| panic!("no subnet has {address}")).name;
         self.vnet.child("subnets", name.as_str())
     }
 
-    fn route(&mut self, prefix: Prefix4, words: &[&str]) {
+    fn route(&mut self, prefix: Prefix, words: &[&str]) {
         let next_hop = match words {
             ["via", address] => NextHop::VirtualAppliance(parse(address)),
             ["local"] => NextHop::VnetLocal,
@@ -281,32 +293,42 @@ impl Reader {
             _ => panic!("route {prefix} {}", words.join(" ")),
         };
         let table = self.region.route_tables.get_mut(&self.table).expect("a table above");
-        let name = Name::new(&prefix.to_string().replace(['.', '/'], "-"));
+        let name = Name::new(&prefix.to_string().replace(['.', ':', '/'], "-"));
         Arc::make_mut(table).routes.insert(name.clone(), Route { name, prefix, next_hop });
     }
 
     fn machine(&mut self, name: &str, addresses: &str, words: &[&str], role: Role) {
         let nic = nic_id(name);
-        let public_ip = after(words, "public").map(|address| self.public_ip(name, address));
+        let public = after(words, "public").into_iter().flat_map(|it| it.split(','));
+        let public: Vec<(Family, ArmId)> = public
+            .map(|address| {
+                let family = Family::of(parse(address));
+                (family, self.public_ip(&format!("{name}-{}", address.replace(':', "-")), address))
+            })
+            .collect();
+        let mut families = BTreeSet::new();
         let groups = after(words, "asg").map(|name| id("applicationSecurityGroups", name));
         let configs: Vec<IpConfiguration> = addresses
             .split(',')
             .enumerate()
             .map(|(n, address)| {
-                let address = parse(address);
+                let address: IpAddr = parse(address);
                 let subnet = self.subnet_id(address);
+                let family = Family::of(address);
+                let is_first = families.insert(family);
+                let own = public.iter().find(|(its, _)| *its == family && is_first);
                 let name = format!("ipconfig{}", n + 1);
                 IpConfiguration {
                     name,
                     subnet,
-                    public_ip: public_ip.clone().filter(|_| n == 0),
+                    public_ip: own.map(|(_, id)| id.clone()),
                     application_groups: groups.iter().cloned().collect(),
                     address,
                     allocation: Allocation::Static,
                 }
             })
             .collect();
-        let primary = configs[0].address.octets();
+        let primary = Family::v4(configs[0].address).expect("a primary address of IPv4").octets();
         let vnet = u8::try_from(self.region.vnets.len()).expect("few virtual networks");
         let mac = Mac([0x00, 0x0d, 0x3a, vnet, primary[2], primary[3]]);
         self.region.nics.insert(
@@ -389,7 +411,7 @@ impl Reader {
                 let holder = Holder::PodBatch { node: machine_id(name) };
                 let subnets = &mut self.vnet_mut().subnets;
                 let subnet = subnets.values_mut().find(|subnet| subnet.prefix.contains(address));
-                subnet.expect("a pod subnet").held.insert(address, holder);
+                subnet.expect("a pod subnet").held.insert(address.into(), holder);
             }
         }
     }
@@ -419,7 +441,8 @@ impl Reader {
             }
             ("pool", [name, members @ ..]) => {
                 let members = members.iter().map(|member| nic_id(member)).collect();
-                balancer.pools.insert(Name::new(name), BackendPool { members });
+                let family = Family::V4;
+                balancer.pools.insert(Name::new(name), BackendPool { members, family });
             }
             ("probe", [name, protocol, port]) => {
                 let probe = Probe {
@@ -435,6 +458,15 @@ impl Reader {
                 balancer.probes.insert(Name::new(name), probe);
             }
             ("rule", [frontend, pool, protocol, port, rest @ ..]) => {
+                let family = match &balancer.frontends[&Name::new(frontend)] {
+                    Frontend::Internal { address, .. } => Family::of(*address),
+                    Frontend::Public { public_ip } => {
+                        Family::of(self.region.public_ips[public_ip].address)
+                    }
+                };
+                if let Some(pool) = balancer.pools.get_mut(&Name::new(pool)) {
+                    pool.family = family;
+                }
                 let rule = rule(frontend, pool, protocol, parse(port), rest);
                 balancer.rules.insert(Name::new(&format!("{frontend}-{protocol}-{port}")), rule);
             }
@@ -539,11 +571,9 @@ fn security_rule(direction: &str, words: &[&str]) -> SecurityRule {
         }
         let one = |text: &str| match text {
             "*" => Addresses::Any,
-            _ if text.starts_with(|c: char| c.is_ascii_digit()) && text.contains('/') => {
-                Addresses::Prefix(parse(text))
-            }
-            _ if text.starts_with(|c: char| c.is_ascii_digit()) => {
-                Addresses::Prefix(Prefix4::host(parse(text)))
+            _ if text.contains('/') => Addresses::Prefix(parse(text)),
+            _ if text.starts_with(|c: char| c.is_ascii_digit()) || text.contains(':') => {
+                Addresses::Prefix(Prefix::host(parse(text)))
             }
             tag => Addresses::Tag(tag.to_owned()),
         };

@@ -442,8 +442,13 @@ fn end<'a>(name: &'a str, link: &Link) -> VethEnd<'a> {
 }
 
 fn rule_message(rule: &Rule) -> RuleMessage {
-    let matches =
-        RuleMatch { mark: rule.mark, iif: rule.iif.as_deref(), from: rule.from, to: None };
+    let matches = RuleMatch {
+        family: rule.family,
+        mark: rule.mark,
+        iif: rule.iif.as_deref(),
+        from: rule.from,
+        to: None,
+    };
     let then = match rule.then {
         Then::Table(table) => RuleThen::Table(table),
         Then::Goto(priority) => RuleThen::Goto(priority),

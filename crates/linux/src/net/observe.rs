@@ -14,8 +14,10 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use vnet::{
-    addr::{Mac, Prefix4},
-    host::state::{Address, NamespaceState, Observed, ObservedLink, RouteKey, Rule, Target, Then},
+    addr::{Family, Mac, Prefix},
+    host::state::{
+        Address, IPV6_MARK, NamespaceState, Observed, ObservedLink, RouteKey, Rule, Target, Then,
+    },
 };
 
 use super::{
@@ -34,15 +36,28 @@ pub fn observe(namespace: &Netns, desired: &NamespaceState) -> Result<Observed, 
     let mut observed = Observed { links: links(&mut netlink)?, ..Observed::default() };
     let names: Names =
         observed.links.iter().map(|(name, link)| (link.index, name.clone())).collect();
-    observed.addresses = addresses(&mut netlink, &names)?;
-    observed.routes = routes(&mut netlink, &names)?;
-    observed.rules = rules(&mut netlink)?;
-    observed.neighbours = neighbours(&mut netlink, &names)?;
+    for family in families(namespace, desired)? {
+        observed.addresses.extend(addresses(&mut netlink, &names, *family)?);
+        observed.routes.extend(routes(&mut netlink, &names, *family)?);
+        observed.rules.extend(rules(&mut netlink, *family)?);
+        observed.neighbours.extend(neighbours(&mut netlink, &names, *family)?);
+    }
     observed.sysctls = sysctl::read(namespace, desired.sysctls.keys().map(String::as_str))?;
     if desired.nft.is_some() {
         observed.nft = nft::loaded(namespace)?;
     }
     Ok(observed)
+}
+
+/// The families of which there may be something of the fabric's. The kernel has IPv6 of its own on every link, and where
+/// the fabric has none, nobody reads through that.
+fn families(namespace: &Netns, desired: &NamespaceState) -> Result<&'static [Family], LinuxError> {
+    let marked = || -> Result<bool, LinuxError> {
+        let mark = sysctl::read(namespace, std::iter::once(IPV6_MARK))?;
+        Ok(mark.get(IPV6_MARK).is_some_and(|value| value == "1"))
+    };
+    let has_ipv6 = desired.has_ipv6() || marked()?;
+    Ok(if has_ipv6 { &[Family::V4, Family::V6] } else { &[Family::V4] })
 }
 
 /// The numbers of all links, by name.
@@ -115,9 +130,13 @@ fn links(netlink: &mut Netlink) -> Result<BTreeMap<String, ObservedLink>, LinuxE
     Ok(links)
 }
 
-fn addresses(netlink: &mut Netlink, names: &Names) -> Result<BTreeSet<Address>, LinuxError> {
+fn addresses(
+    netlink: &mut Netlink,
+    names: &Names,
+    family: Family,
+) -> Result<BTreeSet<Address>, LinuxError> {
     let mut question = AddressMessage::default();
-    question.header.family = AddressFamily::Inet;
+    question.header.family = wire::address_family(family);
     let answers = netlink.dump(&RouteNetlinkMessage::GetAddress(question))?;
     Ok(answers
         .into_iter()
@@ -130,23 +149,30 @@ fn addresses(netlink: &mut Netlink, names: &Names) -> Result<BTreeSet<Address>, 
 
 fn address(message: &AddressMessage, names: &Names) -> Option<Address> {
     let mut ours = false;
-    let mut local = None;
+    let (mut local, mut address) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             AddressAttribute::Protocol(protocol) => {
                 ours = *protocol == AddressProtocol::from(PROTOCOL);
             }
-            AddressAttribute::Local(IpAddr::V4(address)) => local = Some(*address),
+            AddressAttribute::Local(it) => local = Some(*it),
+            AddressAttribute::Address(it) => address = Some(*it),
             _ => {}
         }
     }
     let link = names.get(&message.header.index)?.clone();
-    ours.then_some(Address { link, address: local?, length: message.header.prefix_len })
+    // Of IPv6 addresses without a peer the kernel tells no local one.
+    let address = local.or(address)?;
+    ours.then_some(Address { link, address, length: message.header.prefix_len })
 }
 
-fn routes(netlink: &mut Netlink, names: &Names) -> Result<BTreeMap<RouteKey, Target>, LinuxError> {
+fn routes(
+    netlink: &mut Netlink,
+    names: &Names,
+    family: Family,
+) -> Result<BTreeMap<RouteKey, Target>, LinuxError> {
     let mut question = RouteMessage::default();
-    question.header.address_family = AddressFamily::Inet;
+    question.header.address_family = wire::address_family(family);
     let answers = netlink.dump(&RouteNetlinkMessage::GetRoute(question))?;
     Ok(answers
         .into_iter()
@@ -162,15 +188,25 @@ fn route(message: &RouteMessage, names: &Names) -> Option<(RouteKey, Target)> {
         return None;
     }
     let mut table = u32::from(message.header.table);
-    let mut network = Ipv4Addr::UNSPECIFIED;
+    let family =
+        if message.header.address_family == AddressFamily::Inet6 { Family::V6 } else { Family::V4 };
+    let mut network = Prefix::everything(family).network();
     let mut link = None;
     let mut gateway = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Table(number) => table = *number,
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => network = *address,
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => network = (*address).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => {
+                network = (*address).into();
+            }
             RouteAttribute::Oif(index) => link = names.get(index),
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => {
+                gateway = Some(IpAddr::from(*address));
+            }
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => {
+                gateway = Some(IpAddr::from(*address));
+            }
             _ => {}
         }
     }
@@ -183,24 +219,25 @@ fn route(message: &RouteMessage, names: &Names) -> Option<(RouteKey, Target)> {
         (RouteType::Throw, ..) => Target::Throw,
         _ => return None,
     };
-    let prefix = Prefix4::containing(network, message.header.destination_prefix_length.min(32));
+    let length = message.header.destination_prefix_length.min(family.bits());
+    let prefix = Prefix::containing(network, length);
     Some((RouteKey { table, prefix }, target))
 }
 
-fn rules(netlink: &mut Netlink) -> Result<BTreeSet<Rule>, LinuxError> {
+fn rules(netlink: &mut Netlink, family: Family) -> Result<BTreeSet<Rule>, LinuxError> {
     let mut question = RuleMessage::default();
-    question.header.family = AddressFamily::Inet;
+    question.header.family = wire::address_family(family);
     let answers = netlink.dump(&RouteNetlinkMessage::GetRule(question))?;
     Ok(answers
         .into_iter()
         .filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRule(message) => rule(&message),
+            RouteNetlinkMessage::NewRule(message) => rule(&message, family),
             _ => None,
         })
         .collect())
 }
 
-fn rule(message: &RuleMessage) -> Option<Rule> {
+fn rule(message: &RuleMessage, family: Family) -> Option<Rule> {
     let mut ours = false;
     let mut priority = 0;
     let mut table = u32::from(message.header.table);
@@ -216,8 +253,9 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
             RuleAttribute::Goto(number) => goto = Some(*number),
             RuleAttribute::FwMark(number) => mark = Some(*number),
             RuleAttribute::Iifname(name) => iif = Some(name.clone()),
-            RuleAttribute::Source(IpAddr::V4(address)) => {
-                from = Some(Prefix4::containing(*address, message.header.src_len.min(32)));
+            RuleAttribute::Source(address) => {
+                let length = message.header.src_len.min(Family::of(*address).bits());
+                from = Some(Prefix::containing(*address, length));
             }
             _ => {}
         }
@@ -227,15 +265,16 @@ fn rule(message: &RuleMessage) -> Option<Rule> {
         (RuleAction::Goto, Some(priority)) => Then::Goto(priority),
         _ => return None,
     };
-    ours.then_some(Rule { priority, mark, iif, from, then })
+    ours.then_some(Rule { priority, family, mark, iif, from, then })
 }
 
 fn neighbours(
     netlink: &mut Netlink,
     names: &Names,
-) -> Result<BTreeMap<(String, Ipv4Addr), Mac>, LinuxError> {
+    family: Family,
+) -> Result<BTreeMap<(String, IpAddr), Mac>, LinuxError> {
     let mut question = NeighbourMessage::default();
-    question.header.family = AddressFamily::Inet;
+    question.header.family = wire::address_family(family);
     let answers = netlink.dump(&RouteNetlinkMessage::GetNeighbour(question))?;
     Ok(answers
         .into_iter()
@@ -246,7 +285,7 @@ fn neighbours(
         .collect())
 }
 
-fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<((String, Ipv4Addr), Mac)> {
+fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<((String, IpAddr), Mac)> {
     let mut ours = false;
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
@@ -254,7 +293,12 @@ fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<((String, Ipv4
             NeighbourAttribute::Protocol(protocol) => {
                 ours = *protocol == RouteProtocol::from(PROTOCOL);
             }
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(it)) => address = Some(*it),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(it)) => {
+                address = Some(IpAddr::from(*it));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(it)) => {
+                address = Some(IpAddr::from(*it));
+            }
             NeighbourAttribute::LinkLayerAddress(bytes) => {
                 mac = bytes.as_slice().try_into().ok().map(Mac);
             }

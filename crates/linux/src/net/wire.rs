@@ -4,13 +4,16 @@
 //! kernel, Kubernetes or a person made.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
 };
 
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressMessage, AddressProtocol, AddressScope},
+    address::{
+        AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
+        AddressScope,
+    },
     link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{
@@ -19,7 +22,7 @@ use netlink_packet_route::{
     },
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
-use vnet::addr::{Mac, Prefix4};
+use vnet::addr::{Family, Mac, Prefix};
 
 /// The protocol number of the fabric's addresses, routes, rules and neighbours
 /// (`rtm_protocol`; free in iproute2's `rt_protos`).
@@ -133,29 +136,51 @@ pub fn link_get(name: &str) -> RouteNetlinkMessage {
 
 /// An address on a link: for `NewAddress` and `DelAddress`.
 #[must_use]
-pub fn address(index: u32, address: Ipv4Addr, length: u8) -> AddressMessage {
+pub fn address(index: u32, address: impl Into<IpAddr>, length: u8) -> AddressMessage {
+    let address = address.into();
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(Family::of(address));
     message.header.prefix_len = length;
     message.header.index = index;
     message.header.scope = AddressScope::Universe;
     message.attributes = vec![
-        AddressAttribute::Local(address.into()),
-        AddressAttribute::Address(address.into()),
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
         AddressAttribute::Protocol(AddressProtocol::from(PROTOCOL)),
     ];
+    if address.is_ipv6() {
+        // Whoever gives addresses knows that nobody else has them, and nobody is on the link to be asked.
+        message.header.flags = AddressHeaderFlags::Nodad;
+        message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
+    }
     message
+}
+
+/// A family as rtnetlink writes it.
+#[must_use]
+pub fn address_family(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    }
 }
 
 /// Adds an address to a link.
 #[must_use]
-pub fn new_address(index: u32, ip: Ipv4Addr, length: u8) -> RouteNetlinkMessage {
+pub fn new_address(index: u32, ip: impl Into<IpAddr>, length: u8) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewAddress(address(index, ip, length))
 }
 
 /// Removes an address from a link.
 #[must_use]
-pub fn delete_address(index: u32, ip: Ipv4Addr, length: u8) -> RouteNetlinkMessage {
+pub fn delete_address(index: u32, ip: impl Into<IpAddr>, length: u8) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelAddress(address(index, ip, length))
 }
 
@@ -165,7 +190,7 @@ pub enum RouteTo {
     /// To neighbours on a link.
     Link(u32),
     /// To a gateway on a link, which is believed to be there.
-    Via(u32, Ipv4Addr),
+    Via(u32, IpAddr),
     /// To this machine itself, by way of a link.
     Local(u32),
     /// Nowhere, silently.
@@ -178,10 +203,11 @@ pub enum RouteTo {
 
 /// A route: for `NewRoute` and `DelRoute`.
 #[must_use]
-pub fn route(table: u32, prefix: Prefix4, to: RouteTo) -> RouteMessage {
+pub fn route(table: u32, prefix: impl Into<Prefix>, to: RouteTo) -> RouteMessage {
+    let prefix = prefix.into();
     let mut message = RouteMessage::default();
     let header = &mut message.header;
-    header.address_family = AddressFamily::Inet;
+    header.address_family = address_family(prefix.family());
     header.destination_prefix_length = prefix.length();
     header.table = u8::try_from(table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
     header.protocol = RouteProtocol::from(PROTOCOL);
@@ -195,7 +221,8 @@ pub fn route(table: u32, prefix: Prefix4, to: RouteTo) -> RouteMessage {
     };
     message.attributes.push(RouteAttribute::Table(table));
     if prefix.length() > 0 {
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(prefix.network())));
+        let network = route_address(prefix.network());
+        message.attributes.push(RouteAttribute::Destination(network));
     }
     match to {
         RouteTo::Link(index) | RouteTo::Local(index) => {
@@ -203,7 +230,7 @@ pub fn route(table: u32, prefix: Prefix4, to: RouteTo) -> RouteMessage {
         }
         RouteTo::Via(index, gateway) => {
             message.header.flags = RouteFlags::Onlink;
-            message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+            message.attributes.push(RouteAttribute::Gateway(route_address(gateway)));
             message.attributes.push(RouteAttribute::Oif(index));
         }
         RouteTo::Blackhole | RouteTo::Unreachable | RouteTo::Throw => {}
@@ -213,26 +240,30 @@ pub fn route(table: u32, prefix: Prefix4, to: RouteTo) -> RouteMessage {
 
 /// Adds or replaces a route.
 #[must_use]
-pub fn new_route(table: u32, prefix: Prefix4, to: RouteTo) -> RouteNetlinkMessage {
+pub fn new_route(table: u32, prefix: impl Into<Prefix>, to: RouteTo) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewRoute(route(table, prefix, to))
 }
 
 /// Deletes a route.
 #[must_use]
-pub fn delete_route(table: u32, prefix: Prefix4, to: RouteTo) -> RouteNetlinkMessage {
+pub fn delete_route(table: u32, prefix: impl Into<Prefix>, to: RouteTo) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelRoute(route(table, prefix, to))
 }
 
 /// A permanent neighbour: for `NewNeighbour` and `DelNeighbour`.
 #[must_use]
-pub fn neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> NeighbourMessage {
+pub fn neighbour(index: u32, address: impl Into<IpAddr>, mac: Mac) -> NeighbourMessage {
+    let address = address.into();
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(Family::of(address));
     message.header.ifindex = index;
     message.header.state = NeighbourState::Permanent;
     message.header.kind = RouteType::Unicast;
     message.attributes = vec![
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(address)),
+        NeighbourAttribute::Destination(match address {
+            IpAddr::V4(address) => NeighbourAddress::Inet(address),
+            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+        }),
         NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
         NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
     ];
@@ -241,27 +272,29 @@ pub fn neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> NeighbourMessage {
 
 /// Adds or replaces a permanent neighbour.
 #[must_use]
-pub fn new_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> RouteNetlinkMessage {
+pub fn new_neighbour(index: u32, address: impl Into<IpAddr>, mac: Mac) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewNeighbour(neighbour(index, address, mac))
 }
 
 /// Deletes a neighbour.
 #[must_use]
-pub fn delete_neighbour(index: u32, address: Ipv4Addr, mac: Mac) -> RouteNetlinkMessage {
+pub fn delete_neighbour(index: u32, address: impl Into<IpAddr>, mac: Mac) -> RouteNetlinkMessage {
     RouteNetlinkMessage::DelNeighbour(neighbour(index, address, mac))
 }
 
 /// What a rule looks at; what is `None` matches everything.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuleMatch<'a> {
+    /// Of which family packets are.
+    pub family: Family,
     /// The packet's mark.
     pub mark: Option<u32>,
     /// The link that it came in on.
     pub iif: Option<&'a str>,
     /// Its source.
-    pub from: Option<Prefix4>,
+    pub from: Option<Prefix>,
     /// Its destination.
-    pub to: Option<Prefix4>,
+    pub to: Option<Prefix>,
 }
 
 /// What a rule does.
@@ -277,7 +310,7 @@ pub enum RuleThen {
 #[must_use]
 pub fn rule(priority: u32, matches: RuleMatch<'_>, then: RuleThen) -> RuleMessage {
     let mut message = RuleMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address_family(matches.family);
     message.attributes.push(RuleAttribute::Priority(priority));
     message.attributes.push(RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
     if let Some(mark) = matches.mark {
@@ -289,11 +322,11 @@ pub fn rule(priority: u32, matches: RuleMatch<'_>, then: RuleThen) -> RuleMessag
     }
     if let Some(from) = matches.from {
         message.header.src_len = from.length();
-        message.attributes.push(RuleAttribute::Source(from.network().into()));
+        message.attributes.push(RuleAttribute::Source(from.network()));
     }
     if let Some(to) = matches.to {
         message.header.dst_len = to.length();
-        message.attributes.push(RuleAttribute::Destination(to.network().into()));
+        message.attributes.push(RuleAttribute::Destination(to.network()));
     }
     match then {
         RuleThen::Table(table) => {

@@ -3,9 +3,14 @@
 //!
 //! Starting `nft` takes five milliseconds, and it first reads what is there.
 
-use vnet::host::{
-    Element, Elements,
-    element::{Field, Value, Verdict},
+use std::net::IpAddr;
+
+use vnet::{
+    addr::Family,
+    host::{
+        Element, Elements,
+        element::{Field, Value, Verdict},
+    },
 };
 
 use super::wire::{Attributes, CREATE, Message, Nfnetlink};
@@ -73,14 +78,15 @@ impl Changer {
 
 fn chain(kind: u16, flags: u16, table: &str, digest: &str) -> Message {
     let body = Attributes::default().text(CHAIN_TABLE, table);
-    Message { kind, flags, body: body.text(CHAIN_NAME, &format!("{LOADED}{digest}")) }
+    let family = Family::V4;
+    Message { kind, flags, family, body: body.text(CHAIN_NAME, &format!("{LOADED}{digest}")) }
 }
 
 fn elements(
     messages: &mut Vec<Message>,
     kind: u16,
     table: &str,
-    Elements { set, kind: of, is_interval, .. }: &Elements,
+    Elements { family, set, kind: of, is_interval, .. }: &Elements,
     texts: &[String],
 ) -> Result<(), LinuxError> {
     let flags = if kind == NEW_ELEMENTS { CREATE } else { 0 };
@@ -94,7 +100,8 @@ fn elements(
             list = list.list(LIST_ONE, &bytes);
         }
         let body = Attributes::default().text(LIST_TABLE, table).text(LIST_SET, set);
-        messages.push(Message { kind, flags, body: body.list(LIST_ELEMENTS, &list) });
+        let body = body.list(LIST_ELEMENTS, &list);
+        messages.push(Message { kind, flags, family: *family, body });
     }
     Ok(())
 }
@@ -145,7 +152,8 @@ fn bytes<'a>(fields: impl Iterator<Item = &'a Field>) -> Option<Vec<u8>> {
                 bytes.extend(name.as_bytes());
                 bytes.resize(bytes.len() + LINK_NAME - name.len(), 0);
             }
-            Field::Address(address) => bytes.extend(address.octets()),
+            Field::Address(IpAddr::V4(address)) => bytes.extend(address.octets()),
+            Field::Address(IpAddr::V6(address)) => bytes.extend(address.octets()),
             Field::Protocol(protocol) => bytes.push(*protocol),
             Field::Port(port) => bytes.extend(port.to_be_bytes()),
             Field::Mark(mark) => bytes.extend(mark.to_ne_bytes()),

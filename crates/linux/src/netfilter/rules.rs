@@ -3,6 +3,8 @@
 
 use nix::errno::Errno;
 
+use vnet::addr::Family;
+
 use super::wire::{
     Attributes, DUMP, Message, Nfnetlink, attributes, find, find_text, find_u32, find_u64,
 };
@@ -93,6 +95,7 @@ pub struct RuleCount {
 pub fn table(namespace: &Netns, name: &str) -> Result<Option<Table>, LinuxError> {
     let socket = Nfnetlink::open_in(namespace)?;
     let question = |kind, attribute, flags| Message {
+        family: Family::V4,
         kind,
         flags,
         body: Attributes::default().text(attribute, name),

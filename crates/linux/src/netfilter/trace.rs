@@ -6,6 +6,8 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
+use vnet::addr::Family;
+
 use super::{
     rules::Verdict,
     wire::{
@@ -78,6 +80,7 @@ impl Tracer {
         let socket = Nfnetlink::open_in(namespace)?;
         socket.join(TRACE_GROUP)?;
         let mut messages = vec![Message {
+            family: Family::V4,
             kind: NEW_TABLE,
             flags: CREATE,
             // NFT_TABLE_F_OWNER.
@@ -129,7 +132,7 @@ fn new_chain(table: &str, name: &str, hook: u32) -> Message {
         // NF_ACCEPT.
         .number(5, 1)
         .text(7, "filter");
-    Message { kind: NEW_CHAIN, flags: CREATE, body }
+    Message { kind: NEW_CHAIN, flags: CREATE, family: Family::V4, body }
 }
 
 /// `ip dscp DSCP ip protocol PROTOCOL meta nftrace set 1`.
@@ -162,7 +165,7 @@ fn new_rule(table: &str, chain: &str, dscp: u8, protocol: u8) -> Message {
         list.list(1, &Attributes::default().text(1, name).list(2, data))
     });
     let body = Attributes::default().text(1, table).text(2, chain).list(4, &list);
-    Message { kind: NEW_RULE, flags: CREATE | APPEND, body }
+    Message { kind: NEW_RULE, flags: CREATE | APPEND, family: Family::V4, body }
 }
 
 fn parse(body: &[u8]) -> Option<Event> {

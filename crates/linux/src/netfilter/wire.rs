@@ -5,6 +5,7 @@ use std::{io, os::fd::AsRawFd};
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
+use vnet::addr::Family;
 
 use crate::{LinuxError, netns::Netns};
 
@@ -20,8 +21,6 @@ const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
 /// `NFNL_SUBSYS_NFTABLES`.
 const NFTABLES: u16 = 10;
-/// `NFPROTO_IPV4`.
-const IPV4: u8 = 2;
 /// Nested attributes say so in their type.
 const NESTED: u16 = 0x8000;
 
@@ -92,6 +91,8 @@ pub(super) struct Message {
     /// Which: 0 is `NFT_MSG_NEWTABLE`.
     pub(super) kind: u16,
     pub(super) flags: u16,
+    /// Of which family's table it speaks.
+    pub(super) family: Family,
     pub(super) body: Attributes,
 }
 
@@ -134,12 +135,13 @@ impl Nfnetlink {
     /// Sends messages as one transaction: all or none. `what` is for messages to people.
     pub(super) fn transaction(&self, messages: &[Message], what: &str) -> Result<(), LinuxError> {
         let mut bytes = Vec::new();
-        frame(&mut bytes, BATCH_BEGIN, REQUEST, 0, NFTABLES, &[]);
+        frame(&mut bytes, BATCH_BEGIN, REQUEST, 0, (0, NFTABLES), &[]);
         for (number, message) in (1..).zip(messages) {
             let flags = REQUEST | ACK | message.flags;
-            frame(&mut bytes, NFTABLES << 8 | message.kind, flags, number, 0, &message.body.0);
+            let (kind, about) = (NFTABLES << 8 | message.kind, (number_of(message.family), 0));
+            frame(&mut bytes, kind, flags, number, about, &message.body.0);
         }
-        frame(&mut bytes, BATCH_END, REQUEST, 0, NFTABLES, &[]);
+        frame(&mut bytes, BATCH_END, REQUEST, 0, (0, NFTABLES), &[]);
         self.send(&bytes)?;
         let mut n_answered = 0;
         while n_answered < messages.len() {
@@ -162,7 +164,8 @@ impl Nfnetlink {
         let mut bytes = Vec::new();
         let is_dump = message.flags & DUMP == DUMP;
         let flags = REQUEST | message.flags | if is_dump { 0 } else { ACK };
-        frame(&mut bytes, NFTABLES << 8 | message.kind, flags, 1, 0, &message.body.0);
+        let (kind, about) = (NFTABLES << 8 | message.kind, (number_of(message.family), 0));
+        frame(&mut bytes, kind, flags, 1, about, &message.body.0);
         self.send(&bytes)?;
         let mut answers = Vec::new();
         loop {
@@ -205,14 +208,29 @@ impl AsRawFd for Nfnetlink {
     }
 }
 
-fn frame(bytes: &mut Vec<u8>, kind: u16, flags: u16, number: u32, resource: u16, body: &[u8]) {
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+fn number_of(family: Family) -> u8 {
+    match family {
+        Family::V4 => 2,
+        Family::V6 => 10,
+    }
+}
+
+/// `family` and `resource` are those of nfgenmsg.
+fn frame(
+    bytes: &mut Vec<u8>,
+    kind: u16,
+    flags: u16,
+    number: u32,
+    (family, resource): (u8, u16),
+    body: &[u8],
+) {
     let length = u32::try_from(20 + body.len()).unwrap_or(u32::MAX);
     bytes.extend(length.to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
     bytes.extend(flags.to_ne_bytes());
     bytes.extend(number.to_ne_bytes());
     bytes.extend([0; 4]);
-    let family = if kind >> 8 == NFTABLES { IPV4 } else { 0 };
     bytes.extend([family, 0]);
     bytes.extend(resource.to_be_bytes());
     bytes.extend(body);

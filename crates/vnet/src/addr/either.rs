@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     str::FromStr,
 };
 
@@ -27,9 +27,12 @@ pub enum Prefix {
 }
 
 /// The family of an address or a prefix.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
 pub enum Family {
     /// IPv4.
+    #[default]
     V4,
     /// IPv6.
     V6,
@@ -40,6 +43,21 @@ impl Family {
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Whether it is IPv4: what is so where nothing is said.
+    #[must_use]
+    pub fn is_v4(&self) -> bool {
+        *self == Self::V4
+    }
+
+    /// `address`, if it is IPv4.
+    #[must_use]
+    pub fn v4(address: IpAddr) -> Option<Ipv4Addr> {
+        match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        }
     }
 
     /// How many bits an address has: 32 or 128.
@@ -206,7 +224,7 @@ impl Prefix {
     #[must_use]
     pub fn everything(family: Family) -> Self {
         match family {
-            Family::V4 => Self::V4(Prefix4::containing(std::net::Ipv4Addr::UNSPECIFIED, 0)),
+            Family::V4 => Self::V4(Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)),
             Family::V6 => Self::V6(Prefix6::containing(Ipv6Addr::UNSPECIFIED, 0)),
         }
     }
@@ -247,10 +265,44 @@ impl Prefix {
         }
     }
 
+    /// The number of addresses, or the most that the type can hold.
+    #[must_use]
+    pub fn n_addresses(self) -> u64 {
+        let bits = u32::from(self.family().bits() - self.length());
+        1_u64.checked_shl(bits).unwrap_or(u64::MAX)
+    }
+
+    /// The address at `offset` from the first one, if it is inside.
+    #[must_use]
+    pub fn nth(self, offset: u64) -> Option<IpAddr> {
+        match self {
+            Self::V4(prefix) => prefix.nth(offset).map(IpAddr::V4),
+            Self::V6(prefix) => prefix.nth(offset.into()).map(IpAddr::V6),
+        }
+    }
+
+    /// The prefixes of `length` bits inside this one, lowest first; none when `length` is shorter than this one's.
+    pub fn subnets(self, length: u8) -> impl Iterator<Item = Self> {
+        let (v4, v6) = match self {
+            Self::V4(prefix) => (Some(prefix), None),
+            Self::V6(prefix) => (None, Some(prefix)),
+        };
+        let v4 = v4.into_iter().flat_map(move |it| it.subnets(length)).map(Self::V4);
+        let v6 = v6.into_iter().flat_map(move |it| {
+            (0..).map_while(move |index| it.nth_subnet(length, index)).map(Self::V6)
+        });
+        v4.chain(v6)
+    }
+
+    /// Its addresses, lowest first.
+    pub fn addresses(self) -> impl Iterator<Item = IpAddr> {
+        (0..self.n_addresses()).map_while(move |offset| self.nth(offset))
+    }
+
     /// Whether `address` is inside; one of the other family never is.
     #[must_use]
-    pub fn contains(self, address: IpAddr) -> bool {
-        match (self, address) {
+    pub fn contains(self, address: impl Into<IpAddr>) -> bool {
+        match (self, address.into()) {
             (Self::V4(prefix), IpAddr::V4(address)) => prefix.contains(address),
             (Self::V6(prefix), IpAddr::V6(address)) => prefix.contains(address),
             _ => false,
@@ -359,7 +411,7 @@ mod tests {
     #[test]
     fn families_do_not_contain_each_other() {
         let everything = Prefix::everything(Family::V4);
-        assert!(!everything.contains("::1".parse().unwrap()));
+        assert!(!everything.contains(Ipv6Addr::LOCALHOST));
         assert!(!everything.overlaps(Prefix::everything(Family::V6)));
     }
 

@@ -3,14 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use super::{health::Health, view::View};
 use crate::model::{BalancingRule, InboundNatRule, InboundTarget, LoadBalancer, Transport};
 
 /// What a service is found by: address, protocol, port (0 with [`Transport::All`]).
-pub(crate) type Key = (Ipv4Addr, Transport, u16);
+pub(crate) type Key = (IpAddr, Transport, u16);
 
 /// All services of a virtual network.
 pub(crate) struct Services(pub(crate) BTreeMap<Key, Service>);
@@ -18,9 +18,9 @@ pub(crate) struct Services(pub(crate) BTreeMap<Key, Service>);
 /// One load-balancing rule, or one port of an inbound NAT rule.
 pub(crate) struct Service {
     /// The members that new flows may go to, in order.
-    pub(crate) healthy: Vec<Ipv4Addr>,
+    pub(crate) healthy: Vec<IpAddr>,
     /// All members, in order.
-    pub(crate) members: Vec<Ipv4Addr>,
+    pub(crate) members: Vec<IpAddr>,
     /// Whether a client always meets the same member.
     pub(crate) by_source: bool,
     pub(crate) delivery: Delivery,
@@ -41,13 +41,13 @@ pub(crate) enum Delivery {
 
 impl Services {
     /// The members that flows are sent to, whatever routes say of their addresses.
-    pub(crate) fn members(&self) -> BTreeSet<Ipv4Addr> {
+    pub(crate) fn members(&self) -> BTreeSet<IpAddr> {
         self.0.values().flat_map(|service| service.members.iter().copied()).collect()
     }
 
     /// The front ends' addresses that each member may answer from.
-    pub(crate) fn addresses_by_member(&self) -> BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> {
-        let mut addresses: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    pub(crate) fn addresses_by_member(&self) -> BTreeMap<IpAddr, BTreeSet<IpAddr>> {
+        let mut addresses: BTreeMap<IpAddr, BTreeSet<IpAddr>> = BTreeMap::new();
         let kept = self.0.iter().filter(|(_, service)| service.delivery == Delivery::Kept);
         for ((address, ..), service) in kept {
             for member in &service.members {
@@ -84,7 +84,7 @@ fn inbound_ports(
     view: &View<'_>,
     balancer: &LoadBalancer,
     rule: &InboundNatRule,
-) -> Vec<(u16, Ipv4Addr)> {
+) -> Vec<(u16, IpAddr)> {
     match &rule.target {
         InboundTarget::Configuration { frontend_port, member } => {
             let member = member.as_ref().and_then(|(nic, config)| {
@@ -94,16 +94,19 @@ fn inbound_ports(
             member.map(|member| (*frontend_port, member)).into_iter().collect()
         }
         InboundTarget::Pool { pool, frontend_ports } => {
-            let members = balancer.pools.get(pool).into_iter().flat_map(|pool| &pool.members);
+            let Some(pool) = balancer.pools.get(pool) else { return Vec::new() };
+            let members = &pool.members;
             (frontend_ports.first..=frontend_ports.last)
                 .zip(members)
-                .filter_map(|(port, member)| Some((port, view.port_of(member)?.primary)))
+                .filter_map(|(port, member)| {
+                    Some((port, view.port_of(member)?.main_address(pool.family)?))
+                })
                 .collect()
         }
     }
 }
 
-fn inbound_service(rule: &InboundNatRule, member: Ipv4Addr) -> Service {
+fn inbound_service(rule: &InboundNatRule, member: IpAddr) -> Service {
     Service {
         healthy: vec![member],
         members: vec![member],
@@ -127,10 +130,11 @@ fn service(
     let address = view.frontend_address(balancer.frontends.get(&rule.frontend)?)?;
     let pool = balancer.pools.get(&rule.pool);
     let mut members = Vec::new();
-    for member in pool.iter().flat_map(|pool| &pool.members) {
-        if let Some(port) = view.port_of(member) {
+    for (pool, member) in pool.iter().flat_map(|it| it.members.iter().map(move |m| (it, m))) {
+        let address = view.port_of(member).and_then(|port| port.main_address(pool.family));
+        if let Some(address) = address {
             let up = health.is_up(&balancer.meta.id, rule.probe.as_ref(), member);
-            members.push((port.primary, up));
+            members.push((address, up));
         }
     }
     members.sort_unstable();

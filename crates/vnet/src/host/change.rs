@@ -13,7 +13,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -213,6 +213,7 @@ fn shape(vnet: &Vnet) -> Vnet {
         let subnet = Subnet {
             name: it.name.clone(),
             prefix: it.prefix,
+            prefix6: it.prefix6,
             route_table: it.route_table.clone(),
             security_group: it.security_group.clone(),
             nat_gateway: it.nat_gateway.clone(),
@@ -349,7 +350,7 @@ fn tied(region: &Region) -> BTreeSet<ArmId> {
     }
     let nodes = region.machines.values().filter(|machine| matches!(machine.role, Role::Node(_)));
     tied.extend(nodes.map(|machine| machine.nic.clone()));
-    let hops: BTreeSet<Ipv4Addr> = region
+    let hops: BTreeSet<IpAddr> = region
         .route_tables
         .values()
         .flat_map(|table| table.routes.values())

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 use super::{
     fabric::{FAR_END, INTERNET_MAC, MTU, everywhere},
     names,
-    state::{End, LOCAL, Link, MAIN, NamespaceState, RouteKey, Target},
+    state::{End, LOCAL, Link, MAIN, NamespaceState, Target},
     view::{View, mac_for},
 };
 use crate::{
@@ -77,7 +77,7 @@ pub(super) fn plane(lab: &str, cluster: &Cluster, vnet: Option<&Vnet>) -> Namesp
     state.sysctl(&format!("net/ipv4/conf/{leg}/rp_filter"), "0");
     state.address(&leg, cluster.api_address, 32);
     state.neighbour(&leg, FAR_END, INTERNET_MAC);
-    state.route(MAIN, everywhere(), Target::Via(leg, FAR_END));
+    state.route(MAIN, everywhere(), Target::via(&leg, FAR_END));
 
     let Some(vnet) = vnet else { return state };
     let leg = names::CONTROL_VNET.to_owned();
@@ -89,8 +89,9 @@ pub(super) fn plane(lab: &str, cluster: &Cluster, vnet: Option<&Vnet>) -> Namesp
     state.sysctl(&format!("net/ipv4/conf/{leg}/rp_filter"), "0");
     state.address(&leg, platform_address(cluster), 32);
     state.neighbour(&leg, FAR_END, Mac::FABRIC);
-    for prefix in vnet.prefixes.iter().copied().chain(pod_range(cluster)) {
-        state.route(MAIN, prefix, Target::Via(leg.clone(), FAR_END));
+    let own = vnet.prefixes.iter().filter_map(|prefix| prefix.as_v4());
+    for prefix in own.chain(pod_range(cluster)) {
+        state.route(MAIN, prefix, Target::via(&leg, FAR_END));
     }
     state
 }
@@ -118,8 +119,7 @@ pub(super) fn connect_vnet(
     for port in &view.ports {
         let is_node = port.cluster.is_some_and(|it| it.meta.id == cluster.meta.id);
         if let (true, Some(prefix)) = (is_node, port.pod_range) {
-            let key = RouteKey { table, prefix };
-            state.routes.insert(key, Target::Via(port.link.clone(), port.primary));
+            state.route(table, prefix, Target::via(&port.link, port.primary));
         }
     }
 }

@@ -6,13 +6,16 @@
 //! rule that everything in it matches. Many parts may have one rule, so each rule that decides is a chain of its own,
 //! with its one counter.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     gates::{merged, one_of, port_texts, range_texts, verdict},
-    ruleset::line,
+    ruleset::{ip, line},
 };
-use crate::{model::RuleProtocol, policy::Rule};
+use crate::{addr::Family, model::RuleProtocol, policy::Rule};
 
 /// Rules in a list from which on it is cut: below, looking at each costs less than the maps
 /// (about 35 ns a rule, measured).
@@ -53,20 +56,21 @@ struct Known {
 /// A rule with its fields as ranges of numbers, apart and in order; `None` when it matches all.
 struct Flat<'r> {
     rule: &'r Rule,
-    source: Option<Vec<(u32, u32)>>,
-    destination: Option<Vec<(u32, u32)>>,
-    port: Option<Vec<(u32, u32)>>,
+    source: Option<Vec<(u128, u128)>>,
+    destination: Option<Vec<(u128, u128)>>,
+    port: Option<Vec<(u128, u128)>>,
 }
 
 /// Part of a list: numbers of rules, in order.
 type Part = Vec<usize>;
 
 /// Numbers from one to another, and the part of a list that they meet.
-type Cut = Vec<((u32, u32), Part)>;
+type Cut = Vec<((u128, u128), Part)>;
 
 struct Writer<'t, 'r> {
     text: &'t mut String,
     name: &'t str,
+    family: Family,
     rules: Vec<Flat<'r>>,
     /// Where the packets of a part go, once it is written.
     written: BTreeMap<(Known, Part), String>,
@@ -76,11 +80,12 @@ struct Writer<'t, 'r> {
 }
 
 /// Writes a list as the chain `name`, after `head`, its first rules.
-pub(super) fn render(text: &mut String, name: &str, head: &str, rules: &[Rule]) {
-    let flat: Vec<Flat<'_>> = rules.iter().map(Flat::new).collect();
+pub(super) fn render(text: &mut String, name: &str, head: &str, rules: &[Rule], family: Family) {
+    let flat: Vec<Flat<'_>> = rules.iter().map(|rule| Flat::new(rule, family)).collect();
     let mut writer = Writer {
         text,
         name,
+        family,
         left: flat.len() * GROWTH,
         rules: flat,
         written: BTreeMap::new(),
@@ -95,6 +100,10 @@ pub(super) fn render(text: &mut String, name: &str, head: &str, rules: &[Rule]) 
         (Class::Ah, Some("ah")),
         (Class::Other, None),
     ] {
+        // IPv6 has a protocol of its own for this, which no rule is about.
+        if class == Class::Icmp && family == Family::V6 {
+            continue;
+        }
         // Nothing but TCP and UDP has ports that a rule could name.
         let port = !matches!(class, Class::Tcp | Class::Udp);
         let known = Known { class, source: false, destination: false, port };
@@ -119,10 +128,11 @@ pub(super) fn render(text: &mut String, name: &str, head: &str, rules: &[Rule]) 
 }
 
 impl<'r> Flat<'r> {
-    fn new(rule: &'r Rule) -> Self {
+    fn new(rule: &'r Rule, family: Family) -> Self {
         let addresses = |set: &crate::addr::AddressSet| {
-            let ranges = set.ranges().map(|(first, last)| (first.into(), last.into()));
-            (!set.is_all()).then(|| ranges.collect())
+            let ranges = set.ranges(family).into_iter();
+            let ranges = ranges.map(|(first, last)| (number(first), number(last)));
+            (!set.is_all_of(family)).then(|| ranges.collect())
         };
         let ports = &rule.rule.destination_ports;
         let ranges = merged(&ports.any_of).into_iter();
@@ -151,7 +161,7 @@ impl<'r> Flat<'r> {
         }
     }
 
-    fn ranges(&self, field: Field) -> Option<&[(u32, u32)]> {
+    fn ranges(&self, field: Field) -> Option<&[(u128, u128)]> {
         match field {
             Field::Source => self.source.as_deref(),
             Field::Destination => self.destination.as_deref(),
@@ -170,32 +180,44 @@ impl<'r> Flat<'r> {
 }
 
 impl Field {
-    fn max(self) -> u32 {
-        match self {
-            Self::Source | Self::Destination => u32::MAX,
-            Self::Port => u16::MAX.into(),
+    fn max(self, family: Family) -> u128 {
+        match (self, family) {
+            (Self::Port, _) => u16::MAX.into(),
+            (_, Family::V4) => u32::MAX.into(),
+            (_, Family::V6) => u128::MAX,
         }
     }
 
-    fn text(self) -> &'static str {
+    fn text(self, family: Family) -> String {
         match self {
-            Self::Source => "ip saddr",
-            Self::Destination => "ip daddr",
-            Self::Port => "th dport",
+            Self::Source => format!("{} saddr", ip(family)),
+            Self::Destination => format!("{} daddr", ip(family)),
+            Self::Port => "th dport".to_owned(),
         }
     }
 
-    fn range(self, (first, last): (u32, u32)) -> String {
-        match self {
-            Self::Source | Self::Destination if first == last => {
-                std::net::Ipv4Addr::from(first).to_string()
-            }
-            Self::Source | Self::Destination => {
-                format!("{}-{}", std::net::Ipv4Addr::from(first), std::net::Ipv4Addr::from(last))
-            }
-            Self::Port if first == last => first.to_string(),
-            Self::Port => format!("{first}-{last}"),
-        }
+    fn range(self, (first, last): (u128, u128), family: Family) -> String {
+        let one = |at| match self {
+            Self::Source | Self::Destination => address(at, family).to_string(),
+            Self::Port => at.to_string(),
+        };
+        if first == last { one(first) } else { format!("{}-{}", one(first), one(last)) }
+    }
+}
+
+/// An address as a number of its family.
+fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => u32::from(address).into(),
+        IpAddr::V6(address) => address.into(),
+    }
+}
+
+/// A number of a family as an address.
+fn address(number: u128, family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from(u32::try_from(number).unwrap_or(u32::MAX)).into(),
+        Family::V6 => Ipv6Addr::from(number).into(),
     }
 }
 
@@ -248,9 +270,9 @@ impl Writer<'_, '_> {
                 let mut elements = Vec::with_capacity(cut.len());
                 for (range, part) in cut {
                     let verdict = self.write(known, part);
-                    elements.push(format!("{} : {verdict}", field.range(range)));
+                    elements.push(format!("{} : {verdict}", field.range(range, self.family)));
                 }
-                format!("\t\t{} vmap {{ {} }}\n", field.text(), elements.join(", "))
+                format!("\t\t{} vmap {{ {} }}\n", field.text(self.family), elements.join(", "))
             }
             None => part.iter().map(|n| self.look_at(known, *n)).collect(),
         };
@@ -271,11 +293,12 @@ impl Writer<'_, '_> {
         let rule = self.rules[n].rule;
         let mut text = "\t\t".to_owned();
         let mut possible = true;
-        if !known.source && !rule.source.is_all() {
-            possible &= one_of(&mut text, "ip saddr", &range_texts(&rule.source)).is_some();
-        }
-        if !known.destination && !rule.destination.is_all() {
-            possible &= one_of(&mut text, "ip daddr", &range_texts(&rule.destination)).is_some();
+        for (field, set) in [(Field::Source, &rule.source), (Field::Destination, &rule.destination)]
+        {
+            if !known.has(field) && !set.is_all_of(self.family) {
+                let ranges = range_texts(set, self.family);
+                possible &= one_of(&mut text, &field.text(self.family), &ranges).is_some();
+            }
         }
         if matches!(known.class, Class::Tcp | Class::Udp) {
             let (source, destination) = (&rule.rule.source_ports, &rule.rule.destination_ports);
@@ -315,12 +338,13 @@ impl Writer<'_, '_> {
     fn cut_by(&self, known: Known, part: &[usize], field: Field) -> Option<Cut> {
         let known = known.with(field);
         // Where a rule begins to match, and where it no longer does.
-        let mut changes: BTreeMap<u32, Vec<(usize, bool)>> = BTreeMap::from([(0, Vec::new())]);
-        let whole = [(0, field.max())];
+        let mut changes: BTreeMap<u128, Vec<(usize, bool)>> = BTreeMap::from([(0, Vec::new())]);
+        let max = field.max(self.family);
+        let whole = [(0, max)];
         for n in part {
             for (first, last) in self.rules[*n].ranges(field).unwrap_or(&whole) {
                 changes.entry(*first).or_default().push((*n, true));
-                if *last < field.max() {
+                if *last < max {
                     changes.entry(last + 1).or_default().push((*n, false));
                 }
             }
@@ -344,11 +368,11 @@ impl Writer<'_, '_> {
                 Some((_, last)) if *last == part => {}
                 _ => {
                     size += part.len();
-                    cut.push(((at, field.max()), part));
+                    cut.push(((at, max), part));
                 }
             }
             if let Some((range, _)) = cut.last_mut() {
-                range.1 = field.max();
+                range.1 = max;
             }
             if size > self.left {
                 return None;

@@ -4,12 +4,16 @@
 
 use std::collections::BTreeSet;
 
+use crate::addr::Family;
+
 /// How the line of a set's elements begins.
 pub(super) const ELEMENTS: &str = "\t\telements = { ";
 
 /// What differs in one set or map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Elements {
+    /// The family of its table.
+    pub family: Family,
     /// Its name.
     pub set: String,
     /// Its type as `nft` writes it: `ifname . ipv4_addr : verdict`.
@@ -28,12 +32,15 @@ pub struct Elements {
 pub fn delta(old: &str, new: &str) -> Option<Vec<Elements>> {
     let (mut old, mut new) = (Reader::of(old), Reader::of(new));
     let mut changes = Vec::new();
+    let mut family = Family::V4;
     loop {
         let before = old.next_line();
         if before != new.next_line() {
             return None;
         }
         let Some(line) = before else { break };
+        // A namespace with IPv6 has a table for each family.
+        family = table_family(line).unwrap_or(family);
         // The elements of a set are its last line, and an empty set has none.
         if line == "\t}" {
             continue;
@@ -49,6 +56,7 @@ pub fn delta(old: &str, new: &str) -> Option<Vec<Elements>> {
             a.difference(b).map(|it| (*it).to_owned()).collect()
         };
         changes.push(Elements {
+            family,
             set: set.to_owned(),
             kind: head.kind.to_owned(),
             is_interval: head.is_interval,
@@ -63,10 +71,14 @@ pub fn delta(old: &str, new: &str) -> Option<Vec<Elements>> {
 pub(super) fn patched(whole: &str, changes: &[Elements]) -> String {
     let mut text = String::with_capacity(whole.len());
     let mut reader = Reader::of(whole);
+    let mut family = Family::V4;
     while let Some(line) = reader.next_line() {
         push_line(&mut text, line);
+        family = table_family(line).unwrap_or(family);
         let Some(set) = set_name(line).filter(|_| reader.is_set()) else { continue };
-        let Some(change) = changes.iter().find(|change| change.set == set) else { continue };
+        let Some(change) = changes.iter().find(|it| it.set == set && it.family == family) else {
+            continue;
+        };
         while let Some(line) =
             reader.lines.next_if(|line| !line.starts_with(ELEMENTS) && *line != "\t}")
         {
@@ -157,6 +169,15 @@ impl<'a> Reader<'a> {
 /// What is between the braces of a line of elements.
 pub(super) fn elements_of(line: &str) -> Option<&str> {
     line.strip_prefix(ELEMENTS)?.strip_suffix(" }")
+}
+
+/// The family of the table that a line begins.
+pub(super) fn table_family(line: &str) -> Option<Family> {
+    match line.strip_prefix("table ")?.split_once(' ')?.0 {
+        "ip" => Some(Family::V4),
+        "ip6" => Some(Family::V6),
+        _ => None,
+    }
 }
 
 /// The name in the first line of a set or map.

@@ -14,11 +14,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use super::view::{Port, View};
 use crate::{
+    addr::Family,
     model::{
         Frontend, LoadBalancer, NatGateway, OutboundType, PortRange, ProvisioningState, Subnet,
     },
@@ -36,7 +37,7 @@ const PORTS_PER_ADDRESS: u32 = 64_000;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Way {
     /// With one of these; at least one, in order.
-    pub(crate) addresses: Vec<Ipv4Addr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// With one of these ports of each.
     pub(crate) ports: Option<PortRange>,
     /// After how many idle minutes a flow is forgotten.
@@ -44,7 +45,7 @@ pub(crate) struct Way {
 }
 
 /// The ways of every address that has one, by address.
-pub(crate) type Ways<'v> = BTreeMap<Ipv4Addr, (&'v str, Way)>;
+pub(crate) type Ways<'v> = BTreeMap<IpAddr, (&'v str, Way)>;
 
 /// Azure's idle timeout where nobody can set one.
 const DEFAULT_IDLE_MINUTES: u32 = 4;
@@ -55,15 +56,21 @@ pub(crate) fn ways<'v>(view: &'v View<'_>) -> Ways<'v> {
     let ordinals = ordinals(view);
     let mut ways = BTreeMap::new();
     for port in &view.ports {
-        let shared = by_balancer(view, &ordinals, port);
+        let shared = [Family::V4, Family::V6]
+            .map(|family| by_balancer(view, &ordinals, port, port.main_address(family)?));
         let own = own_public_ips(view, port);
         for address in port.addresses() {
             let subnet = view.subnet_of(address);
-            let way = subnet
-                .and_then(|subnet| gateways.way(subnet))
-                .or_else(|| own.get(&address).map(|outside| instance_way(*outside)))
-                .or_else(|| shared.clone())
-                .or_else(|| by_default(view, port, subnet));
+            // There are neither gateways nor default access for IPv6.
+            let own = own.get(&address).map(|outside| instance_way(*outside));
+            let way = match Family::of(address) {
+                Family::V4 => subnet
+                    .and_then(|subnet| gateways.way(subnet))
+                    .or(own)
+                    .or_else(|| shared[0].clone())
+                    .or_else(|| by_default(view, port, subnet)),
+                Family::V6 => own.or_else(|| shared[1].clone()),
+            };
             if let Some(way) = way {
                 ways.insert(address, (port.link.as_str(), way));
             }
@@ -73,8 +80,8 @@ pub(crate) fn ways<'v>(view: &'v View<'_>) -> Ways<'v> {
 }
 
 /// Every public address that leads into a virtual network.
-pub(crate) fn public_addresses(view: &View<'_>) -> BTreeSet<Ipv4Addr> {
-    let mut addresses = BTreeSet::from([view.vnet.default_outbound]);
+pub(crate) fn public_addresses(view: &View<'_>) -> BTreeSet<IpAddr> {
+    let mut addresses = BTreeSet::from([view.vnet.default_outbound.into()]);
     let public = view.balancers.iter().flat_map(|balancer| balancer.frontends.values());
     let public = public.filter(|frontend| matches!(frontend, Frontend::Public { .. }));
     addresses.extend(public.filter_map(|frontend| view.frontend_address(frontend)));
@@ -109,18 +116,17 @@ impl<'a> Gateways<'a> {
     }
 }
 
-fn gateway_addresses(view: &View<'_>, gateway: &NatGateway) -> Vec<Ipv4Addr> {
+fn gateway_addresses(view: &View<'_>, gateway: &NatGateway) -> Vec<IpAddr> {
     let single = gateway.public_ips.iter().filter_map(|id| view.public_address(id));
     let prefixes = gateway.public_ip_prefixes.iter();
     let prefixes = prefixes.filter_map(|id| view.region.public_ip_prefixes.get(id));
-    let rows =
-        prefixes.flat_map(|it| (0..it.prefix.n_addresses()).filter_map(|n| it.prefix.nth(n)));
-    let addresses: BTreeSet<Ipv4Addr> = single.chain(rows).collect();
+    let rows = prefixes.flat_map(|it| it.prefix.addresses());
+    let addresses: BTreeSet<IpAddr> = single.chain(rows).collect();
     addresses.into_iter().collect()
 }
 
 /// The public addresses of a NIC's own (instance-level), by the private address that each belongs to.
-pub(crate) fn own_public_ips(view: &View<'_>, port: &Port<'_>) -> BTreeMap<Ipv4Addr, Ipv4Addr> {
+pub(crate) fn own_public_ips(view: &View<'_>, port: &Port<'_>) -> BTreeMap<IpAddr, IpAddr> {
     let configs = port.nic.configs.iter();
     configs
         .filter_map(|config| {
@@ -129,19 +135,20 @@ pub(crate) fn own_public_ips(view: &View<'_>, port: &Port<'_>) -> BTreeMap<Ipv4A
         .collect()
 }
 
-fn instance_way(outside: Ipv4Addr) -> Way {
+fn instance_way(outside: IpAddr) -> Way {
     Way { addresses: vec![outside], ports: None, idle_minutes: DEFAULT_IDLE_MINUTES }
 }
 
 /// Where each member stands in its pool, and how many there are, by pool.
-type Ordinals<'a> = BTreeMap<(&'a ArmId, &'a Name), BTreeMap<Ipv4Addr, u32>>;
+type Ordinals<'a> = BTreeMap<(&'a ArmId, &'a Name), BTreeMap<IpAddr, u32>>;
 
 fn ordinals<'a>(view: &View<'a>) -> Ordinals<'a> {
     let mut ordinals = BTreeMap::new();
     for balancer in &view.balancers {
         for (name, pool) in &balancer.pools {
             let members = pool.members.iter().filter_map(|member| view.port_of(member));
-            let members: BTreeSet<Ipv4Addr> = members.map(|port| port.primary).collect();
+            let members: BTreeSet<IpAddr> =
+                members.filter_map(|port| port.main_address(pool.family)).collect();
             let numbered = (0..).zip(members).map(|(n, address)| (address, n)).collect();
             ordinals.insert((&balancer.meta.id, name), numbered);
         }
@@ -149,31 +156,41 @@ fn ordinals<'a>(view: &View<'a>) -> Ordinals<'a> {
     ordinals
 }
 
-fn by_balancer(view: &View<'_>, ordinals: &Ordinals<'_>, port: &Port<'_>) -> Option<Way> {
-    let pools = view.pools_of(&port.nic.meta.id);
+/// How `own`, the address that load balancers know a NIC by in its family, is seen by way of one.
+fn by_balancer(
+    view: &View<'_>,
+    ordinals: &Ordinals<'_>,
+    port: &Port<'_>,
+    own: IpAddr,
+) -> Option<Way> {
+    let family = Family::of(own);
+    let pools = view.pools_of(&port.nic.meta.id).iter();
+    let pools = pools
+        .filter(|(balancer, pool)| balancer.pools.get(pool).is_some_and(|it| it.family == family));
     let way = |balancer: &LoadBalancer, pool, frontends: &[Name], allocated, idle_minutes| {
         let public = frontends.iter().filter_map(|name| match balancer.frontends.get(name)? {
             Frontend::Internal { .. } => None,
             frontend @ Frontend::Public { .. } => view.frontend_address(frontend),
         });
-        let addresses: BTreeSet<Ipv4Addr> = public.collect();
-        let addresses: Vec<Ipv4Addr> = addresses.into_iter().collect();
+        let addresses: BTreeSet<IpAddr> =
+            public.filter(|address| Family::of(*address) == family).collect();
+        let addresses: Vec<IpAddr> = addresses.into_iter().collect();
         if addresses.is_empty() {
             return None;
         }
         let members = ordinals.get(&(&balancer.meta.id, pool))?;
         let share = share(members.len(), addresses.len(), allocated);
-        let ports = ports_of(*members.get(&port.primary)?, share)?;
+        let ports = ports_of(*members.get(&own)?, share)?;
         Some(Way { addresses, ports: Some(ports), idle_minutes })
     };
-    let by_rule = pools.iter().find_map(|(balancer, pool)| {
+    let by_rule = pools.clone().find_map(|(balancer, pool)| {
         let rule = balancer.outbound_rules.values().find(|rule| rule.pool == **pool)?;
         Some(way(balancer, pool, &rule.frontends, rule.allocated_ports, rule.idle_timeout_minutes))
     });
     if let Some(way) = by_rule {
         return way;
     }
-    pools.iter().find_map(|(balancer, pool)| {
+    pools.clone().find_map(|(balancer, pool)| {
         let mut rules = balancer.rules.values();
         rules.find_map(|rule| {
             let serves = rule.pool == **pool && !rule.disable_outbound_snat;
@@ -226,7 +243,7 @@ fn by_default(view: &View<'_>, port: &Port<'_>, subnet: Option<&Subnet>) -> Opti
     };
     let allowed = subnet.is_none_or(|subnet| subnet.default_outbound);
     (is_for_it && allowed && !is_member).then(|| Way {
-        addresses: vec![view.vnet.default_outbound],
+        addresses: vec![view.vnet.default_outbound.into()],
         ports: None,
         idle_minutes: DEFAULT_IDLE_MINUTES,
     })

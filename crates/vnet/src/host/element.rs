@@ -1,8 +1,11 @@
 //! An element of a set or map as a value, from its text in a table. Not here: its bytes (`linux::netfilter`).
 
-use std::{net::Ipv4Addr, str::FromStr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
-use crate::addr::Prefix4;
+use crate::addr::Prefix;
 
 /// An element.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,8 +21,8 @@ pub struct Element {
 pub enum Field {
     /// `ifname`.
     Link(String),
-    /// `ipv4_addr`.
-    Address(Ipv4Addr),
+    /// `ipv4_addr` or `ipv6_addr`.
+    Address(IpAddr),
     /// `inet_proto`.
     Protocol(u8),
     /// `inet_service`.
@@ -90,15 +93,8 @@ fn field(kind: &str, text: &str) -> Option<(Field, Field)> {
             let plain = !name.is_empty() && !name.contains(['*', '"', '\\']);
             plain.then(|| same(Field::Link(name.to_owned())))
         }
-        "ipv4_addr" => {
-            if let Ok(prefix) = Prefix4::from_str(text) {
-                return Some((
-                    Field::Address(prefix.network()),
-                    Field::Address(prefix.broadcast()),
-                ));
-            }
-            range(text, |text| text.parse().ok().map(Field::Address))
-        }
+        "ipv4_addr" => addresses(text, |text| text.parse::<Ipv4Addr>().ok().map(IpAddr::V4)),
+        "ipv6_addr" => addresses(text, |text| text.parse::<Ipv6Addr>().ok().map(IpAddr::V6)),
         "inet_proto" => match text {
             "icmp" => Some(same(Field::Protocol(1))),
             "tcp" => Some(same(Field::Protocol(6))),
@@ -111,6 +107,16 @@ fn field(kind: &str, text: &str) -> Option<(Field, Field)> {
         }
         _ => None,
     }
+}
+
+fn addresses(text: &str, one: impl Fn(&str) -> Option<IpAddr>) -> Option<(Field, Field)> {
+    if let Some((network, _)) = text.split_once('/') {
+        // Of the other family, it is none of this kind.
+        one(network)?;
+        let prefix = Prefix::from_str(text).ok()?;
+        return Some((Field::Address(prefix.network()), Field::Address(prefix.last())));
+    }
+    range(text, |text| one(text).map(Field::Address))
 }
 
 fn same(field: Field) -> (Field, Field) {
@@ -184,6 +190,17 @@ mod tests {
             ),
         );
         check(
+            "ifname . ipv6_addr",
+            "\"nic-1\" . fd00::/64",
+            set(vec![
+                link(),
+                (
+                    Field::Address("fd00::".parse().unwrap()),
+                    Field::Address("fd00::ffff:ffff:ffff:ffff".parse().unwrap()),
+                ),
+            ]),
+        );
+        check(
             "ipv4_addr : mark",
             "10.1.0.4 : 0x0a010004",
             map(vec![same(at([10, 1, 0, 4]))], Value::Fields(vec![Field::Mark(0x0a01_0004)])),
@@ -194,6 +211,8 @@ mod tests {
             ("ifname . ipv4_addr", "\"nic-1\""),
             ("ether_addr", "00:00:00:00:00:00"),
             ("ipv4_addr : verdict", "10.1.0.4 : drop"),
+            ("ipv6_addr", "10.1.0.4"),
+            ("ipv4_addr", "fd00::/64"),
             ("ipv4_addr : ipv4_addr", "10.1.0.4 : 10.0.0.0/8"),
             ("ipv4_addr : ipv4_addr", "10.1.0.4"),
             ("inet_service", "65536"),

@@ -5,18 +5,18 @@
 //! and can be read: a member of a load balancer has its primary address, a subnet with routes of its own
 //! its network address, a cluster the public address of its API server.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{
     control, egress,
     health::Health,
     names,
     peering::Networks,
-    state::{End, Fabric, LOCAL, Link, MAIN, NamespaceState, Target, Tenancy},
+    state::{End, Fabric, IPV6_MARK, LOCAL, Link, MAIN, NamespaceState, Target, Tenancy},
     view::{View, is_there},
 };
 use crate::{
-    addr::{Mac, Prefix4},
+    addr::{Family, Mac, Prefix, Prefix4, Prefix6},
     model::{Machine, Nic, Role, Vnet},
     region::Region,
     routes::NOWHERE,
@@ -27,6 +27,17 @@ pub(super) const MTU: u32 = 1500;
 /// The router at the far end of an uplink or a control plane's leg. It is never on the wire: a permanent
 /// neighbour says which Ethernet address it has.
 pub(super) const FAR_END: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 1);
+/// The same for IPv6.
+pub(super) const FAR_END_6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// The router at the far end, in a family.
+pub(super) fn far_end(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => FAR_END.into(),
+        Family::V6 => FAR_END_6.into(),
+    }
+}
+
 /// The internet's Ethernet address.
 pub(super) const INTERNET_MAC: Mac = Mac([0x12, 0x34, 0x56, 0x78, 0x9a, 0x01]);
 
@@ -35,12 +46,26 @@ pub(super) fn everywhere() -> Prefix4 {
     Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)
 }
 
+/// What IPv6 destinations the internet does not lead to.
+const NOWHERE_6: (Ipv6Addr, u8) = (Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7);
+
+/// Makes a namespace one that has IPv6 as the fabric gives it, and nothing that the kernel makes up: no addresses from
+/// Ethernet ones, no routers that are heard.
+pub(super) fn enable_ipv6(state: &mut NamespaceState) {
+    state.sysctl(IPV6_MARK, "1");
+    state.sysctl("net/ipv6/conf/all/accept_ra", "0");
+    state.sysctl("net/ipv6/conf/default/accept_ra", "0");
+}
+
 /// What the network namespaces of `lab` must look like for `region`, given who answers probes.
 #[must_use]
 pub fn compile_fabric(lab: &str, region: &Region, health: &Health) -> Fabric {
     let mut fabric = Fabric::default();
     let mut internet = internet();
     let networks = Networks::new(region);
+    if networks.views.values().any(|view| view.vnet.is_dual_stack()) {
+        internet_ipv6(&mut internet);
+    }
     for view in networks.views.values() {
         connect_vnet(&mut internet, lab, view);
         let state = super::routing::vnet(lab, view, &networks, health);
@@ -81,6 +106,15 @@ fn internet() -> NamespaceState {
     state
 }
 
+/// What is added when a virtual network has IPv6.
+fn internet_ipv6(state: &mut NamespaceState) {
+    enable_ipv6(state);
+    state.sysctl("net/ipv6/conf/all/forwarding", "1");
+    let (network, length) = NOWHERE_6;
+    state.route(LOCAL, Prefix6::containing(network, length), Target::Blackhole);
+    state.route(LOCAL, Prefix::everything(Family::V6), Target::Local("lo".to_owned()));
+}
+
 fn connect_vnet(internet: &mut NamespaceState, lab: &str, view: &View<'_>) {
     let vnet = view.vnet;
     let link = names::internet_link_to_vnet(&vnet.meta.id);
@@ -89,7 +123,7 @@ fn connect_vnet(internet: &mut NamespaceState, lab: &str, view: &View<'_>) {
     internet.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0");
     for address in egress::public_addresses(view) {
         internet.neighbour(&link, address, Mac::FABRIC);
-        internet.route(LOCAL, Prefix4::host(address), Target::Link(link.clone()));
+        internet.route(LOCAL, Prefix::host(address), Target::Link(link.clone()));
     }
     internet.links.insert(link, Link { mac: INTERNET_MAC, mtu: MTU, peer });
 }
@@ -106,19 +140,21 @@ fn machine_state(
     let peer =
         End { namespace: names::vnet_ns(lab, &vnet.meta.id), link: names::port(&nic.meta.id) };
     state.links.insert(names::ETH0.to_owned(), Link { mac: nic.mac, mtu: MTU, peer });
-    // A node's other addresses are its pods'.
-    let n_own = match machine.role {
-        Role::Vm => nic.configs.len(),
-        Role::Node(_) => 1,
-    };
-    for config in nic.configs.iter().take(n_own) {
-        let subnet = vnet.subnets.values().find(|subnet| subnet.prefix.contains(config.address));
-        let Some(subnet) = subnet else { continue };
+    // A node's other addresses of IPv4 are its pods'.
+    let primary = nic.address().map(IpAddr::V4);
+    let is_own =
+        |address: IpAddr| machine.role == Role::Vm || Some(address) == primary || address.is_ipv6();
+    for config in nic.configs.iter().filter(|config| is_own(config.address)) {
+        let Some(subnet) = vnet.subnet_of(config.address) else { continue };
+        if config.address.is_ipv6() {
+            machine_ipv6(&mut state, config.address);
+            continue;
+        }
         state.address(names::ETH0, config.address, subnet.prefix.length());
-        if nic.address() == Some(config.address)
+        if primary == Some(config.address)
             && let Some(gateway) = subnet.prefix.nth(1)
         {
-            state.route(MAIN, everywhere(), Target::Via(names::ETH0.to_owned(), gateway));
+            state.route(MAIN, everywhere(), Target::via(names::ETH0, gateway));
         }
     }
     if machine.role == Role::Vm {
@@ -126,7 +162,22 @@ fn machine_state(
         state.sysctl(&format!("net/ipv4/conf/{}/promote_secondaries", names::ETH0), "1");
         if nic.ip_forwarding {
             state.sysctl("net/ipv4/ip_forward", "1");
+            if nic.config_of(Family::V6).is_some() {
+                state.sysctl("net/ipv6/conf/all/forwarding", "1");
+            }
         }
     }
     state
+}
+
+/// Gives a machine an IPv6 address as Azure does: a /128, with nothing on the link but the gateway, which is everybody's
+/// neighbour (Azure documentation, "IPv6 for Azure Virtual Network"; `ip -6 route` in a VM of Azure).
+fn machine_ipv6(state: &mut NamespaceState, address: IpAddr) {
+    enable_ipv6(state);
+    state.address(names::ETH0, address, 128);
+    state.neighbour(names::ETH0, names::GATEWAY_ADDRESS, Mac::FABRIC);
+    let gateway = Prefix::host(names::GATEWAY_ADDRESS.into());
+    state.route(MAIN, gateway, Target::Link(names::ETH0.to_owned()));
+    let everything = Prefix::everything(Family::V6);
+    state.route(MAIN, everything, Target::via(names::ETH0, names::GATEWAY_ADDRESS));
 }

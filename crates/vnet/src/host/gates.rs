@@ -15,11 +15,11 @@ use std::{
 use super::{
     cuts, names,
     platform::logged_drop,
-    ruleset::{elements, line},
+    ruleset::{elements, ip, ip_addr, line},
     view::View,
 };
 use crate::{
-    addr::{AddressSet, Prefix4},
+    addr::{AddressSet, Family, Prefix4},
     model::{Access, Direction, PortRange, Ports, RuleProtocol, Subnet},
     name::ArmId,
     policy::{Gate, Rule},
@@ -39,7 +39,7 @@ pub(super) const CHAINS: &str = r#"
 	}
 
 	chain subnet_out {
-		iifname . ip saddr vmap @pods_out
+		iifname . $ip saddr vmap @pods_out
 		iifname vmap @nodes_out
 	}
 
@@ -52,7 +52,7 @@ pub(super) const CHAINS: &str = r#"
 	}
 
 	chain subnet_in {
-		oifname . ip daddr vmap @pods_in
+		oifname . $ip daddr vmap @pods_in
 		oifname vmap @nodes_in
 	}
 
@@ -66,12 +66,13 @@ pub(super) const CHAINS: &str = r#"
 "#;
 
 /// Writes the groups' chains, and the maps that [`CHAINS`] look into.
-pub(super) fn render(text: &mut String, view: &View<'_>) {
+pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
     let mut variants: BTreeSet<Variant<'_>> = BTreeSet::new();
     let mut maps: BTreeMap<(&str, Direction), BTreeSet<String>> = BTreeMap::new();
     for port in &view.ports {
         let pod_range = port.overlay_range();
         let own = view.subnet_of(port.primary);
+        let pod_subnets = view.pod_subnets(port);
         let group_of = |subnet: &'_ Subnet| view.group(subnet.security_group.as_ref());
         let nic = view.group(port.nic.security_group.as_ref());
         let subnet = own.and_then(group_of);
@@ -86,7 +87,9 @@ pub(super) fn render(text: &mut String, view: &View<'_>) {
                 let chain = names::gate(&group.meta.id, direction, pod_range);
                 put("nodes", format!("\"{link}\" : goto {chain}"));
             }
-            for pods in view.pod_subnets(port) {
+            for (pods, prefix) in
+                pod_subnets.iter().filter_map(|it| Some((*it, it.prefix_of(family)?)))
+            {
                 let verdict = match group_of(pods) {
                     Some(group) => {
                         format!("goto {}", names::gate(&group.meta.id, direction, None))
@@ -94,27 +97,28 @@ pub(super) fn render(text: &mut String, view: &View<'_>) {
                     None if subnet.is_some() => "return".to_owned(),
                     None => continue,
                 };
-                put("pods", format!("\"{link}\" . {} : {verdict}", pods.prefix));
+                put("pods", format!("\"{link}\" . {prefix} : {verdict}"));
             }
         }
         variants.extend([nic, subnet].iter().flatten().map(|group| (&group.meta.id, pod_range)));
-        for pods in view.pod_subnets(port) {
+        for pods in pod_subnets {
             variants.extend(group_of(pods).map(|group| (&group.meta.id, None)));
         }
     }
+    let pods_kind = format!("ifname . {} : verdict", ip_addr(family));
     for direction in [Direction::Outbound, Direction::Inbound] {
         for (group, pod_range) in &variants {
             let Some(security) = view.group(Some(*group)) else { continue };
             let gate = Gate::new(view.region, view.vnet, security, *pod_range);
             let name = names::gate(group, direction, *pod_range);
             line(text, format_args!("\t# {group}"));
-            list(text, &name, direction, gate.rules(direction));
+            list(text, &name, direction, gate.rules(direction), family);
         }
         let suffix = if direction == Direction::Inbound { "in" } else { "out" };
         for (map, kind, flags) in [
             ("nic", "ifname : verdict", ""),
             ("nodes", "ifname : verdict", ""),
-            ("pods", "ifname . ipv4_addr : verdict", "flags interval"),
+            ("pods", &pods_kind, "flags interval"),
         ] {
             let members = maps.remove(&(map, direction)).unwrap_or_default();
             elements(text, &format!("map {map}_{suffix}"), kind, flags, &members);
@@ -123,21 +127,22 @@ pub(super) fn render(text: &mut String, view: &View<'_>) {
 }
 
 /// A list of rules as a chain.
-fn list(text: &mut String, name: &str, direction: Direction, rules: &[Rule]) {
+fn list(text: &mut String, name: &str, direction: Direction, rules: &[Rule], family: Family) {
     let mut head = String::new();
-    if direction == Direction::Outbound {
+    // The platform's own services have IPv4 addresses.
+    if direction == Direction::Outbound && family == Family::V4 {
         // Nothing but a rule that says so is about the platform's own services.
         platform(text, name, rules);
         let platform = format!("{}, {}", names::PLATFORM_ADDRESS, names::METADATA_ADDRESS);
         line(&mut head, format_args!("\t\tip daddr {{ {platform} }} goto {name}-platform"));
     }
     if rules.len() > cuts::LONG {
-        return cuts::render(text, name, &head, rules);
+        return cuts::render(text, name, &head, rules, family);
     }
     line(text, format_args!("\tchain {name} {{"));
     text.push_str(&head);
     for rule in rules {
-        write_rule(text, name, rule);
+        write_rule(text, name, rule, family);
     }
     line(text, format_args!("\t}}"));
 }
@@ -145,13 +150,13 @@ fn list(text: &mut String, name: &str, direction: Direction, rules: &[Rule]) {
 fn platform(text: &mut String, name: &str, rules: &[Rule]) {
     line(text, format_args!("\tchain {name}-platform {{"));
     for rule in rules.iter().filter(|rule| rule.is_for_platform) {
-        write_rule(text, name, rule);
+        write_rule(text, name, rule, Family::V4);
     }
     line(text, format_args!("\t}}"));
 }
 
-fn write_rule(text: &mut String, name: &str, rule: &Rule) {
-    if let Some(matches) = matches(rule) {
+fn write_rule(text: &mut String, name: &str, rule: &Rule, family: Family) {
+    if let Some(matches) = matches(rule, family) {
         line(text, format_args!("\t\t{matches}{}", verdict(name, rule)));
     }
 }
@@ -173,11 +178,11 @@ fn comment(text: &str) -> String {
     text.chars().take(120).map(plain).collect()
 }
 
-/// What a rule matches, with a space behind each part; `None` when that is nothing.
-fn matches(rule: &Rule) -> Option<String> {
+/// What a rule matches of a family, with a space behind each part; `None` when that is nothing.
+fn matches(rule: &Rule, family: Family) -> Option<String> {
     let mut text = String::new();
-    addresses(&mut text, "saddr", &rule.source)?;
-    addresses(&mut text, "daddr", &rule.destination)?;
+    addresses(&mut text, "saddr", &rule.source, family)?;
+    addresses(&mut text, "daddr", &rule.destination, family)?;
     let (source, destination) = (&rule.rule.source_ports, &rule.rule.destination_ports);
     let all = source.are_all() && destination.are_all();
     match rule.rule.protocol {
@@ -185,6 +190,8 @@ fn matches(rule: &Rule) -> Option<String> {
         RuleProtocol::Any => text.push_str("meta l4proto { tcp, udp } "),
         RuleProtocol::Tcp => text.push_str("meta l4proto tcp "),
         RuleProtocol::Udp => text.push_str("meta l4proto udp "),
+        // IPv6 has a protocol of its own for this, which no rule is about.
+        RuleProtocol::Icmp if family == Family::V6 => return None,
         RuleProtocol::Icmp => text.push_str("meta l4proto icmp "),
         RuleProtocol::Esp => text.push_str("meta l4proto esp "),
         RuleProtocol::Ah => text.push_str("meta l4proto ah "),
@@ -199,11 +206,11 @@ fn matches(rule: &Rule) -> Option<String> {
     Some(text)
 }
 
-fn addresses(text: &mut String, field: &str, set: &AddressSet) -> Option<()> {
-    if set.is_all() {
+fn addresses(text: &mut String, field: &str, set: &AddressSet, family: Family) -> Option<()> {
+    if set.is_all_of(family) {
         return Some(());
     }
-    one_of(text, &format!("ip {field}"), &range_texts(set))
+    one_of(text, &format!("{} {field}", ip(family)), &range_texts(set, family))
 }
 
 fn ports(text: &mut String, field: &str, ports: &Ports) -> Option<()> {
@@ -213,12 +220,12 @@ fn ports(text: &mut String, field: &str, ports: &Ports) -> Option<()> {
     one_of(text, &format!("th {field}"), &port_texts(ports))
 }
 
-/// The ranges of a set as nft reads them.
-pub(super) fn range_texts(set: &AddressSet) -> Vec<String> {
+/// The ranges of a set's addresses of a family as nft reads them.
+pub(super) fn range_texts(set: &AddressSet, family: Family) -> Vec<String> {
     let one = |(first, last)| {
         if first == last { format!("{first}") } else { format!("{first}-{last}") }
     };
-    set.ranges().map(one).collect()
+    set.ranges(family).into_iter().map(one).collect()
 }
 
 /// Ports as nft reads them.

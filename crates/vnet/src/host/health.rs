@@ -1,6 +1,6 @@
 //! Which members of load balancers answer their probes. Not here: asking them.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::names;
 use crate::{
@@ -48,8 +48,8 @@ pub struct Question {
     pub probed: Probed,
     /// The virtual network's namespace, to ask from, with the source [`names::PLATFORM_ADDRESS`].
     pub namespace: String,
-    /// The member's primary address.
-    pub address: Ipv4Addr,
+    /// The member's address: its primary one, or its IPv6 one in a pool of these.
+    pub address: IpAddr,
     /// What to ask.
     pub probe: Probe,
 }
@@ -75,10 +75,12 @@ fn questions_of(lab: &str, region: &Region, balancer: &LoadBalancer) -> Vec<Ques
         else {
             continue;
         };
-        let members = balancer.pools.get(&rule.pool).map(|pool| &pool.members);
-        for member in members.into_iter().flatten() {
+        let Some(pool) = balancer.pools.get(&rule.pool) else { continue };
+        for member in &pool.members {
             let Some(nic) = region.nics.get(member) else { continue };
-            let (Some(address), Some(vnet)) = (nic.address(), nic.vnet()) else { continue };
+            let (Some(address), Some(vnet)) = (nic.address_of(pool.family), nic.vnet()) else {
+                continue;
+            };
             questions.push(Question {
                 probed: Probed {
                     balancer: balancer.meta.id.clone(),

@@ -12,7 +12,7 @@ use super::{
         Tenancy, Then,
     },
 };
-use crate::addr::{Mac, Prefix4};
+use crate::addr::{Family, Mac, Prefix, Prefix4, Prefix6};
 
 type World = BTreeMap<String, Observed>;
 
@@ -132,9 +132,17 @@ fn any_mac() -> impl Strategy<Value = Mac> {
     (0..3u8).prop_map(|last| Mac([2, 0, 0, 0, 0, last]))
 }
 
-fn any_prefix() -> impl Strategy<Value = Prefix4> {
-    (0..3u8, prop_oneof![Just(0u8), Just(8), Just(24), Just(32)])
-        .prop_map(|(n, length)| Prefix4::containing([10, n, 0, n].into(), length))
+fn any_prefix() -> impl Strategy<Value = Prefix> {
+    let v4 = (0..3u8, prop_oneof![Just(0u8), Just(8), Just(24), Just(32)])
+        .prop_map(|(n, length)| Prefix::V4(Prefix4::containing([10, n, 0, n].into(), length)));
+    let v6 = (0..3u16, prop_oneof![Just(0u8), Just(64), Just(128)]).prop_map(|(n, length)| {
+        Prefix::V6(Prefix6::containing([0xfd00, n, 0, 0, 0, 0, 0, n].into(), length))
+    });
+    prop_oneof![v4, v6]
+}
+
+fn any_family() -> impl Strategy<Value = Family> {
+    prop_oneof![Just(Family::V4), Just(Family::V6)]
 }
 
 /// Everything but links; `links` are those that may be spoken of.
@@ -149,8 +157,9 @@ fn any_contents(links: Vec<String>) -> impl Strategy<Value = NamespaceState> {
         Just(Target::Throw),
     ];
     let key = (any_prefix(), 254..256u32).prop_map(|(prefix, table)| RouteKey { table, prefix });
-    let rule = (1..3u32, 0..3u32).prop_map(|(priority, table)| Rule {
+    let rule = (1..3u32, any_family(), 0..3u32).prop_map(|(priority, family, table)| Rule {
         priority,
+        family,
         mark: None,
         iif: None,
         from: None,

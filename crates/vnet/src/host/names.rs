@@ -4,7 +4,7 @@
 //! resource's id keeps equal names in different resource groups apart; it does not change while the
 //! resource lives.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use uuid::Uuid;
 
@@ -37,6 +37,10 @@ pub const GATE_PREFIX: &str = "nsg-";
 pub const REGISTRY_ADDRESS: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 10);
 /// The address that Azure's platform speaks from: health probes come from here.
 pub const PLATFORM_ADDRESS: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
+/// The one router of every IPv6 subnet, which IPv6 health probes come from, too
+/// (Azure documentation, "Azure Load Balancer health probes"; Azure/azure-container-networking, `network/`, the constant
+/// of pods' IPv6 gateway).
+pub const GATEWAY_ADDRESS: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x1234, 0x5678, 0x9abc);
 /// The address of Azure's instance metadata service.
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
@@ -100,7 +104,7 @@ pub fn peer(remote: &ArmId) -> String {
 /// The link, of this name at both ends, by which what `vnet` routes to the appliance at `address` in a peer
 /// gets there: the appliance's address is not in the packets, so their way must say it.
 #[must_use]
-pub fn hop(vnet: &ArmId, address: Ipv4Addr) -> String {
+pub fn hop(vnet: &ArmId, address: IpAddr) -> String {
     let text = format!("{} {address}", vnet.key());
     format!("{HOP_PREFIX}{}", &hash_of(&text)[..10])
 }
@@ -202,7 +206,7 @@ mod tests {
         let b =
             id("/subscriptions/s/resourcegroups/g/providers/microsoft.network/virtualnetworks/v");
         assert_eq!(vnet_ns("lab", &a), vnet_ns("lab", &b));
-        let hop = hop(&a, PLATFORM_ADDRESS);
+        let hop = hop(&a, PLATFORM_ADDRESS.into());
         for name in [port(&a), control_port(&a), internet_link_to_vnet(&a), peer(&a), hop] {
             assert!(name.len() <= 15, "{name}");
         }

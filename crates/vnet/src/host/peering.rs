@@ -7,17 +7,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use super::{
-    fabric::{FAR_END, MTU, everywhere},
+    fabric::{FAR_END_6, MTU, far_end},
     names,
     state::{End, Link, NamespaceState, Rule, Target, Then},
     view::View,
 };
 use crate::{
-    addr::Mac,
+    addr::{Family, Mac, Prefix},
     model::{NextHop, Vnet},
     name::ArmId,
     region::Region,
@@ -27,7 +27,7 @@ use crate::{
 pub(super) struct Networks<'a> {
     pub(super) views: BTreeMap<&'a ArmId, View<'a>>,
     /// By the network whose routes name them: the appliance's address, and whose network it is in.
-    hops: BTreeMap<&'a ArmId, BTreeMap<Ipv4Addr, &'a ArmId>>,
+    hops: BTreeMap<&'a ArmId, BTreeMap<IpAddr, &'a ArmId>>,
 }
 
 impl<'a> Networks<'a> {
@@ -42,9 +42,9 @@ impl<'a> Networks<'a> {
     }
 
     /// How `view` routes to an appliance in a peer; `None` when that has none at this address.
-    pub(super) fn hop(&self, view: &View<'_>, address: Ipv4Addr) -> Option<Target> {
+    pub(super) fn hop(&self, view: &View<'_>, address: IpAddr) -> Option<Target> {
         self.hops.get(&view.vnet.meta.id)?.get(&address)?;
-        Some(Target::Via(names::hop(&view.vnet.meta.id, address), FAR_END))
+        Some(Target::via(&names::hop(&view.vnet.meta.id, address), far_end(Family::of(address))))
     }
 
     /// The links on which others' packets come in: of a peering, or of an appliance here.
@@ -60,7 +60,7 @@ impl<'a> Networks<'a> {
     }
 
     /// The appliances in `to` that `from` uses.
-    fn hops_between(&self, from: &Vnet, to: &Vnet) -> impl Iterator<Item = Ipv4Addr> {
+    fn hops_between(&self, from: &Vnet, to: &Vnet) -> impl Iterator<Item = IpAddr> {
         let hops = self.hops.get(&from.meta.id).into_iter().flatten();
         hops.filter(|(_, at)| **at == &to.meta.id).map(|(address, _)| *address)
     }
@@ -70,19 +70,29 @@ impl<'a> Networks<'a> {
         for peer in &view.peers {
             let (here, there) = (&view.vnet.meta.id, &peer.remote.meta.id);
             let namespace = names::vnet_ns(lab, there);
-            link(state, &peer.link, End { namespace: namespace.clone(), link: names::peer(here) });
+            let is_dual = view.vnet.is_dual_stack() && peer.remote.is_dual_stack();
+            let end = End { namespace: namespace.clone(), link: names::peer(here) };
+            link(state, &peer.link, end, Family::V4);
+            if is_dual {
+                state.neighbour(&peer.link, FAR_END_6, Mac::FABRIC);
+            }
             for address in self.hops_between(view.vnet, peer.remote) {
                 let name = names::hop(here, address);
-                link(state, &name, End { namespace: namespace.clone(), link: name.clone() });
+                let end = End { namespace: namespace.clone(), link: name.clone() };
+                link(state, &name, end, Family::of(address));
             }
             for address in self.hops_between(peer.remote, view.vnet) {
                 let name = names::hop(there, address);
-                link(state, &name, End { namespace: namespace.clone(), link: name.clone() });
+                let end = End { namespace: namespace.clone(), link: name.clone() };
+                link(state, &name, end, Family::of(address));
                 let Some(port) = view.appliance(address) else { continue };
-                let table = u32::from(port.primary);
-                state.route(table, everywhere(), Target::Via(port.link.clone(), port.primary));
+                let family = Family::of(address);
+                let (table, everything) = (u32::from(port.primary), Prefix::everything(family));
+                let Some(main) = port.main_address(family) else { continue };
+                state.route(table, everything, Target::via(&port.link, main));
                 state.rules.insert(Rule {
                     priority: super::routing::PRIORITY_HOP,
+                    family,
                     mark: None,
                     iif: Some(name),
                     from: None,
@@ -93,18 +103,15 @@ impl<'a> Networks<'a> {
     }
 }
 
-fn link(state: &mut NamespaceState, name: &str, peer: End) {
+fn link(state: &mut NamespaceState, name: &str, peer: End, family: Family) {
     state.links.insert(name.to_owned(), Link { mac: Mac::FABRIC, mtu: MTU, peer });
-    state.neighbour(name, FAR_END, Mac::FABRIC);
+    state.neighbour(name, far_end(family), Mac::FABRIC);
     state.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
     state.sysctl(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
 }
 
 /// The appliances in peers that the routes of `view`'s subnets name.
-fn hops<'a>(
-    view: &View<'a>,
-    views: &BTreeMap<&'a ArmId, View<'a>>,
-) -> BTreeMap<Ipv4Addr, &'a ArmId> {
+fn hops<'a>(view: &View<'a>, views: &BTreeMap<&'a ArmId, View<'a>>) -> BTreeMap<IpAddr, &'a ArmId> {
     let tables: BTreeSet<&ArmId> =
         view.vnet.subnets.values().filter_map(|subnet| subnet.route_table.as_ref()).collect();
     let tables = tables.into_iter().filter_map(|table| view.region.route_tables.get(table));

@@ -8,7 +8,7 @@
 //! pairs of links are made, then each namespace gets what it lacks from the inside out. The rule set
 //! comes before addresses and routes, so that nothing passes unfiltered.
 
-use std::{borrow::Cow, collections::BTreeMap, net::Ipv4Addr};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use super::{
     delta::Elements,
@@ -36,7 +36,7 @@ pub enum Action {
     /// Deletes a route.
     DeleteRoute(RouteKey, Target),
     /// Deletes a permanent neighbour.
-    DeleteNeighbour(String, Ipv4Addr, Mac),
+    DeleteNeighbour(String, IpAddr, Mac),
     /// Deletes an address.
     DeleteAddress(Address),
     /// Deletes a link, and with it its peer.
@@ -85,7 +85,7 @@ pub enum Action {
     /// Adds an address.
     AddAddress(Address),
     /// Adds or replaces a permanent neighbour.
-    SetNeighbour(String, Ipv4Addr, Mac),
+    SetNeighbour(String, IpAddr, Mac),
     /// Adds or replaces a route.
     SetRoute(RouteKey, Target),
     /// Adds a rule.

@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use uuid::Uuid;
@@ -215,7 +215,12 @@ fn machines<'a>(
 /// The machine that an address inside a virtual network belongs to: any address of its NIC, or one of those that a
 /// pod subnet gave to the node.
 #[must_use]
-pub fn machine_at<'a>(region: &'a Region, vnet: &ArmId, address: Ipv4Addr) -> Option<&'a Machine> {
+pub fn machine_at<'a>(
+    region: &'a Region,
+    vnet: &ArmId,
+    address: impl Into<IpAddr>,
+) -> Option<&'a Machine> {
+    let address = address.into();
     let has = |machine: &&std::sync::Arc<Machine>| {
         region.nics.get(&machine.nic).is_some_and(|nic| {
             nic.vnet().as_ref() == Some(vnet)

@@ -15,7 +15,7 @@
 
 use super::{
     balancing, control,
-    fabric::{FAR_END, INTERNET_MAC, MTU, everywhere},
+    fabric::{FAR_END, FAR_END_6, INTERNET_MAC, MTU, enable_ipv6, far_end},
     health::Health,
     names,
     peering::Networks,
@@ -24,7 +24,7 @@ use super::{
     view::{Port, View},
 };
 use crate::{
-    addr::{Mac, Prefix4},
+    addr::{Family, Mac, Prefix, Prefix4},
     model::Subnet,
     routes::{self, EffectiveRoute, Hop, Source},
 };
@@ -47,6 +47,9 @@ pub(super) fn vnet(
     settings(&mut state);
     uplink(&mut state, lab, view);
     platform::addresses(&mut state);
+    if view.vnet.is_dual_stack() {
+        ipv6(&mut state);
+    }
     for subnet in view.vnet.subnets.values() {
         if let Some(gateway) = subnet.prefix.nth(1) {
             state.address("lo", gateway, 32);
@@ -62,7 +65,7 @@ pub(super) fn vnet(
         if control::pod_range(cluster).is_some() {
             let iif = names::control_port(&cluster.meta.id);
             let then = Then::Table(control::pod_table(cluster));
-            state.rules.insert(from_link(PRIORITY_PODS, &iif, then));
+            state.rules.insert(from_link(PRIORITY_PODS, Family::V4, &iif, then));
         }
     }
     for subnet in view.vnet.subnets.values() {
@@ -70,11 +73,15 @@ pub(super) fn vnet(
     }
     let services = balancing::services(view, health);
     for member in services.members() {
-        let Some(port) = view.holder(member) else { continue };
-        let table = u32::from(member);
-        state.route(table, everywhere(), Target::Via(port.link.clone(), port.primary));
+        let family = Family::of(member);
+        let (Some(port), Some(table)) = (view.holder(member), view.mark_of(member)) else {
+            continue;
+        };
+        let Some(main) = port.main_address(family) else { continue };
+        state.route(table, Prefix::everything(family), Target::via(&port.link, main));
         state.rules.insert(Rule {
             priority: PRIORITY_MARK,
+            family,
             mark: Some(table),
             iif: None,
             from: None,
@@ -85,8 +92,8 @@ pub(super) fn vnet(
     state
 }
 
-fn from_link(priority: u32, iif: &str, then: Then) -> Rule {
-    Rule { priority, mark: None, iif: Some(iif.to_owned()), from: None, then }
+fn from_link(priority: u32, family: Family, iif: &str, then: Then) -> Rule {
+    Rule { priority, family, mark: None, iif: Some(iif.to_owned()), from: None, then }
 }
 
 fn settings(state: &mut NamespaceState) {
@@ -99,6 +106,14 @@ fn settings(state: &mut NamespaceState) {
     state.sysctl("net/netfilter/nf_conntrack_tcp_be_liberal", "1");
 }
 
+/// What is added where the virtual network has IPv6. Ports answer nobody's question who has an address: every
+/// machine knows its gateway, and nothing else is its neighbour.
+fn ipv6(state: &mut NamespaceState) {
+    enable_ipv6(state);
+    state.sysctl("net/ipv6/conf/all/forwarding", "1");
+    state.neighbour(names::UPLINK, FAR_END_6, INTERNET_MAC);
+}
+
 fn uplink(state: &mut NamespaceState, lab: &str, view: &View<'_>) {
     let peer = End {
         namespace: names::internet_ns(lab),
@@ -108,25 +123,31 @@ fn uplink(state: &mut NamespaceState, lab: &str, view: &View<'_>) {
     state.neighbour(names::UPLINK, FAR_END, INTERNET_MAC);
 }
 
-fn to_internet() -> Target {
-    Target::Via(names::UPLINK.to_owned(), FAR_END)
+fn to_internet(family: Family) -> Target {
+    Target::via(names::UPLINK, far_end(family))
 }
 
-fn nowhere() -> Target {
-    Target::Link("lo".to_owned())
+/// Routed to `lo` for IPv4; the kernel would answer that with an error for IPv6, where nobody asks for neighbours.
+fn nowhere(family: Family) -> Target {
+    match family {
+        Family::V4 => Target::Link("lo".to_owned()),
+        Family::V6 => Target::Blackhole,
+    }
 }
 
 /// What every subnet's packets meet. A peering that the other side does not let through leads nowhere.
 fn system_routes(state: &mut NamespaceState, view: &View<'_>) {
     for route in routes::system(view.region, view.vnet) {
+        let family = route.prefix.family();
         let target = match &route.hop {
-            Hop::Internet => to_internet(),
+            Hop::Internet => to_internet(family),
             Hop::Peering(remote) => view
                 .peers
                 .iter()
                 .find(|peer| peer.remote.meta.id == *remote)
-                .map_or_else(nowhere, |peer| Target::Via(peer.link.clone(), FAR_END)),
-            Hop::VnetLocal | Hop::None | Hop::VirtualAppliance(_) => nowhere(),
+                .filter(|peer| family == Family::V4 || peer.remote.is_dual_stack())
+                .map_or_else(|| nowhere(family), |peer| Target::via(&peer.link, far_end(family))),
+            Hop::VnetLocal | Hop::None | Hop::VirtualAppliance(_) => nowhere(family),
         };
         state.route(MAIN, route.prefix, target);
     }
@@ -145,29 +166,45 @@ fn plug_in(state: &mut NamespaceState, lab: &str, view: &View<'_>, port: &Port<'
     state.sysctl(&format!("net/ipv4/neigh/{link}/proxy_delay"), "0");
     state.neighbour(&link, port.primary, port.nic.mac);
     state.route(MAIN, Prefix4::host(port.primary), Target::Link(link.clone()));
+    if let Some(main) = port.main_address(Family::V6) {
+        // Health probes come from the gateway.
+        state.address(&link, names::GATEWAY_ADDRESS, 128);
+        state.neighbour(&link, main, port.nic.mac);
+        state.route(MAIN, Prefix::host(main), Target::Link(link.clone()));
+    }
     for address in &port.others {
-        let via = Target::Via(link.clone(), port.primary);
-        state.route(MAIN, Prefix4::host(*address), via);
+        let main = port.main_address(Family::of(*address));
+        if let Some(main) = main.filter(|main| main != address) {
+            state.route(MAIN, Prefix::host(*address), Target::via(&link, main));
+        }
     }
     if let (true, Some(cluster)) = (port.is_overlay(), port.cluster) {
         let then = Then::Table(control::pod_table(cluster));
-        state.rules.insert(from_link(PRIORITY_PODS, &link, then));
+        state.rules.insert(from_link(PRIORITY_PODS, Family::V4, &link, then));
     }
     let Some(subnet) = view.subnet_of(port.primary) else { return };
     if subnet.route_table.is_some() {
-        let then = Then::Table(table_of(subnet));
-        state.rules.insert(from_link(PRIORITY_SUBNET, &link, then));
+        for family in view.families() {
+            let then = Then::Table(table_of(subnet));
+            state.rules.insert(from_link(PRIORITY_SUBNET, *family, &link, then));
+        }
     }
     // Pods of another subnet than their node's meet the routes of their own one.
-    for pods in view.pod_subnets(port) {
-        let from = Some(pods.prefix);
+    for (pods, prefix) in view
+        .pod_subnets(port)
+        .into_iter()
+        .flat_map(|it| it.prefixes().map(move |prefix| (it, prefix)))
+    {
+        let (from, family) = (Some(prefix), prefix.family());
         if pods.route_table.is_some() {
             let then = Then::Table(table_of(pods));
-            state.rules.insert(Rule { from, ..from_link(PRIORITY_POD_SUBNET, &link, then) });
+            let rule = from_link(PRIORITY_POD_SUBNET, family, &link, then);
+            state.rules.insert(Rule { from, ..rule });
         }
         if subnet.route_table.is_some() {
             let then = Then::Goto(MAIN_PRIORITY);
-            state.rules.insert(Rule { from, ..from_link(PRIORITY_POD_SUBNET + 1, &link, then) });
+            let rule = from_link(PRIORITY_POD_SUBNET + 1, family, &link, then);
+            state.rules.insert(Rule { from, ..rule });
         }
     }
 }
@@ -206,13 +243,16 @@ fn subnet_target(
     networks: &Networks<'_>,
     route: &EffectiveRoute,
 ) -> Option<Target> {
+    let family = route.prefix.family();
     let target = match (&route.hop, route.source) {
         _ if !route.is_active => return None,
         (Hop::Internet, Source::Default) => return None,
         (_, Source::Default) => Target::Throw,
         (Hop::VirtualAppliance(address), _) => match view.appliance(*address) {
-            Some(port) => Target::Via(port.link.clone(), port.primary),
-            None => networks.hop(view, *address).unwrap_or_else(nowhere),
+            Some(port) => port
+                .main_address(family)
+                .map_or_else(|| nowhere(family), |main| Target::via(&port.link, main)),
+            None => networks.hop(view, *address).unwrap_or_else(|| nowhere(family)),
         },
         // The network's own /32s are in the main table; outside of its prefixes there is nobody, but there the
         // main table leads out.
@@ -221,8 +261,8 @@ fn subnet_target(
         {
             Target::Throw
         }
-        (Hop::Internet, _) => to_internet(),
-        (Hop::VnetLocal | Hop::None | Hop::Peering(_), _) => nowhere(),
+        (Hop::Internet, _) => to_internet(family),
+        (Hop::VnetLocal | Hop::None | Hop::Peering(_), _) => nowhere(family),
     };
     Some(target)
 }

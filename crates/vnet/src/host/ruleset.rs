@@ -16,6 +16,7 @@ use super::{
     services, translation,
     view::View,
 };
+use crate::addr::{Family, Prefix};
 
 /// The name of the table.
 pub const TABLE: &str = "aksnet";
@@ -28,14 +29,15 @@ pub const TABLE: &str = "aksnet";
 pub fn digest(text: &str) -> String {
     let mut rest = hash(&[]);
     let mut sum = 0_u128;
-    let mut set = "";
+    let (mut family, mut set) = (Family::V4, "");
     for line in text.split_inclusive('\n') {
         if let Some(elements) = delta::elements_of(line.trim_end_matches('\n')) {
             for element in elements.split(", ") {
-                sum = sum.wrapping_add(term(set, element));
+                sum = sum.wrapping_add(term(family, set, element));
             }
             continue;
         }
+        family = delta::table_family(line).unwrap_or(family);
         set = delta::set_name(line.trim_end_matches('\n')).unwrap_or(set);
         rest = hash_on(rest, line.as_bytes());
     }
@@ -46,15 +48,19 @@ pub fn digest(text: &str) -> String {
 #[must_use]
 pub fn digest_after(digest: &str, changes: &[Elements]) -> Option<String> {
     let mut sum = u128::from_str_radix(digest, 16).ok()?;
-    for Elements { set, gone, come, .. } in changes {
-        sum = gone.iter().fold(sum, |sum, it| sum.wrapping_sub(term(set, it)));
-        sum = come.iter().fold(sum, |sum, it| sum.wrapping_add(term(set, it)));
+    for Elements { family, set, gone, come, .. } in changes {
+        sum = gone.iter().fold(sum, |sum, it| sum.wrapping_sub(term(*family, set, it)));
+        sum = come.iter().fold(sum, |sum, it| sum.wrapping_add(term(*family, set, it)));
     }
     Some(format!("{sum:032x}"))
 }
 
-fn term(set: &str, element: &str) -> u128 {
-    mixed(hash_on(hash_on(hash(set.as_bytes()), b" "), element.as_bytes()))
+fn term(family: Family, set: &str, element: &str) -> u128 {
+    let table: &[u8] = match family {
+        Family::V4 => b"",
+        Family::V6 => b"ip6 ",
+    };
+    mixed(hash_on(hash_on(hash_on(hash(table), set.as_bytes()), b" "), element.as_bytes()))
 }
 
 /// FNV-1a of 128 bits (Fowler, Noll, Vo; RFC 9923).
@@ -81,24 +87,50 @@ fn mixed(hash: u128) -> u128 {
     u128::from(high) << 64 | u128::from(half(low ^ high))
 }
 
-/// The table of a virtual network.
+/// The table of a virtual network; where it has IPv6, a table of the same name for each family. They are the same but
+/// for what they call addresses.
 pub(super) fn render(view: &View<'_>, networks: &Networks<'_>, services: &Services) -> String {
-    let mut text = format!("table ip {TABLE} {{\n");
-    sources(&mut text, view, services);
-    overlays(&mut text, view);
-    joined(&mut text, view, networks);
-    translation::render(&mut text, view, services, &egress::ways(view));
-    services::render(&mut text, services);
-    gates::render(&mut text, view);
-    for chains in [CHAINS, gates::CHAINS, services::CHAINS, translation::CHAINS] {
-        text.push_str(chains);
+    let ways = egress::ways(view);
+    let mut text = String::new();
+    for family in view.families() {
+        let ip = ip(*family);
+        line(&mut text, format_args!("table {ip} {TABLE} {{"));
+        sources(&mut text, view, services, *family);
+        overlays(&mut text, view, *family);
+        joined(&mut text, view, networks, *family);
+        translation::render(&mut text, view, services, &ways, *family);
+        services::render(&mut text, view, services, *family);
+        gates::render(&mut text, view, *family);
+        let (early, input) = match family {
+            Family::V4 => (EARLY_4, INPUT_4),
+            Family::V6 => (EARLY_6, INPUT_6),
+        };
+        for chains in [early, CHAINS, input, gates::CHAINS, services::CHAINS, translation::CHAINS] {
+            text.push_str(&chains.replace("$ip", ip));
+        }
+        text.push_str("}\n");
     }
-    text.push_str("}\n");
     text
 }
 
-/// The rules that every virtual network has. `uplink`, `nic-` are link names of [`super::names`].
-const CHAINS: &str = r#"
+/// What nft calls a family, in tables as in the names of headers.
+pub(super) fn ip(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ip",
+        Family::V6 => "ip6",
+    }
+}
+
+/// What nft calls a family's addresses.
+pub(super) fn ip_addr(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "ipv4_addr",
+        Family::V6 => "ipv6_addr",
+    }
+}
+
+/// What comes first, for IPv4.
+const EARLY_4: &str = r#"
 	# A NIC sends from its own addresses, unless IP forwarding is on. Two overlay clusters may use one range,
 	# so flows of their pods have states of their own.
 	chain early {
@@ -107,23 +139,22 @@ const CHAINS: &str = r#"
 		iifname . ip saddr vmap @overlay
 		iifname . ip daddr vmap @overlay
 	}
+"#;
 
-	# From outside come answers, and what a public front end takes. To the outside goes what has a public
-	# address, and only from the NIC that it belongs to. What is routed to lo leads nowhere.
-	chain forward {
-		type filter hook forward priority filter; policy accept;
-		oifname "lo" counter drop comment "no route"
-		ct direction reply accept
-		ct state related accept
-		iifname "uplink" ct status dnat goto inbound
-		iifname "uplink" ct mark != 0 goto inbound
-		iifname "uplink" counter drop comment "nobody asked the internet"
-		oifname "uplink" iifname . ip saddr != @leaving counter drop comment "no outbound method"
-		iifname @joined oifname @joined counter drop comment "peering leads no further"
-		iifname @joined iifname . ip saddr != @remote counter drop comment "forwarded traffic is not allowed"
-		goto inbound
+/// What comes first, for IPv6.
+const EARLY_6: &str = r#"
+	# The same. Nobody speaks from a link-local address: every neighbour is known, and there is one router.
+	chain early {
+		type filter hook prerouting priority raw; policy accept;
+		iifname "nic-*" ip6 saddr { ::, fe80::/10 } counter drop comment "link-local"
+		iifname "nic-*" iifname != @forwarding iifname . ip6 saddr != @sources counter drop comment "not an address of the NIC"
+		iifname . ip6 saddr vmap @overlay
+		iifname . ip6 daddr vmap @overlay
 	}
+"#;
 
+/// What the namespace itself hears, for IPv4.
+const INPUT_4: &str = r#"
 	# The gateway's address is silent. The platform answers names and instance metadata, and hears answers to
 	# its health probes.
 	chain input {
@@ -134,16 +165,46 @@ const CHAINS: &str = r#"
 	}
 "#;
 
+/// What the namespace itself hears, for IPv6.
+const INPUT_6: &str = r"
+	# The gateway's address is silent but for answers to its health probes.
+	chain input {
+		type filter hook input priority filter; policy drop;
+		ct state established,related accept
+	}
+";
+
+/// The rules that every virtual network has, in each family (`$ip`). `uplink`, `nic-` are link names of [`super::names`].
+const CHAINS: &str = r#"
+	# From outside come answers, and what a public front end takes. To the outside goes what has a public
+	# address, and only from the NIC that it belongs to. What is routed to lo leads nowhere.
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		oifname "lo" counter drop comment "no route"
+		ct direction reply accept
+		ct state related accept
+		iifname "uplink" ct status dnat goto inbound
+		iifname "uplink" ct mark != 0 goto inbound
+		iifname "uplink" counter drop comment "nobody asked the internet"
+		oifname "uplink" iifname . $ip saddr != @leaving counter drop comment "no outbound method"
+		iifname @joined oifname @joined counter drop comment "peering leads no further"
+		iifname @joined iifname . $ip saddr != @remote counter drop comment "forwarded traffic is not allowed"
+		goto inbound
+	}
+"#;
+
 /// Who may send as whom.
-fn sources(text: &mut String, view: &View<'_>, services: &Services) {
+fn sources(text: &mut String, view: &View<'_>, services: &Services, family: Family) {
     let mut sources = BTreeSet::new();
     let mut forwarding = BTreeSet::new();
     let fronts = services.addresses_by_member();
     for port in &view.ports {
         let link = &port.link;
-        let pods = port.pod_range.filter(|_| port.is_overlay());
-        let fronts = fronts.get(&port.primary).into_iter().flatten().copied();
-        for address in port.addresses().chain(fronts) {
+        let pods = port.pod_range.filter(|_| port.is_overlay() && family == Family::V4);
+        let main = port.main_address(family);
+        let fronts = main.and_then(|main| fronts.get(&main)).into_iter().flatten().copied();
+        let own = port.addresses().filter(|address| Family::of(*address) == family);
+        for address in own.chain(fronts) {
             // Intervals of a set must not overlap.
             if pods.is_none_or(|pods| !pods.contains(address)) {
                 sources.insert(format!("\"{link}\" . {address}"));
@@ -156,24 +217,25 @@ fn sources(text: &mut String, view: &View<'_>, services: &Services) {
             forwarding.insert(format!("\"{link}\""));
         }
     }
-    elements(text, "set sources", "ifname . ipv4_addr", "flags interval", &sources);
+    let kind = format!("ifname . {}", ip_addr(family));
+    elements(text, "set sources", &kind, "flags interval", &sources);
     elements(text, "set forwarding", "ifname", "", &forwarding);
 }
 
 /// Which links and addresses belong to an overlay, and the state of which one that is.
-fn overlays(text: &mut String, view: &View<'_>) {
+fn overlays(text: &mut String, view: &View<'_>, family: Family) {
     let mut overlay = BTreeSet::new();
     let mut zones = BTreeSet::new();
     let nodes = view.ports.iter().filter_map(|port| Some((port.link.clone(), port.cluster?)));
     let planes = view.clusters.iter().map(|it| (names::control_port(&it.meta.id), *it));
     for (link, cluster) in nodes.chain(planes) {
-        if let Some((range, zone)) = control::overlay(cluster) {
+        if let Some((range, zone)) = control::overlay(cluster).filter(|_| family == Family::V4) {
             overlay.insert(format!("\"{link}\" . {range} : goto overlay-{zone}"));
             zones.insert(zone);
         }
     }
-    let kind = "ifname . ipv4_addr : verdict";
-    elements(text, "map overlay", kind, "flags interval", &overlay);
+    let kind = format!("ifname . {} : verdict", ip_addr(family));
+    elements(text, "map overlay", &kind, "flags interval", &overlay);
     for zone in zones {
         line(text, format_args!("\tchain overlay-{zone} {{"));
         line(text, format_args!("\t\tct zone set {zone}"));
@@ -182,21 +244,23 @@ fn overlays(text: &mut String, view: &View<'_>) {
 }
 
 /// The links to peers, and the sources that may come in on each.
-fn joined(text: &mut String, view: &View<'_>, networks: &Networks<'_>) {
+fn joined(text: &mut String, view: &View<'_>, networks: &Networks<'_>, family: Family) {
     let mut joined: BTreeSet<String> =
         view.peers.iter().map(|peer| format!("\"{}\"", peer.link)).collect();
     let mut remote = BTreeSet::new();
     for (peer, link) in networks.links_from(view) {
         joined.insert(format!("\"{link}\""));
         if peer.peering.allow_forwarded {
-            remote.insert(format!("\"{link}\" . 0.0.0.0/0"));
+            remote.insert(format!("\"{link}\" . {}", Prefix::everything(family)));
         } else {
             let own = peer.peering.remote_prefixes.iter();
+            let own = own.filter(|prefix| prefix.family() == family);
             remote.extend(own.map(|prefix| format!("\"{link}\" . {prefix}")));
         }
     }
     elements(text, "set joined", "ifname", "", &joined);
-    elements(text, "set remote", "ifname . ipv4_addr", "flags interval", &remote);
+    let kind = format!("ifname . {}", ip_addr(family));
+    elements(text, "set remote", &kind, "flags interval", &remote);
 }
 
 /// Writes a set or a map.

@@ -1,14 +1,15 @@
 //! Load balancing in a virtual network's nftables table. Not here: which services there are (see
 //! [`super::balancing`]).
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     balancing::{Delivery, Key, Service, Services},
-    ruleset::{elements, line},
+    ruleset::{elements, ip, ip_addr, line},
     translation::idle_chain,
+    view::View,
 };
-use crate::model::Transport;
+use crate::{addr::Family, model::Transport};
 
 /// The chains that look into the maps.
 pub(super) const CHAINS: &str = r#"
@@ -19,40 +20,52 @@ pub(super) const CHAINS: &str = r#"
 		ct direction reply accept
 		iifname "hop-*" accept
 		ct mark != 0 meta mark set ct mark accept
-		ip daddr . meta l4proto . th dport vmap @balanced
-		ip daddr vmap @balanced_whole
+		$ip daddr . meta l4proto . th dport vmap @balanced
+		$ip daddr vmap @balanced_whole
 	}
 
 	chain translate {
 		type nat hook prerouting priority dstnat; policy accept;
 		iifname "hop-*" accept
-		ip daddr . meta l4proto . th dport vmap @translated
-		ip daddr vmap @translated_whole
-		iifname "uplink" dnat to ip daddr map @own_public
+		$ip daddr . meta l4proto . th dport vmap @translated
+		$ip daddr vmap @translated_whole
+		iifname "uplink" dnat to $ip daddr map @own_public
 	}
 
 	# Routes are for what the sender wrote. Once a member is chosen, the flow goes there.
 	chain direct {
 		type filter hook prerouting priority -90; policy accept;
-		ct direction original ct status dnat meta mark set ip daddr map @direct
+		ct direction original ct status dnat meta mark set $ip daddr map @direct
 	}
 "#;
 
 /// Writes the maps that [`CHAINS`] look into, and a chain for each service.
-pub(super) fn render(text: &mut String, services: &Services) {
-    maps(text, services);
+pub(super) fn render(text: &mut String, view: &View<'_>, services: &Services, family: Family) {
+    maps(text, services, family);
     let direct = services.members();
-    let direct = direct.iter().map(|member| format!("{member} : {:#010x}", u32::from(*member)));
-    elements(text, "map direct", "ipv4_addr : mark", "", &direct.collect());
-    for (key, service) in &services.0 {
-        chain(text, *key, service);
+    let direct = direct.iter().filter(|member| Family::of(**member) == family);
+    let direct = direct.filter_map(|member| Some(format!("{member} : {}", mark(view, *member)?)));
+    let kind = format!("{} : mark", ip_addr(family));
+    elements(text, "map direct", &kind, "", &direct.collect());
+    for (key, service) in of_family(services, family) {
+        chain(text, view, *key, service);
     }
 }
 
-fn maps(text: &mut String, services: &Services) {
+/// The services whose front ends have addresses of a family.
+fn of_family(services: &Services, family: Family) -> impl Iterator<Item = (&Key, &Service)> {
+    services.0.iter().filter(move |((address, ..), _)| Family::of(*address) == family)
+}
+
+/// The mark of flows to a member, as nft reads it.
+fn mark(view: &View<'_>, member: IpAddr) -> Option<String> {
+    view.mark_of(member).map(|mark| format!("{mark:#010x}"))
+}
+
+fn maps(text: &mut String, services: &Services, family: Family) {
     let (mut balanced, mut balanced_whole) = (BTreeSet::new(), BTreeSet::new());
     let (mut dnat, mut dnat_whole) = (BTreeSet::new(), BTreeSet::new());
-    for (key, service) in &services.0 {
+    for (key, service) in of_family(services, family) {
         let (address, protocol, port) = key;
         let verdict = if service.healthy.is_empty() {
             "goto nobody".to_owned()
@@ -73,11 +86,12 @@ fn maps(text: &mut String, services: &Services) {
             (true, true) => dnat_whole.insert(element),
         };
     }
-    let by_port = "ipv4_addr . inet_proto . inet_service : verdict";
+    let by_port = &format!("{} . inet_proto . inet_service : verdict", ip_addr(family));
+    let whole = &format!("{} : verdict", ip_addr(family));
     elements(text, "map balanced", by_port, "", &balanced);
-    elements(text, "map balanced_whole", "ipv4_addr : verdict", "", &balanced_whole);
+    elements(text, "map balanced_whole", whole, "", &balanced_whole);
     elements(text, "map translated", by_port, "", &dnat);
-    elements(text, "map translated_whole", "ipv4_addr : verdict", "", &dnat_whole);
+    elements(text, "map translated_whole", whole, "", &dnat_whole);
     line(text, format_args!("\tchain nobody {{"));
     line(text, format_args!("\t\tcounter drop comment \"no healthy member\""));
     line(text, format_args!("\t}}"));
@@ -89,11 +103,11 @@ fn chain_name((address, protocol, port): Key) -> String {
         Transport::Udp => "udp",
         Transport::All => "all",
     };
-    format!("service-{}-{protocol}-{port}", address.to_string().replace('.', "-"))
+    format!("service-{}-{protocol}-{port}", address.to_string().replace(['.', ':'], "-"))
 }
 
 /// The chain that chooses a member.
-fn chain(text: &mut String, key: Key, service: &Service) {
+fn chain(text: &mut String, view: &View<'_>, key: Key, service: &Service) {
     if service.healthy.is_empty() {
         return;
     }
@@ -102,13 +116,15 @@ fn chain(text: &mut String, key: Key, service: &Service) {
         Transport::Udp => "meta l4proto udp ",
         Transport::All => "",
     };
-    let hashed = match (service.by_source, key.1) {
-        (true, _) => "ip saddr . ip daddr",
-        (false, _) => "ip saddr . ip daddr . meta l4proto . th sport . th dport",
+    let ip = ip(Family::of(key.0));
+    let hashed = if service.by_source {
+        format!("{ip} saddr . {ip} daddr")
+    } else {
+        format!("{ip} saddr . {ip} daddr . meta l4proto . th sport . th dport")
     };
     // A fixed seed: the same flow meets the same member after a reload.
     let choice = format!("jhash {hashed} mod {} seed 0x616b736e", service.healthy.len());
-    let member = |to_text: &dyn Fn(Ipv4Addr) -> String| {
+    let member = |to_text: &dyn Fn(IpAddr) -> String| {
         let members = service.healthy.iter().enumerate();
         members.map(|(n, it)| format!("{n} : {}", to_text(*it))).collect::<Vec<_>>().join(", ")
     };
@@ -125,7 +141,7 @@ fn chain(text: &mut String, key: Key, service: &Service) {
     line(text, format_args!("\t\tjump {}", idle_chain(service.idle_minutes)));
     match service.delivery {
         Delivery::Kept => {
-            let marks = member(&|it| format!("{:#010x}", u32::from(it)));
+            let marks = member(&|it| mark(view, it).unwrap_or_default());
             line(text, format_args!("\t\tct mark set {choice} map {{ {marks} }}"));
             line(text, format_args!("\t\tmeta mark set ct mark"));
         }
@@ -135,7 +151,7 @@ fn chain(text: &mut String, key: Key, service: &Service) {
         }
         Delivery::Translated(port) => {
             let members = member(&|it| format!("{it} . {port}"));
-            line(text, format_args!("\t\t{protocol}dnat ip to {choice} map {{ {members} }}"));
+            line(text, format_args!("\t\t{protocol}dnat {ip} to {choice} map {{ {members} }}"));
         }
     }
     line(text, format_args!("\t}}"));

@@ -3,10 +3,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use crate::addr::{Mac, Prefix4};
+use crate::addr::{Family, Mac, Prefix};
 
 /// The kernel's table of its own addresses, which it looks into first.
 pub const LOCAL: u32 = 255;
@@ -14,6 +14,10 @@ pub const LOCAL: u32 = 255;
 pub const MAIN: u32 = 254;
 /// The priority of the kernel's rule that looks into it.
 pub const MAIN_PRIORITY: u32 = 32_766;
+
+/// The kernel setting that says whether a namespace has the fabric's IPv6: the kernel then makes no addresses of its
+/// own (`addr_gen_mode` 1, of all links and those to come). Where it is not so, nobody needs to look for any.
+pub const IPV6_MARK: &str = "net/ipv6/conf/all/addr_gen_mode";
 
 /// Every namespace that the fabric of a lab is made of, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,7 +40,7 @@ pub struct NamespaceState {
     /// Rules, beside the kernel's own three.
     pub rules: BTreeSet<Rule>,
     /// Permanent neighbours.
-    pub neighbours: BTreeMap<(String, Ipv4Addr), Mac>,
+    pub neighbours: BTreeMap<(String, IpAddr), Mac>,
     /// Values of `/proc/sys`, by dotted name with `/` for dots inside: `net/ipv4/ip_forward`.
     pub sysctls: BTreeMap<String, String>,
     /// The nftables table, as text; see [`super::digest`].
@@ -79,7 +83,7 @@ pub struct Address {
     /// The link.
     pub link: String,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The length of the prefix that is reached directly on the link.
     pub length: u8,
 }
@@ -90,7 +94,7 @@ pub struct RouteKey {
     /// The table.
     pub table: u32,
     /// The destination.
-    pub prefix: Prefix4,
+    pub prefix: Prefix,
 }
 
 /// Where a route leads.
@@ -99,7 +103,7 @@ pub enum Target {
     /// To neighbours on a link.
     Link(String),
     /// To a gateway that is believed to be on a link.
-    Via(String, Ipv4Addr),
+    Via(String, IpAddr),
     /// To the namespace itself, by way of a link.
     Local(String),
     /// Nowhere, silently.
@@ -110,17 +114,19 @@ pub enum Target {
     Throw,
 }
 
-/// A routing policy rule. What is `None` matches everything.
+/// A routing policy rule, of one family. What is `None` matches everything.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
     /// Lower is earlier.
     pub priority: u32,
+    /// Which family's packets it is about.
+    pub family: Family,
     /// The packet's mark.
     pub mark: Option<u32>,
     /// The link that it came in on.
     pub iif: Option<String>,
     /// Its source.
-    pub from: Option<Prefix4>,
+    pub from: Option<Prefix>,
     /// What to do.
     pub then: Then,
 }
@@ -147,7 +153,7 @@ pub struct Observed {
     /// Rules.
     pub rules: BTreeSet<Rule>,
     /// Permanent neighbours.
-    pub neighbours: BTreeMap<(String, Ipv4Addr), Mac>,
+    pub neighbours: BTreeMap<(String, IpAddr), Mac>,
     /// Those that were asked for and exist.
     pub sysctls: BTreeMap<String, String>,
     /// The digest of the table that is loaded.
@@ -172,16 +178,16 @@ pub struct ObservedLink {
 }
 
 impl NamespaceState {
-    pub(super) fn address(&mut self, link: &str, address: Ipv4Addr, length: u8) {
-        self.addresses.insert(Address { link: link.to_owned(), address, length });
+    pub(super) fn address(&mut self, link: &str, address: impl Into<IpAddr>, length: u8) {
+        self.addresses.insert(Address { link: link.to_owned(), address: address.into(), length });
     }
 
-    pub(super) fn route(&mut self, table: u32, prefix: Prefix4, target: Target) {
-        self.routes.insert(RouteKey { table, prefix }, target);
+    pub(super) fn route(&mut self, table: u32, prefix: impl Into<Prefix>, target: Target) {
+        self.routes.insert(RouteKey { table, prefix: prefix.into() }, target);
     }
 
-    pub(super) fn neighbour(&mut self, link: &str, address: Ipv4Addr, mac: Mac) {
-        self.neighbours.insert((link.to_owned(), address), mac);
+    pub(super) fn neighbour(&mut self, link: &str, address: impl Into<IpAddr>, mac: Mac) {
+        self.neighbours.insert((link.to_owned(), address.into()), mac);
     }
 
     pub(super) fn sysctl(&mut self, name: &str, value: &str) {
@@ -189,7 +195,22 @@ impl NamespaceState {
     }
 }
 
+impl NamespaceState {
+    /// Whether anything in it is IPv6: what is not there in one of a network without, the kernel is not asked for.
+    #[must_use]
+    pub fn has_ipv6(&self) -> bool {
+        self.addresses.iter().any(|it| it.address.is_ipv6())
+            || self.routes.keys().any(|it| it.prefix.family() == Family::V6)
+            || self.rules.iter().any(|it| it.family == Family::V6)
+            || self.neighbours.keys().any(|(_, address)| address.is_ipv6())
+    }
+}
+
 impl Target {
+    pub(super) fn via(link: &str, gateway: impl Into<IpAddr>) -> Self {
+        Self::Via(link.to_owned(), gateway.into())
+    }
+
     /// The link that the route leads through.
     #[must_use]
     pub fn link(&self) -> Option<&str> {

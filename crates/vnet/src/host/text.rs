@@ -2,6 +2,8 @@
 
 use std::{fmt, net::Ipv4Addr};
 
+use crate::addr::Family;
+
 use super::{
     plan::{Action, Step},
     ruleset::digest,
@@ -24,6 +26,9 @@ impl fmt::Display for Target {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.priority)?;
+        if self.family == Family::V6 {
+            f.write_str(" ipv6")?;
+        }
         if let Some(mark) = self.mark {
             write!(f, " mark {}", Ipv4Addr::from(mark))?;
         }

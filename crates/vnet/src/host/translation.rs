@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use uuid::Uuid;
@@ -14,10 +14,10 @@ use uuid::Uuid;
 use super::{
     balancing::Services,
     egress::{self, Way, Ways},
-    ruleset::{elements, line},
+    ruleset::{elements, ip, ip_addr, line},
     view::View,
 };
-use crate::model::PortRange;
+use crate::{addr::Family, model::PortRange};
 
 /// The chain that looks into the maps. Without free ports the kernel finds no tuple of its own for a new flow, and
 /// drops its first packet: that is SNAT exhaustion, for this destination.
@@ -25,23 +25,31 @@ pub(super) const CHAINS: &str = r#"
 	chain leave {
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname != "uplink" accept
-		ip saddr vmap @public_idle
-		ip saddr vmap @public_several
-		meta l4proto { tcp, udp } snat ip to ip saddr map @public_ports
-		snat to ip saddr map @public
+		$ip saddr vmap @public_idle
+		$ip saddr vmap @public_several
+		meta l4proto { tcp, udp } snat $ip to $ip saddr map @public_ports
+		snat to $ip saddr map @public
 	}
 "#;
 
 /// Writes the sets, maps and chains that [`CHAINS`] and the filter look into.
-pub(super) fn render(text: &mut String, view: &View<'_>, services: &Services, ways: &Ways<'_>) {
+pub(super) fn render(
+    text: &mut String,
+    view: &View<'_>,
+    services: &Services,
+    ways: &Ways<'_>,
+    family: Family,
+) {
     let mut leaving = BTreeSet::new();
     let mut public = BTreeSet::new();
     let mut public_ports = BTreeSet::new();
-    let mut several: BTreeMap<&[Ipv4Addr], BTreeMap<Ipv4Addr, &Way>> = BTreeMap::new();
+    let mut several: BTreeMap<&[IpAddr], BTreeMap<IpAddr, &Way>> = BTreeMap::new();
     let mut idle = BTreeSet::new();
-    let served = services.0.values().filter(|service| !service.healthy.is_empty());
-    let mut minutes: BTreeSet<u32> = served.map(|service| service.idle_minutes).collect();
-    for (address, (link, way)) in ways {
+    let served = services.0.iter().filter(|((address, ..), service)| {
+        Family::of(*address) == family && !service.healthy.is_empty()
+    });
+    let mut minutes: BTreeSet<u32> = served.map(|(_, service)| service.idle_minutes).collect();
+    for (address, (link, way)) in ways.iter().filter(|(it, _)| Family::of(**it) == family) {
         leaving.insert(format!("\"{link}\" . {address}"));
         idle.insert(format!("{address} : jump {}", idle_chain(way.idle_minutes)));
         minutes.insert(way.idle_minutes);
@@ -61,36 +69,54 @@ pub(super) fn render(text: &mut String, view: &View<'_>, services: &Services, wa
         sources.keys().map(move |address| format!("{address} : goto {chain}"))
     });
     let chosen: BTreeSet<String> = chosen.collect();
-    elements(text, "set leaving", "ifname . ipv4_addr", "", &leaving);
-    elements(text, "map public", "ipv4_addr : ipv4_addr", "", &public);
-    let kind = "ipv4_addr : interval ipv4_addr . inet_service";
-    elements(text, "map public_ports", kind, "", &public_ports);
-    elements(text, "map public_several", "ipv4_addr : verdict", "", &chosen);
-    elements(text, "map public_idle", "ipv4_addr : verdict", "", &idle);
+    let kind = ip_addr(family);
+    let one_to_one = &format!("{kind} : {kind}");
+    let verdicts = &format!("{kind} : verdict");
+    elements(text, "set leaving", &format!("ifname . {kind}"), "", &leaving);
+    elements(text, "map public", one_to_one, "", &public);
+    elements(text, "map public_ports", &with_ports(family), "", &public_ports);
+    elements(text, "map public_several", verdicts, "", &chosen);
+    elements(text, "map public_idle", verdicts, "", &idle);
     let own = view.ports.iter().flat_map(|port| egress::own_public_ips(view, port));
+    let own = own.filter(|(inside, _)| Family::of(*inside) == family);
     let own: BTreeSet<String> =
         own.map(|(inside, outside)| format!("{outside} : {inside}")).collect();
-    elements(text, "map own_public", "ipv4_addr : ipv4_addr", "", &own);
+    elements(text, "map own_public", one_to_one, "", &own);
     for (outside, sources) in &several {
-        choice(text, outside, sources);
+        choice(text, outside, sources, family);
     }
     for minutes in minutes {
-        idle_timeout(text, minutes);
+        idle_timeout(text, minutes, family);
     }
 }
 
-fn at(outside: Ipv4Addr, ports: PortRange) -> String {
+fn at(outside: IpAddr, ports: PortRange) -> String {
     format!("{outside} . {}-{}", ports.first, ports.last)
 }
 
-fn choice_chain(outside: &[Ipv4Addr]) -> String {
+/// The kind of maps from a private address to a public one with ports.
+fn with_ports(family: Family) -> String {
+    let kind = ip_addr(family);
+    format!("{kind} : interval {kind} . inet_service")
+}
+
+/// An address that a port can follow.
+fn bracketed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    }
+}
+
+fn choice_chain(outside: &[IpAddr]) -> String {
     let text: Vec<String> = outside.iter().map(ToString::to_string).collect();
     let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, text.join(" ").as_bytes());
     format!("one-of-{}", &hash.simple().to_string()[..10])
 }
 
 /// The chains that choose one of several public addresses for a flow.
-fn choice(text: &mut String, outside: &[Ipv4Addr], sources: &BTreeMap<Ipv4Addr, &Way>) {
+fn choice(text: &mut String, outside: &[IpAddr], sources: &BTreeMap<IpAddr, &Way>, family: Family) {
+    let ip = ip(family);
     let name = choice_chain(outside);
     let choices: Vec<String> =
         (0..outside.len()).map(|n| format!("{n} : goto {name}-{n}")).collect();
@@ -99,7 +125,7 @@ fn choice(text: &mut String, outside: &[Ipv4Addr], sources: &BTreeMap<Ipv4Addr, 
     line(
         text,
         format_args!(
-            "\t\tjhash ip saddr . ip daddr . meta l4proto . th sport . th dport mod {} seed 0x616b736e vmap {{ {} }}",
+            "\t\tjhash {ip} saddr . {ip} daddr . meta l4proto . th sport . th dport mod {} seed 0x616b736e vmap {{ {} }}",
             outside.len(),
             choices.join(", ")
         ),
@@ -113,13 +139,15 @@ fn choice(text: &mut String, outside: &[Ipv4Addr], sources: &BTreeMap<Ipv4Addr, 
         // Those of a NAT gateway all have the same.
         let common = ports.iter().next().copied().flatten().filter(|_| ports.len() == 1);
         if common.is_none() {
-            let kind = "ipv4_addr : interval ipv4_addr . inet_service";
-            elements(text, &format!("map {name}-{n}"), kind, "", &shares);
+            elements(text, &format!("map {name}-{n}"), &with_ports(family), "", &shares);
         }
         line(text, format_args!("\tchain {name}-{n} {{"));
         let to = match common {
-            Some(PortRange { first, last }) => format!("snat to {address}:{first}-{last}"),
-            None => format!("snat ip to ip saddr map @{name}-{n}"),
+            Some(PortRange { first, last }) => {
+                let address = bracketed(*address);
+                format!("snat to {address}:{first}-{last}")
+            }
+            None => format!("snat {ip} to {ip} saddr map @{name}-{n}"),
         };
         line(text, format_args!("\t\tmeta l4proto {{ tcp, udp }} {to}"));
         line(text, format_args!("\t\tsnat to {address}"));
@@ -132,7 +160,7 @@ pub(super) fn idle_chain(minutes: u32) -> String {
     format!("idle-{minutes}")
 }
 
-fn idle_timeout(text: &mut String, minutes: u32) {
+fn idle_timeout(text: &mut String, minutes: u32, family: Family) {
     let seconds = minutes.saturating_mul(60);
     let name = idle_chain(minutes);
     for (protocol, policy) in [
@@ -140,7 +168,13 @@ fn idle_timeout(text: &mut String, minutes: u32) {
         ("udp", format!("unreplied : {seconds}, replied : {seconds}")),
     ] {
         line(text, format_args!("\tct timeout {name}-{protocol} {{"));
-        line(text, format_args!("\t\tprotocol {protocol}; l3proto ip; policy = {{ {policy} }};"));
+        line(
+            text,
+            format_args!(
+                "\t\tprotocol {protocol}; l3proto {}; policy = {{ {policy} }};",
+                ip(family)
+            ),
+        );
         line(text, format_args!("\t}}"));
     }
     line(text, format_args!("\tchain {name} {{"));

@@ -84,13 +84,13 @@ impl Uplink {
         let Some(internet) = fabric.namespaces.get_mut(&internet_ns(lab)) else { return };
         // The pair is not the fabric's: its other end is in a namespace that is not, either.
         internet.tenancy = Tenancy::Shared;
-        internet.routes.remove(&RouteKey { table: LOCAL, prefix: everywhere() });
+        internet.routes.remove(&RouteKey { table: LOCAL, prefix: everywhere().into() });
         let (network, length) = LAB_INTERNET;
         let own = Prefix4::containing(network, length);
         internet.route(LOCAL, own, Target::Local("lo".to_owned()));
         internet.address(OUTSIDE, self.lab, Self::LENGTH);
         internet.sysctl(&format!("net/ipv4/conf/{OUTSIDE}/rp_filter"), "0");
-        internet.route(MAIN, everywhere(), Target::Via(OUTSIDE.to_owned(), self.machine));
+        internet.route(MAIN, everywhere(), Target::via(OUTSIDE, self.machine));
         let mut text = internet.nft.take().unwrap_or_else(|| format!("table ip {TABLE} {{\n}}\n"));
         writeln!(
             text,

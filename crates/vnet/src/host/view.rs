@@ -6,12 +6,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use super::names;
 use crate::{
-    addr::{Mac, Prefix4},
+    addr::{Family, Mac, Prefix4},
     model::{
         Cluster, Frontend, Holder, LoadBalancer, Machine, NetworkMode, Nic, Peering, PeeringState,
         ProvisioningState, Role, SecurityGroup, Subnet, Vnet,
@@ -33,8 +33,8 @@ pub(crate) struct View<'a> {
     /// The networks that this one is joined to.
     pub(crate) peers: Vec<Peer<'a>>,
     by_nic: BTreeMap<&'a ArmId, usize>,
-    by_address: BTreeMap<Ipv4Addr, usize>,
-    by_network: BTreeMap<Ipv4Addr, &'a Subnet>,
+    by_address: BTreeMap<IpAddr, usize>,
+    by_network: BTreeMap<IpAddr, &'a Subnet>,
     pools_of: BTreeMap<&'a ArmId, Vec<(&'a LoadBalancer, &'a Name)>>,
 }
 
@@ -46,10 +46,10 @@ pub(crate) struct Port<'a> {
     pub(crate) machine: &'a Machine,
     /// The cluster, when the machine is a node.
     pub(crate) cluster: Option<&'a Cluster>,
-    /// The NIC's primary address.
+    /// The NIC's primary address: IPv4.
     pub(crate) primary: Ipv4Addr,
-    /// Its other addresses: secondary IP configurations, and what a pod subnet gave to the node.
-    pub(crate) others: Vec<Ipv4Addr>,
+    /// Its other addresses, of either family: secondary IP configurations, and what a pod subnet gave to the node.
+    pub(crate) others: Vec<IpAddr>,
     /// The node's part of the pod range: kubenet and overlay.
     pub(crate) pod_range: Option<Prefix4>,
 }
@@ -104,7 +104,11 @@ impl<'a> View<'a> {
         Some(Self {
             by_nic: ports.iter().enumerate().map(|(n, port)| (&port.nic.meta.id, n)).collect(),
             by_address,
-            by_network: vnet.subnets.values().map(|it| (it.prefix.network(), it)).collect(),
+            by_network: vnet
+                .subnets
+                .values()
+                .flat_map(|it| it.prefixes().map(move |prefix| (prefix.network(), it)))
+                .collect(),
             peers: peers(region, vnet),
             region,
             vnet,
@@ -115,10 +119,16 @@ impl<'a> View<'a> {
         })
     }
 
+    /// The families that it has.
+    pub(crate) fn families(&self) -> &'static [Family] {
+        if self.vnet.is_dual_stack() { &[Family::V4, Family::V6] } else { &[Family::V4] }
+    }
+
     /// The subnet that an address is in.
-    pub(crate) fn subnet_of(&self, address: Ipv4Addr) -> Option<&'a Subnet> {
+    pub(crate) fn subnet_of(&self, address: impl Into<IpAddr>) -> Option<&'a Subnet> {
+        let address = address.into();
         let (_, subnet) = self.by_network.range(..=address).next_back()?;
-        subnet.prefix.contains(address).then_some(subnet)
+        subnet.contains(address).then_some(subnet)
     }
 
     /// The subnets other than its own that a NIC has addresses in: those of its pods.
@@ -126,7 +136,7 @@ impl<'a> View<'a> {
         let own = self.subnet_of(port.primary).map(|subnet| subnet.prefix);
         let mut subnets: Vec<&Subnet> = Vec::new();
         for address in &port.others {
-            if !subnets.last().is_some_and(|last| last.prefix.contains(*address)) {
+            if !subnets.last().is_some_and(|last| last.contains(*address)) {
                 subnets.extend(self.subnet_of(*address).filter(|it| Some(it.prefix) != own));
             }
         }
@@ -146,21 +156,30 @@ impl<'a> View<'a> {
     }
 
     /// The port that holds this address.
-    pub(crate) fn holder(&self, address: Ipv4Addr) -> Option<&Port<'a>> {
+    pub(crate) fn holder(&self, address: IpAddr) -> Option<&Port<'a>> {
         self.by_address.get(&address).map(|index| &self.ports[*index])
     }
 
     /// The port of the machine that forwards what is sent to this address. Azure drops when nobody has the
     /// address or its NIC does not forward.
-    pub(crate) fn appliance(&self, address: Ipv4Addr) -> Option<&Port<'a>> {
+    pub(crate) fn appliance(&self, address: IpAddr) -> Option<&Port<'a>> {
         self.holder(address).filter(|port| port.nic.ip_forwarding)
     }
 
     /// The peer whose address space this address is in.
-    pub(crate) fn peer_of(&self, address: Ipv4Addr) -> Option<&Peer<'a>> {
+    pub(crate) fn peer_of(&self, address: IpAddr) -> Option<&Peer<'a>> {
         self.peers
             .iter()
             .find(|peer| peer.peering.remote_prefixes.iter().any(|prefix| prefix.contains(address)))
+    }
+
+    /// The mark of flows to a load balancer's member, and the number of the table that leads to it: its address, or
+    /// that of IPv4 which the same NIC has.
+    pub(crate) fn mark_of(&self, member: IpAddr) -> Option<u32> {
+        match member {
+            IpAddr::V4(address) => Some(address.into()),
+            IpAddr::V6(_) => self.holder(member).map(|port| port.primary.into()),
+        }
     }
 
     /// The back-end pools that a NIC is in.
@@ -169,7 +188,7 @@ impl<'a> View<'a> {
     }
 
     /// The address of a front end.
-    pub(crate) fn frontend_address(&self, frontend: &Frontend) -> Option<Ipv4Addr> {
+    pub(crate) fn frontend_address(&self, frontend: &Frontend) -> Option<IpAddr> {
         match frontend {
             Frontend::Internal { address, .. } => Some(*address),
             Frontend::Public { public_ip } => self.public_address(public_ip),
@@ -177,15 +196,23 @@ impl<'a> View<'a> {
     }
 
     /// The address of a public IP.
-    pub(crate) fn public_address(&self, id: &ArmId) -> Option<Ipv4Addr> {
+    pub(crate) fn public_address(&self, id: &ArmId) -> Option<IpAddr> {
         self.region.public_ips.get(id).map(|ip| ip.address)
     }
 }
 
 impl Port<'_> {
     /// Every address that is the NIC's own.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> + '_ {
-        std::iter::once(self.primary).chain(self.others.iter().copied())
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        std::iter::once(self.primary.into()).chain(self.others.iter().copied())
+    }
+
+    /// The NIC's address of a family, which its other ones of that family are reached through.
+    pub(crate) fn main_address(&self, family: Family) -> Option<IpAddr> {
+        match family {
+            Family::V4 => Some(self.primary.into()),
+            Family::V6 => self.nic.address_of(Family::V6),
+        }
     }
 
     /// Whether the node's pods are in a routing domain of their own.
@@ -245,8 +272,8 @@ fn peers<'a>(region: &'a Region, vnet: &'a Vnet) -> Vec<Peer<'a>> {
 }
 
 /// The pods' addresses that each node was given, by the node's machine.
-pub(super) fn batches(vnet: &Vnet) -> BTreeMap<&ArmId, Vec<Ipv4Addr>> {
-    let mut batches: BTreeMap<&ArmId, Vec<Ipv4Addr>> = BTreeMap::new();
+pub(super) fn batches(vnet: &Vnet) -> BTreeMap<&ArmId, Vec<IpAddr>> {
+    let mut batches: BTreeMap<&ArmId, Vec<IpAddr>> = BTreeMap::new();
     for (address, holder) in vnet.subnets.values().flat_map(|subnet| &subnet.held) {
         match holder {
             Holder::PodBatch { node } => batches.entry(node).or_default().push(*address),
@@ -259,7 +286,7 @@ pub(super) fn batches(vnet: &Vnet) -> BTreeMap<&ArmId, Vec<Ipv4Addr>> {
 fn port<'a>(
     region: &'a Region,
     vnet: &Vnet,
-    batches: &BTreeMap<&ArmId, Vec<Ipv4Addr>>,
+    batches: &BTreeMap<&ArmId, Vec<IpAddr>>,
     machine: &'a Machine,
 ) -> Option<Port<'a>> {
     let nic = region.nics.get(&machine.nic)?;
@@ -272,8 +299,7 @@ fn port<'a>(
             (region.clusters.get(&node.cluster).map(|cluster| &**cluster), node.pod_range)
         }
     };
-    let mut others: Vec<Ipv4Addr> =
-        nic.configs.iter().skip(1).map(|config| config.address).collect();
+    let mut others: Vec<IpAddr> = nic.configs.iter().skip(1).map(|config| config.address).collect();
     others.extend(batches.get(&machine.meta.id).into_iter().flatten());
     Some(Port {
         link: names::port(&nic.meta.id),

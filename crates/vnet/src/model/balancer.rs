@@ -1,10 +1,11 @@
 //! Load balancers.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Allocation, Meta};
+use crate::addr::Family;
 use crate::name::{ArmId, Name};
 
 /// A load balancer.
@@ -39,7 +40,7 @@ pub enum Frontend {
         /// The subnet's id.
         subnet: ArmId,
         /// The address.
-        address: Ipv4Addr,
+        address: IpAddr,
         /// Who chose it.
         allocation: Allocation,
     },
@@ -54,8 +55,18 @@ pub enum Frontend {
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BackendPool {
-    /// The NICs, by id: their primary addresses are the members.
+    /// The NICs, by id: their primary addresses are the members, or in a pool of IPv6 their IPv6 addresses.
     pub members: Vec<ArmId>,
+    /// Of which family the members' addresses are.
+    #[serde(default, skip_serializing_if = "Family::is_v4")]
+    pub family: Family,
+}
+
+impl From<Vec<ArmId>> for BackendPool {
+    /// A pool of IPv4 addresses.
+    fn from(members: Vec<ArmId>) -> Self {
+        Self { members, family: Family::V4 }
+    }
 }
 
 /// A health probe. It comes from 168.63.129.16.

@@ -1,12 +1,12 @@
 //! NICs and the machines that have them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Meta, NetworkMode, Timestamp};
 use crate::{
-    addr::{Mac, Prefix4},
+    addr::{Family, Mac, Prefix4},
     name::{ArmId, Name},
 };
 
@@ -29,10 +29,25 @@ pub struct Nic {
 }
 
 impl Nic {
-    /// The primary address.
+    /// The primary address, which is always IPv4.
     #[must_use]
     pub fn address(&self) -> Option<Ipv4Addr> {
-        self.configs.first().map(|config| config.address)
+        match self.configs.first()?.address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// The first IP configuration of a family: the primary one, or that of IPv6.
+    #[must_use]
+    pub fn config_of(&self, family: Family) -> Option<&IpConfiguration> {
+        self.configs.iter().find(|config| Family::of(config.address) == family)
+    }
+
+    /// The address that load balancers know it by in a family.
+    #[must_use]
+    pub fn address_of(&self, family: Family) -> Option<IpAddr> {
+        self.config_of(family).map(|config| config.address)
     }
 
     /// The id of the virtual network.
@@ -51,7 +66,7 @@ pub struct IpConfiguration {
     /// The subnet's id.
     pub subnet: ArmId,
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Chosen by the caller or by Azure.
     pub allocation: Allocation,
     /// The public IP of its own (instance-level).

@@ -1,12 +1,15 @@
 //! Virtual networks and what belongs to their shape: subnets, peerings, routes, public addresses, NAT gateways.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Allocation, Generation, Kept, Meta, ProvisioningState};
 use crate::{
-    addr::Prefix4,
+    addr::{Family, Prefix, Prefix4, Prefix6},
     name::{ArmId, Name},
 };
 
@@ -16,8 +19,8 @@ use crate::{
 pub struct Vnet {
     /// Id, location, tags, state.
     pub meta: Meta,
-    /// The address space: no two overlap.
-    pub prefixes: Vec<Prefix4>,
+    /// The address space: no two overlap, at least one is IPv4.
+    pub prefixes: Vec<Prefix>,
     /// Its subnets: each inside the address space, no two overlap.
     pub subnets: BTreeMap<Name, Subnet>,
     /// Its peerings, one side of each.
@@ -36,6 +39,9 @@ pub struct Subnet {
     pub name: Name,
     /// Its one IPv4 prefix, /29 or larger.
     pub prefix: Prefix4,
+    /// Its IPv6 prefix, always a /64, if it is dual stack.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix6: Option<Prefix6>,
     /// The route table that its machines' packets meet.
     pub route_table: Option<ArmId>,
     /// The network security group that its machines' packets meet.
@@ -49,8 +55,8 @@ pub struct Subnet {
     pub delegations: Vec<Delegation>,
     /// Clusters whose pods live here: each is a service association link `AzureKubernetesService`.
     pub association_links: Vec<ArmId>,
-    /// Every held address. None of the five reserved is ever here.
-    pub held: BTreeMap<Ipv4Addr, Holder>,
+    /// Every held address of either family. None of the five reserved of each is ever here.
+    pub held: BTreeMap<IpAddr, Holder>,
     /// `Disabled` (default), `Enabled`, …
     pub private_endpoint_network_policies: String,
     /// `Enabled` (default) or `Disabled`.
@@ -61,6 +67,45 @@ pub struct Subnet {
     pub changed: Generation,
     /// Kept and given back, not acted upon.
     pub kept: Kept,
+}
+
+impl Vnet {
+    /// Whether any of its address space is IPv6.
+    #[must_use]
+    pub fn is_dual_stack(&self) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.family() == Family::V6)
+    }
+
+    /// The part of the address space that is IPv4.
+    #[must_use]
+    pub fn prefixes4(&self) -> Vec<Prefix4> {
+        self.prefixes.iter().filter_map(|prefix| prefix.as_v4()).collect()
+    }
+
+    /// The subnet that an address is in.
+    #[must_use]
+    pub fn subnet_of(&self, address: IpAddr) -> Option<&Subnet> {
+        self.subnets.values().find(|subnet| subnet.contains(address))
+    }
+}
+
+impl Subnet {
+    /// Its prefixes, IPv4 first.
+    pub fn prefixes(&self) -> impl Iterator<Item = Prefix> + use<> {
+        std::iter::once(Prefix::V4(self.prefix)).chain(self.prefix6.map(Prefix::V6))
+    }
+
+    /// Its prefix of a family, if it has one.
+    #[must_use]
+    pub fn prefix_of(&self, family: Family) -> Option<Prefix> {
+        self.prefixes().find(|prefix| prefix.family() == family)
+    }
+
+    /// Whether `address` is in one of its prefixes.
+    #[must_use]
+    pub fn contains(&self, address: IpAddr) -> bool {
+        self.prefixes().any(|prefix| prefix.contains(address))
+    }
 }
 
 /// What a subnet that was written before it could be asked has.
@@ -122,7 +167,7 @@ pub struct Peering {
     /// The other virtual network.
     pub remote: ArmId,
     /// The other one's address space as this side learned it last: a change there needs a sync here.
-    pub remote_prefixes: Vec<Prefix4>,
+    pub remote_prefixes: Vec<Prefix>,
     /// `allowVirtualNetworkAccess`: whether flows pass between the two, and `VirtualNetwork` means the other's space, too.
     pub allow_access: bool,
     /// `allowForwardedTraffic`: whether what comes from there may have a source that is not of its space.
@@ -184,7 +229,7 @@ pub struct Route {
     /// Its name, up to 80 characters.
     pub name: Name,
     /// Destination.
-    pub prefix: Prefix4,
+    pub prefix: Prefix,
     /// Where to.
     pub next_hop: NextHop,
 }
@@ -193,7 +238,7 @@ pub struct Route {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum NextHop {
     /// Through a machine with IP forwarding.
-    VirtualAppliance(Ipv4Addr),
+    VirtualAppliance(IpAddr),
     /// Inside the virtual network.
     VnetLocal,
     /// Out of the virtual network.
@@ -209,7 +254,7 @@ pub struct PublicIp {
     /// Id, location, tags, state.
     pub meta: Meta,
     /// The address, of the lab's internet.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// `Static` always for Standard.
     pub allocation: Allocation,
     /// `Standard`, `Basic`.
@@ -226,8 +271,8 @@ pub struct PublicIp {
 pub struct PublicIpPrefix {
     /// Id, location, tags, state.
     pub meta: Meta,
-    /// The addresses, of the lab's internet: /28 to /31.
-    pub prefix: Prefix4,
+    /// The addresses, of the lab's internet: /28 to /31, or /124 to /127.
+    pub prefix: Prefix,
     /// `Standard`.
     pub sku: String,
     /// The NAT gateway or front end that uses it whole, as an id.

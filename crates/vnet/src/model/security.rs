@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Kept, Meta};
 use crate::{
-    addr::Prefix4,
+    addr::Prefix,
     name::{ArmId, Name},
 };
 
@@ -103,8 +103,8 @@ pub enum Peers {
 pub enum Addresses {
     /// `*`.
     Any,
-    /// A prefix, or an address, which is a /32.
-    Prefix(Prefix4),
+    /// A prefix, or an address, which is a /32 or /128.
+    Prefix(Prefix),
     /// A service tag as it was given: `VirtualNetwork`, `Internet`, `AzureCloud.eastus`.
     Tag(String),
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::LazyLock};
 
 use serde::{Deserialize, Serialize};
 
-use crate::addr::{AddressSet, Prefix4};
+use crate::addr::{AddressSet, Family, Prefix};
 
 /// The virtual network and what is joined to it; see [`super::virtual_network`].
 pub const VIRTUAL_NETWORK: &str = "VirtualNetwork";
@@ -32,6 +32,10 @@ const NOT_PUBLIC: [&str; 9] = [
     "224.0.0.0/3",
 ];
 
+/// The same for IPv6 (IANA, "IPv6 Special-Purpose Address Registry"). The lab's own internet,
+/// the range for benchmarks, is reached.
+const NOT_PUBLIC_6: [&str; 5] = ["::/128", "::1/128", "fc00::/7", "fe80::/10", "ff00::/8"];
+
 /// A list of service tags.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,7 +43,7 @@ pub struct ServiceTags {
     /// Azure's `changeNumber`; 0 for the built-in list.
     pub change_number: u64,
     /// Prefixes by tag, `AzureCloud.eastus`. `VirtualNetwork` and `Internet` are never here.
-    pub tags: BTreeMap<String, Vec<Prefix4>>,
+    pub tags: BTreeMap<String, Vec<Prefix>>,
 }
 
 impl ServiceTags {
@@ -151,8 +155,13 @@ pub fn is_platform_service(tag: &str) -> bool {
     PLATFORM_SERVICES.iter().any(|service| service.eq_ignore_ascii_case(tag))
 }
 
-/// Every address that can be reached over the internet.
-pub(super) fn public() -> AddressSet {
-    let not = NOT_PUBLIC.map(|text| text.parse().expect("the list has prefixes only"));
-    AddressSet::all().without(&not.into_iter().collect())
+/// Every address of a family that can be reached over the internet.
+pub(super) fn public(family: Family) -> AddressSet {
+    let not: &[&str] = match family {
+        Family::V4 => &NOT_PUBLIC,
+        Family::V6 => &NOT_PUBLIC_6,
+    };
+    let not = not.iter().map(|it| it.parse::<Prefix>().expect("the list has prefixes only"));
+    let all: AddressSet = [Prefix::everything(family)].into_iter().collect();
+    all.without(&not.collect())
 }

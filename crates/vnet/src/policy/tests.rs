@@ -3,10 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::*;
-use crate::{
-    addr::Prefix4,
-    model::{Meta, NextHop, Peering, Route, RouteTable, Subnet},
-};
+use crate::model::{Meta, NextHop, Peering, Route, RouteTable, Subnet};
 
 fn id(kind: &str, name: &str) -> ArmId {
     ArmId::group("S", "g").sibling(kind, name)
@@ -25,14 +22,15 @@ fn meta(kind: &str, name: &str) -> Meta {
     }
 }
 
-fn prefix(text: &str) -> Prefix4 {
-    text.parse().expect("a prefix")
+fn prefix<T: std::str::FromStr>(text: &str) -> T {
+    text.parse().ok().expect("a prefix")
 }
 
 fn subnet(name: &str, at: &str) -> Subnet {
     Subnet {
         name: Name::new(name),
         prefix: prefix(at),
+        prefix6: None,
         route_table: None,
         security_group: None,
         nat_gateway: None,

@@ -1,10 +1,14 @@
 //! Taking and giving back addresses. Every address in a subnet's `held` came through here.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
 
 use super::{Change, UNCHANGED, UPDATED, refusal, uuid_of};
 use crate::{
-    addr::{Mac, Prefix4},
+    addr::{Family, Mac, Prefix, Prefix4, Prefix6},
     command::Accepted,
     fault::Fault,
     ipam,
@@ -18,12 +22,19 @@ use crate::{
 /// The lab's internet that public IPs, virtual networks' default outbound access and API servers have
 /// addresses of: the lower half of the range for benchmarks (RFC 2544). The upper half is the lab's own.
 const LAB_INTERNET: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 16);
+/// The same for IPv6: the lower half of the range for benchmarks (RFC 5180).
+const LAB_INTERNET_6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), 49);
 /// The first ones are left to the internet itself.
 const FIRST_LAB_ADDRESS: u64 = 4;
 
 /// The lab's internet as a prefix.
 pub(super) fn lab_internet() -> Prefix4 {
     Prefix4::containing(LAB_INTERNET.0, LAB_INTERNET.1)
+}
+
+/// The lab's internet of IPv6 as a prefix.
+pub(super) fn lab_internet6() -> Prefix6 {
+    Prefix6::containing(LAB_INTERNET_6.0, LAB_INTERNET_6.1)
 }
 
 /// The length of a static block.
@@ -78,23 +89,25 @@ impl Change {
         }
     }
 
-    /// Takes an address of `subnet` for `holder`: the one that is wanted, or the lowest free one.
+    /// Takes an address of `subnet` of a family for `holder`: the one that is wanted, or the lowest free one.
     pub(super) fn hold(
         &mut self,
         subnet: &ArmId,
-        wanted: Option<Ipv4Addr>,
+        family: Family,
+        wanted: Option<IpAddr>,
         holder: Holder,
-    ) -> Result<Ipv4Addr, Fault> {
+    ) -> Result<IpAddr, Fault> {
         let (_, there) = self
             .region
             .subnet(subnet)
             .ok_or_else(|| refusal::reference(subnet, holder.resource()))?;
+        let prefix = there.prefix_of(family).ok_or_else(|| refusal::no_ipv6(subnet, &holder))?;
         let address = match wanted {
             Some(address) => {
-                check_static(subnet, there, address, &holder)?;
+                check_static(subnet, there, prefix, address, &holder)?;
                 address
             }
-            None => there.free_addresses().next().ok_or_else(|| full(there, 1))?,
+            None => there.free_address_of(family).ok_or_else(|| full(there, 1))?,
         };
         self.subnet_mut(subnet).held.insert(address, holder);
         Ok(address)
@@ -114,7 +127,8 @@ impl Change {
             return Err(full(there, n));
         }
         let held = &mut self.subnet_mut(subnet).held;
-        held.extend(addresses.iter().enumerate().map(|(i, address)| (*address, holder(i))));
+        let numbered = addresses.iter().enumerate();
+        held.extend(numbered.map(|(i, address)| (IpAddr::from(*address), holder(i))));
         Ok(addresses)
     }
 
@@ -129,7 +143,8 @@ impl Change {
             self.region.subnet(subnet).ok_or_else(|| refusal::reference(subnet, subnet))?;
         let n = n as usize;
         let is_free = |block: &Prefix4| {
-            let is_held = there.held.range(block.network()..=block.broadcast()).next().is_some();
+            let range = IpAddr::from(block.network())..=IpAddr::from(block.broadcast());
+            let is_held = there.held.range(range).next().is_some();
             let is_edge = [block.network(), block.broadcast()]
                 .into_iter()
                 .any(|address| ipam::is_reserved(there.prefix, address));
@@ -143,13 +158,13 @@ impl Change {
         let held = &mut self.subnet_mut(subnet).held;
         for block in blocks {
             let addresses = (0..block.n_addresses()).filter_map(|offset| block.nth(offset));
-            held.extend(addresses.map(|address| (address, holder.clone())));
+            held.extend(addresses.map(|address| (IpAddr::from(address), holder.clone())));
         }
         Ok(())
     }
 
     /// Gives an address back. Giving back what nobody holds is success.
-    pub(super) fn release(&mut self, subnet: &ArmId, address: Ipv4Addr) {
+    pub(super) fn release(&mut self, subnet: &ArmId, address: IpAddr) {
         if self.region.subnet(subnet).is_some_and(|(_, subnet)| subnet.held.contains_key(&address))
         {
             self.subnet_mut(subnet).held.remove(&address);
@@ -177,20 +192,21 @@ impl Change {
     }
 
     /// What of the lab's internet somebody has: single addresses and prefixes.
-    pub(super) fn taken_lab_addresses(&self) -> Vec<Prefix4> {
+    pub(super) fn taken_lab_addresses(&self) -> Vec<Prefix> {
         let region = &self.region;
         let single = self.claimed.iter().copied();
         let single = single
             .chain(region.public_ips.values().map(|public_ip| public_ip.address))
-            .chain(region.vnets.values().map(|vnet| vnet.default_outbound))
-            .chain(region.clusters.values().map(|cluster| cluster.api_address));
+            .chain(region.vnets.values().map(|vnet| vnet.default_outbound.into()))
+            .chain(region.clusters.values().map(|cluster| cluster.api_address.into()));
         let prefixes = region.public_ip_prefixes.values().map(|prefix| prefix.prefix);
-        single.map(Prefix4::host).chain(prefixes).collect()
+        single.map(Prefix::host).chain(prefixes).collect()
     }
 
     /// The lowest free address of the lab's internet.
     pub(super) fn lab_address(&mut self) -> Result<Ipv4Addr, Fault> {
-        let taken = self.taken_lab_addresses();
+        let taken: Vec<Prefix4> =
+            self.taken_lab_addresses().into_iter().filter_map(Prefix::as_v4).collect();
         let single: BTreeSet<Ipv4Addr> =
             taken.iter().filter(|it| it.length() == 32).map(|it| it.network()).collect();
         let prefixes: Vec<Prefix4> = taken.into_iter().filter(|it| it.length() < 32).collect();
@@ -207,8 +223,44 @@ impl Change {
                     format!("No address of {internet} is free."),
                 )
             })?;
-        self.claimed.insert(address);
+        self.claimed.insert(address.into());
         Ok(address)
+    }
+
+    /// The lowest free IPv6 address of the lab's internet.
+    pub(super) fn lab_address6(&mut self) -> Result<Ipv6Addr, Fault> {
+        let taken = self.taken_lab_addresses();
+        let single: BTreeSet<IpAddr> = taken
+            .iter()
+            .filter(|it| it.length() == it.family().bits())
+            .map(|it| it.network())
+            .collect();
+        let prefixes: Vec<Prefix6> =
+            taken.iter().filter(|it| it.length() < 128).filter_map(|it| it.as_v6()).collect();
+        let internet = lab_internet6();
+        // There are more than anybody can take.
+        let address = (u128::from(FIRST_LAB_ADDRESS)..)
+            .map_while(|offset| internet.nth(offset))
+            .find(|address| {
+                !single.contains(&IpAddr::from(*address))
+                    && !prefixes.iter().any(|prefix| prefix.contains(*address))
+            })
+            .ok_or_else(|| {
+                Fault::bad(
+                    "PublicIPCountLimitReached",
+                    format!("No address of {internet} is free."),
+                )
+            })?;
+        self.claimed.insert(address.into());
+        Ok(address)
+    }
+
+    /// The lowest free address of a family of the lab's internet.
+    pub(super) fn lab_address_of(&mut self, family: Family) -> Result<IpAddr, Fault> {
+        Ok(match family {
+            Family::V4 => self.lab_address()?.into(),
+            Family::V6 => self.lab_address6()?.into(),
+        })
     }
 
     /// The Ethernet address of a new NIC: Microsoft's prefix, the rest from the id, no other NIC's.
@@ -274,7 +326,7 @@ impl Change {
             ));
         }
         for address in &back[back.len() - n_back..] {
-            self.release(&pod_subnet, *address);
+            self.release(&pod_subnet, (*address).into());
         }
         Ok(UPDATED)
     }
@@ -316,10 +368,10 @@ impl Change {
 fn check_static(
     id: &ArmId,
     subnet: &Subnet,
-    address: Ipv4Addr,
+    prefix: Prefix,
+    address: IpAddr,
     holder: &Holder,
 ) -> Result<(), Fault> {
-    let prefix = subnet.prefix;
     if !prefix.contains(address) {
         return Err(Fault::bad(
             "PrivateIPAddressNotInSubnet",

@@ -7,6 +7,7 @@ use std::{
 
 use super::{Change, inbound, refusal};
 use crate::{
+    addr::Family,
     command::{Accepted, Common, PutFrontend, PutLoadBalancer},
     fault::Fault,
     kind,
@@ -32,10 +33,9 @@ impl Change {
             self.release_frontends(old);
         }
         let frontends = self.hold_frontends(&id, &meta.location, old.as_deref(), put.frontends)?;
-        let pools = put
-            .pools
-            .into_iter()
-            .map(|(name, members)| (name, BackendPool { members: without_repeats(members) }));
+        let pools = put.pools.into_iter().map(|(name, pool)| {
+            (name, BackendPool { members: without_repeats(pool.members), ..pool })
+        });
         let balancer = LoadBalancer {
             meta,
             sku: put.sku,
@@ -49,6 +49,7 @@ impl Change {
         check_references(&balancer)?;
         inbound::check(&balancer)?;
         self.check_members(&balancer)?;
+        self.check_families(&balancer)?;
         self.check_inbound_members(&balancer)?;
         self.check_skus(&balancer)?;
         self.region.balancers.insert(id.clone(), Arc::new(balancer));
@@ -72,27 +73,28 @@ impl Change {
                     self.attach_public_ip(&public_ip, id, location, &name)?;
                     frontends.insert(name, Frontend::Public { public_ip });
                 }
-                PutFrontend::Internal { subnet, address } => {
+                PutFrontend::Internal { subnet, address, family } => {
                     self.joinable(&subnet, id, location)?;
                     let has = match old.and_then(|old| old.frontends.get(&name)) {
                         Some(Frontend::Internal { subnet: before, address, .. })
-                            if *before == subnet =>
+                            if *before == subnet && Family::of(*address) == family =>
                         {
                             Some(*address)
                         }
                         _ => None,
                     };
                     if address.or(has).is_some() {
-                        let frontend = self.hold_frontend(id, &name, subnet, address, has)?;
+                        let frontend =
+                            self.hold_frontend(id, &name, (subnet, family), address, has)?;
                         frontends.insert(name, frontend);
                     } else {
-                        later.push((name, subnet));
+                        later.push((name, (subnet, family)));
                     }
                 }
             }
         }
-        for (name, subnet) in later {
-            let frontend = self.hold_frontend(id, &name, subnet, None, None)?;
+        for (name, place) in later {
+            let frontend = self.hold_frontend(id, &name, place, None, None)?;
             frontends.insert(name, frontend);
         }
         Ok(frontends)
@@ -102,12 +104,12 @@ impl Change {
         &mut self,
         id: &ArmId,
         name: &Name,
-        subnet: ArmId,
-        wanted: Option<std::net::Ipv4Addr>,
-        has: Option<std::net::Ipv4Addr>,
+        (subnet, family): (ArmId, Family),
+        wanted: Option<std::net::IpAddr>,
+        has: Option<std::net::IpAddr>,
     ) -> Result<Frontend, Fault> {
         let holder = Holder::Frontend { balancer: id.clone(), frontend: name.as_str().to_owned() };
-        let address = self.hold(&subnet, wanted.or(has), holder)?;
+        let address = self.hold(&subnet, family, wanted.or(has), holder)?;
         let allocation = if wanted.is_some() { Allocation::Static } else { Allocation::Dynamic };
         Ok(Frontend::Internal { subnet, address, allocation })
     }
@@ -165,6 +167,63 @@ impl Change {
                 "properties.backendAddressPools",
                 &format!("The front ends and members of {id} must be in one virtual network."),
             ));
+        }
+        Ok(())
+    }
+
+    /// Refuses rules whose front end and pool are of different families, and members without an address of their
+    /// pool's (Azure documentation, "IPv6 for Azure Virtual Network": a rule has front end and pool of one family).
+    fn check_families(&self, balancer: &LoadBalancer) -> Result<(), Fault> {
+        let frontend_family = |name: &Name| match balancer.frontends.get(name)? {
+            Frontend::Internal { address, .. } => Some(Family::of(*address)),
+            Frontend::Public { public_ip } => {
+                self.region.public_ips.get(public_ip).map(|it| Family::of(it.address))
+            }
+        };
+        let pool_family = |name: &Name| {
+            let pool = balancer.pools.get(name)?;
+            // Nobody has said yet which it is.
+            (!pool.members.is_empty()).then_some(pool.family)
+        };
+        let refuse = |kind: &str, rule: &Name, frontend: &Name, pool: &Name| {
+            refusal::invalid(
+                &format!("properties.{kind}[{rule}]"),
+                &format!(
+                    "Front end {frontend} and back-end pool {pool} are not of one IP address version."
+                ),
+            )
+        };
+        let differ = |frontend: &Name, pool: &Name| {
+            let both = frontend_family(frontend).zip(pool_family(pool));
+            both.is_some_and(|(frontend, pool)| frontend != pool)
+        };
+        for (name, rule) in &balancer.rules {
+            if differ(&rule.frontend, &rule.pool) {
+                return Err(refuse("loadBalancingRules", name, &rule.frontend, &rule.pool));
+            }
+        }
+        for (name, rule) in &balancer.outbound_rules {
+            if let Some(frontend) = rule.frontends.iter().find(|it| differ(it, &rule.pool)) {
+                return Err(refuse("outboundRules", name, frontend, &rule.pool));
+            }
+        }
+        for (name, rule) in &balancer.inbound_rules {
+            if let InboundTarget::Pool { pool, .. } = &rule.target
+                && differ(&rule.frontend, pool)
+            {
+                return Err(refuse("inboundNatRules", name, &rule.frontend, pool));
+            }
+        }
+        for (name, pool) in &balancer.pools {
+            for member in &pool.members {
+                let nic = self.region.nics.get(member);
+                if nic.is_some_and(|nic| nic.config_of(pool.family).is_none()) {
+                    return Err(refusal::invalid(
+                        "properties.backendAddressPools",
+                        &format!("{member} has no IPv6 address to be in pool {name} with."),
+                    ));
+                }
+            }
         }
         Ok(())
     }

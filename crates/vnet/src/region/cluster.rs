@@ -363,6 +363,7 @@ impl Change {
         let subnet = Subnet {
             name: name.clone(),
             prefix: Prefix4::containing(MANAGED_SUBNET.0.into(), MANAGED_SUBNET.1),
+            prefix6: None,
             security_group: None,
             nat_gateway: None,
             default_outbound: true,
@@ -378,7 +379,7 @@ impl Change {
         };
         let vnet = Vnet {
             meta: self.part_meta(&cluster.vnet, &cluster.meta.location, updating),
-            prefixes: vec![Prefix4::containing(MANAGED_VNET.0.into(), MANAGED_VNET.1)],
+            prefixes: vec![Prefix4::containing(MANAGED_VNET.0.into(), MANAGED_VNET.1).into()],
             subnets: BTreeMap::from([(name.clone(), subnet)]),
             peerings: BTreeMap::new(),
             default_outbound: self.lab_address()?,

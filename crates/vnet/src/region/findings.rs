@@ -2,12 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use super::Region;
 use crate::{
-    addr::{Mac, Prefix4},
+    addr::{Mac, Prefix},
     ipam,
     model::{
         Cluster, Frontend, Holder, InboundTarget, LoadBalancer, ProvisioningState, Subnet,
@@ -77,20 +77,22 @@ impl Region {
         for vnet in self.vnets.values() {
             let id = &vnet.meta.id;
             find_overlaps(vnet.prefixes.iter().copied(), id, findings);
-            find_overlaps(vnet.subnets.values().map(|subnet| subnet.prefix), id, findings);
+            find_overlaps(vnet.subnets.values().flat_map(Subnet::prefixes), id, findings);
         }
         for (id, subnet) in self.subnets() {
             let vnet = id.parent().and_then(|vnet| self.vnets.get(&vnet));
             if !vnet.is_some_and(|vnet| {
-                vnet.prefixes.iter().any(|prefix| prefix.contains_prefix(subnet.prefix))
+                subnet
+                    .prefixes()
+                    .all(|own| vnet.prefixes.iter().any(|prefix| prefix.contains_prefix(own)))
             }) {
                 findings.push(format!("{id} is outside of its virtual network"));
             }
             for address in subnet.held.keys() {
-                if !subnet.prefix.contains(*address) {
+                if !subnet.contains(*address) {
                     findings.push(format!("{address} is held in {id} and outside of it"));
                 }
-                if ipam::is_reserved(subnet.prefix, *address) {
+                if subnet.prefixes().any(|prefix| ipam::is_reserved(prefix, *address)) {
                     findings.push(format!("{address} is held in {id} and reserved"));
                 }
             }
@@ -136,7 +138,7 @@ impl Region {
 
     /// Who has an address holds it.
     fn find_unheld(&self, findings: &mut Vec<String>) {
-        let mut expect = |subnet: &ArmId, address: Ipv4Addr, holder: Holder| {
+        let mut expect = |subnet: &ArmId, address: IpAddr, holder: Holder| {
             let held = self.subnet(subnet).and_then(|(_, subnet)| subnet.held.get(&address));
             if held != Some(&holder) {
                 findings.push(format!(
@@ -178,9 +180,9 @@ impl Region {
             .public_ips
             .iter()
             .map(|(id, public_ip)| (id, public_ip.address))
-            .chain(self.vnets.iter().map(|(id, vnet)| (id, vnet.default_outbound)))
-            .chain(self.clusters.iter().map(|(id, cluster)| (id, cluster.api_address)));
-        let mut addresses: BTreeMap<Ipv4Addr, &ArmId> = BTreeMap::new();
+            .chain(self.vnets.iter().map(|(id, vnet)| (id, vnet.default_outbound.into())))
+            .chain(self.clusters.iter().map(|(id, cluster)| (id, cluster.api_address.into())));
+        let mut addresses: BTreeMap<IpAddr, &ArmId> = BTreeMap::new();
         for (id, address) in outside {
             if let Some(other) = addresses.insert(address, id) {
                 findings.push(format!("{id} and {other} both have {address}"));
@@ -310,11 +312,11 @@ impl Region {
 }
 
 fn find_overlaps(
-    prefixes: impl IntoIterator<Item = Prefix4>,
+    prefixes: impl IntoIterator<Item = Prefix>,
     id: &ArmId,
     findings: &mut Vec<String>,
 ) {
-    let mut prefixes: Vec<Prefix4> = prefixes.into_iter().collect();
+    let mut prefixes: Vec<Prefix> = prefixes.into_iter().collect();
     prefixes.sort();
     for pair in prefixes.windows(2) {
         if pair[0].overlaps(pair[1]) {

@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use super::{Change, Region, refusal};
 use crate::{
+    addr::Family,
     command::{Accepted, Common, PutNatGateway},
     fault::Fault,
     kind,
@@ -114,10 +115,16 @@ impl Change {
                     ),
                 ));
             }
+            if self.region.public_ips[public_ip].address.is_ipv6() {
+                return Err(refuse_ipv6(&id, public_ip));
+            }
             n_addresses += 1;
         }
         for prefix in &put.public_ip_prefixes {
             n_addresses += self.attach_prefix(prefix, &id, &meta.location, &user)?;
+            if self.region.public_ip_prefixes[prefix].prefix.family() == Family::V6 {
+                return Err(refuse_ipv6(&id, prefix));
+            }
         }
         if n_addresses > MAX_ADDRESSES {
             return Err(refusal::invalid(
@@ -195,4 +202,15 @@ impl Change {
             self.detach_prefix(prefix);
         }
     }
+}
+
+/// Azure's Standard NAT gateways are IPv4 only ("What is Azure NAT Gateway?", limitations); those of `StandardV2`
+/// are not, and nobody has made them here.
+fn refuse_ipv6(gateway: &ArmId, public: &ArmId) -> Fault {
+    refusal::invalid(
+        "properties.publicIpAddresses",
+        &format!(
+            "NAT gateway {gateway} cannot have {public}, which is IPv6: it translates IPv4 only."
+        ),
+    )
 }

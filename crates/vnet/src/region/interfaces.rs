@@ -1,9 +1,10 @@
 //! NICs and virtual machines.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use super::{Change, refusal};
 use crate::{
+    addr::Family,
     command::{Accepted, Common, PutIpConfiguration},
     fault::Fault,
     kind,
@@ -28,9 +29,11 @@ impl Change {
         for config in old.iter().flat_map(|old| &old.configs) {
             self.release_configuration(config);
         }
-        let kept = |put: &PutIpConfiguration| -> Option<Ipv4Addr> {
+        let kept = |put: &PutIpConfiguration| -> Option<IpAddr> {
             let configs = old.iter().flat_map(|old| &old.configs);
-            let mut same = configs.filter(|c| c.name == put.name && c.subnet == put.subnet);
+            let mut same = configs.filter(|c| {
+                c.name == put.name && c.subnet == put.subnet && Family::of(c.address) == put.family
+            });
             same.next().map(|config| config.address)
         };
         let mut configs = Vec::with_capacity(wanted.len());
@@ -40,10 +43,11 @@ impl Change {
             if let Some(public_ip) = &put.public_ip {
                 let user = id.child("ipConfigurations", &put.name).to_string();
                 self.attach_public(public_ip, &id, &meta.location, &user)?;
+                self.check_family_of_public(public_ip, put.family, &user)?;
             }
             if let Some(address) = put.address.or_else(|| kept(put)) {
                 let holder = Holder::IpConfiguration { nic: id.clone(), config: put.name.clone() };
-                self.hold(&put.subnet, Some(address), holder)?;
+                self.hold(&put.subnet, put.family, Some(address), holder)?;
             }
         }
         for put in wanted {
@@ -51,7 +55,8 @@ impl Change {
                 address
             } else {
                 let config = put.name.clone();
-                self.hold(&put.subnet, None, Holder::IpConfiguration { nic: id.clone(), config })?
+                let holder = Holder::IpConfiguration { nic: id.clone(), config };
+                self.hold(&put.subnet, put.family, None, holder)?
             };
             let allocation =
                 if put.address.is_some() { Allocation::Static } else { Allocation::Dynamic };
@@ -158,6 +163,22 @@ fn check_configurations(id: &ArmId, configs: &[PutIpConfiguration]) -> Result<()
     let names: BTreeSet<&str> = configs.iter().map(|config| config.name.as_str()).collect();
     if configs.is_empty() {
         return Err(refusal::invalid(target, &format!("{id} has no IP configuration.")));
+    }
+    if configs.first().is_some_and(|first| first.family == Family::V6) {
+        // Azure documentation, "IPv6 for Azure Virtual Network": IPv6 is beside IPv4, never alone.
+        return Err(refusal::invalid(
+            &format!("{target}[{}].properties.privateIPAddressVersion", configs[0].name),
+            &format!("The primary IP configuration of {id} is IPv4."),
+        ));
+    }
+    for config in configs {
+        let is_other = |address| Family::of(address) != config.family;
+        if config.address.is_some_and(is_other) {
+            return Err(refusal::invalid(
+                &format!("{target}[{}].properties.privateIPAddress", config.name),
+                "The address is not of the address version that privateIPAddressVersion says.",
+            ));
+        }
     }
     if names.len() != configs.len() {
         return Err(refusal::invalid(target, "An IP configuration's name is used more than once."));

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Change, UNCHANGED, refusal};
 use crate::{
-    addr::Prefix4,
+    addr::{Family, Prefix},
     command::{Accepted, Common, PutSubnet},
     fault::Fault,
     kind,
@@ -15,6 +15,13 @@ use crate::{
 /// What no virtual network may have (Azure Virtual Network FAQ, "What address ranges can I use in my virtual networks?").
 const FORBIDDEN: [&str; 5] =
     ["224.0.0.0/4", "255.255.255.255/32", "127.0.0.0/8", "169.254.0.0/16", "168.63.129.16/32"];
+
+/// The same for IPv6: what is not one machine's or everybody's (IANA, "IPv6 Special-Purpose Address Registry").
+const FORBIDDEN_6: [&str; 4] = ["::/128", "::1/128", "fe80::/10", "ff00::/8"];
+
+/// The length of an IPv6 prefix of a subnet, always
+/// (Azure documentation, "IPv6 for Azure Virtual Network", limitations).
+const SUBNET_6: u8 = 64;
 
 /// The longest prefix of a subnet (same page, "How small and how large can virtual networks and subnets be?").
 const LONGEST_SUBNET: u8 = 29;
@@ -28,7 +35,7 @@ impl Change {
     pub(super) fn put_vnet(
         &mut self,
         common: &Common,
-        prefixes: Vec<Prefix4>,
+        prefixes: Vec<Prefix>,
         subnets: Option<Vec<PutSubnet>>,
     ) -> Result<Accepted, Fault> {
         let old = self.region.vnets.get(&common.id).cloned();
@@ -122,6 +129,17 @@ impl Change {
                 ),
             ));
         }
+        if let Some(prefix) = put.prefix6.filter(|prefix| prefix.length() != SUBNET_6) {
+            return Err(Fault::bad(
+                "NetcfgInvalidSubnet",
+                format!(
+                    "Subnet '{}' is not valid in virtual network '{}'. {prefix} is not a /{SUBNET_6}, as every IPv6 \
+                     prefix of a subnet is.",
+                    put.name,
+                    vnet.name()
+                ),
+            ));
+        }
         if let Some(table) = &put.route_table {
             let there = self.region.route_tables.get(table);
             let there = there.filter(|there| there.meta.location == location);
@@ -137,12 +155,16 @@ impl Change {
             if old.state == ProvisioningState::Deleting {
                 return Err(refusal::in_progress(&id));
             }
-            if old.prefix != put.prefix && !old.held.is_empty() {
+            let stays = [Some(Prefix::V4(put.prefix)), put.prefix6.map(Prefix::V6)];
+            let mut gone = old.prefixes().filter(|prefix| !stays.contains(&Some(*prefix)));
+            if let Some(prefix) =
+                gone.find(|prefix| old.held.keys().any(|address| prefix.contains(*address)))
+            {
                 return Err(Fault::bad(
                     "InUsePrefixCannotBeDeleted",
                     format!(
-                        "IpPrefix {} on Subnet {} has active allocations and cannot be deleted.",
-                        old.prefix, old.name
+                        "IpPrefix {prefix} on Subnet {} has active allocations and cannot be deleted.",
+                        old.name
                     ),
                 ));
             }
@@ -151,6 +173,7 @@ impl Change {
         Ok(Subnet {
             name: old.map_or(put.name, |old| old.name.clone()),
             prefix: put.prefix,
+            prefix6: put.prefix6,
             route_table: put.route_table,
             security_group: put.security_group,
             nat_gateway: put.nat_gateway,
@@ -186,7 +209,7 @@ impl Change {
 }
 
 /// Refuses an address space with a range that Azure keeps, or with two that overlap.
-fn check_address_space(id: &ArmId, prefixes: &[Prefix4]) -> Result<(), Fault> {
+fn check_address_space(id: &ArmId, prefixes: &[Prefix]) -> Result<(), Fault> {
     let target = "properties.addressSpace.addressPrefixes";
     if prefixes.is_empty() {
         return Err(refusal::invalid(
@@ -194,15 +217,27 @@ fn check_address_space(id: &ArmId, prefixes: &[Prefix4]) -> Result<(), Fault> {
             &format!("Virtual network {id} has no address prefix."),
         ));
     }
+    if prefixes.iter().all(|prefix| prefix.family() == Family::V6) {
+        return Err(refusal::invalid(
+            target,
+            &format!(
+                "Virtual network {id} has no IPv4 address prefix, which it needs beside IPv6."
+            ),
+        ));
+    }
     for prefix in prefixes {
-        if prefix.length() > LONGEST_SUBNET || prefix.length() < 2 {
+        let longest = match prefix.family() {
+            Family::V4 => LONGEST_SUBNET,
+            Family::V6 => SUBNET_6,
+        };
+        if prefix.length() > longest || prefix.length() < 2 {
             return Err(refusal::invalid(
                 target,
-                &format!("{prefix} is not between /2 and /{LONGEST_SUBNET}."),
+                &format!("{prefix} is not between /2 and /{longest}."),
             ));
         }
-        for forbidden in FORBIDDEN {
-            let forbidden: Prefix4 = forbidden.parse().expect("the list has prefixes only");
+        for forbidden in FORBIDDEN.iter().chain(&FORBIDDEN_6) {
+            let forbidden: Prefix = forbidden.parse().expect("the list has prefixes only");
             if prefix.overlaps(forbidden) {
                 return Err(refusal::invalid(
                     target,
@@ -223,7 +258,8 @@ fn check_address_space(id: &ArmId, prefixes: &[Prefix4]) -> Result<(), Fault> {
 fn check_layout(vnet: &Vnet) -> Result<(), Fault> {
     let name = vnet.meta.id.name();
     for subnet in vnet.subnets.values() {
-        if !vnet.prefixes.iter().any(|prefix| prefix.contains_prefix(subnet.prefix)) {
+        let is_inside = |own| vnet.prefixes.iter().any(|prefix| prefix.contains_prefix(own));
+        if !subnet.prefixes().all(is_inside) {
             return Err(Fault::bad(
                 "NetcfgSubnetRangeOutsideVnet",
                 format!(
@@ -234,7 +270,9 @@ fn check_layout(vnet: &Vnet) -> Result<(), Fault> {
             ));
         }
     }
-    if let Some((a, b)) = first_overlap(vnet.subnets.values(), |subnet| subnet.prefix) {
+    let all = vnet.subnets.values();
+    let all = all.flat_map(|subnet| subnet.prefixes().map(move |prefix| (subnet, prefix)));
+    if let Some(((a, _), (b, _))) = first_overlap(all, |(_, prefix)| prefix) {
         // The one that this command changes is the one that is wrong.
         let wrong = if a.changed > b.changed { a } else { b };
         return Err(Fault::bad(
@@ -253,7 +291,7 @@ fn check_layout(vnet: &Vnet) -> Result<(), Fault> {
 /// mean two neighbours that do.
 fn first_overlap<T: Copy>(
     all: impl IntoIterator<Item = T>,
-    prefix: impl Fn(T) -> Prefix4,
+    prefix: impl Fn(T) -> Prefix,
 ) -> Option<(T, T)> {
     let mut all: Vec<T> = all.into_iter().collect();
     all.sort_by_key(|one| (prefix(*one).network(), prefix(*one).length()));

@@ -101,7 +101,7 @@ impl Change {
         let configs = addresses.into_iter().enumerate().map(|(i, address)| IpConfiguration {
             name: name(i),
             subnet: pool.subnet.clone(),
-            address,
+            address: address.into(),
             public_ip: None,
             application_groups: Vec::new(),
             allocation: Allocation::Dynamic,
@@ -180,7 +180,7 @@ impl Change {
         });
         if let Some(pod_subnet) = pod_subnet {
             for address in pod_addresses {
-                self.release(&pod_subnet, address);
+                self.release(&pod_subnet, address.into());
             }
         }
         self.drop_nic(&machine.nic);

@@ -12,6 +12,7 @@ use super::{
     pools, refusal, upgrades, uuid_of,
 };
 use crate::{
+    addr::{Family, Prefix},
     fault::Fault,
     kind,
     model::{
@@ -275,7 +276,8 @@ impl Change {
             ));
         };
         let id = &table.meta.id;
-        let default = table.routes.values().find(|route| route.prefix.length() == 0);
+        let default =
+            table.routes.values().find(|route| route.prefix == Prefix::everything(Family::V4));
         match default.map(|route| route.next_hop) {
             Some(NextHop::VirtualAppliance(_)) => Ok(()),
             Some(NextHop::Internet | NextHop::VnetLocal | NextHop::None) => Err(Fault::bad(
@@ -537,7 +539,7 @@ impl Change {
             let location = &cluster.meta.location;
             let address = match prefix {
                 Some(prefix) => self.address_of_prefix(prefix, &id, location)?,
-                None => self.lab_address()?,
+                None => self.lab_address()?.into(),
             };
             let public_ip = PublicIp {
                 meta: self.part_meta(&id, location, ProvisioningState::Updating),

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::{Change, Region, UNCHANGED, etag, lifecycle, refusal};
 use crate::{
-    addr::Prefix4,
+    addr::Prefix,
     command::{Accepted, PutPeering},
     fault::Fault,
     kind,
@@ -76,7 +76,7 @@ impl Region {
     fn peered_spaces<'a>(
         &'a self,
         vnet: &'a Vnet,
-    ) -> impl Iterator<Item = (&'a ArmId, Prefix4)> + 'a {
+    ) -> impl Iterator<Item = (&'a ArmId, Prefix)> + 'a {
         vnet.peerings.values().filter(|peering| peering.is_live()).flat_map(|peering| {
             let now = self.vnets.get(&peering.remote).map_or(&[][..], |remote| &remote.prefixes);
             let learned = &peering.remote_prefixes;
@@ -88,7 +88,7 @@ impl Region {
     /// What is wrong with peerings.
     pub(super) fn find_in_peerings(&self, findings: &mut Vec<String>) {
         for (id, vnet) in &self.vnets {
-            let mut spaces: Vec<(&ArmId, Prefix4)> =
+            let mut spaces: Vec<(&ArmId, Prefix)> =
                 vnet.prefixes.iter().map(|prefix| (id, *prefix)).collect();
             spaces.extend(self.peered_spaces(vnet));
             for (i, (a, one)) in spaces.iter().enumerate() {
@@ -224,7 +224,7 @@ impl Change {
     ) -> Result<(), Fault> {
         for (one, hub) in [(first, second), (second, first)] {
             let Some(hub) = self.region.vnets.get(hub) else { continue };
-            let spaces: Vec<(&ArmId, Prefix4)> = self.region.peered_spaces(hub).collect();
+            let spaces: Vec<(&ArmId, Prefix)> = self.region.peered_spaces(hub).collect();
             let of_one = spaces.iter().filter(|(id, _)| *id == one).map(|(_, space)| *space);
             // The hub need not have its side yet.
             let own = self.region.vnets.get(one).into_iter().flat_map(|one| one.prefixes.clone());

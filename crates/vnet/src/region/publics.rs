@@ -2,11 +2,11 @@
 //!
 //! Rules: Azure documentation, "Public IP addresses", "Public IP address prefix".
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{net::IpAddr, sync::Arc};
 
 use super::{Change, Region, refusal};
 use crate::{
-    addr::Prefix4,
+    addr::{Family, Prefix},
     command::{Accepted, Common},
     fault::Fault,
     kind,
@@ -14,8 +14,9 @@ use crate::{
     name::ArmId,
 };
 
-/// The lengths of public IP prefixes.
+/// The lengths of public IP prefixes, and of those of IPv6.
 const LENGTHS: std::ops::RangeInclusive<u8> = 28..=31;
+const LENGTHS_6: std::ops::RangeInclusive<u8> = 124..=127;
 
 impl Region {
     /// The public IPs that are of the prefix `id`: what its `publicIPAddresses` shows.
@@ -119,11 +120,18 @@ impl Change {
         prefix: Option<ArmId>,
         sku: String,
         allocation: Allocation,
+        family: Family,
     ) -> Result<Accepted, Fault> {
         let old = self.region.public_ips.get(&common.id).cloned();
         let meta = self.meta(common, kind::PUBLIC_IP, old.as_ref().map(|old| &old.meta))?;
         refusal::check_name(common.id.name())?;
         let is_standard = sku.eq_ignore_ascii_case("Standard");
+        if !is_standard && family == Family::V6 && !sku.eq_ignore_ascii_case("StandardV2") {
+            return Err(refusal::invalid(
+                "properties.publicIPAddressVersion",
+                &format!("An IPv6 public IP is of SKU Standard here, not {sku}."),
+            ));
+        }
         if is_standard && allocation == Allocation::Dynamic {
             return Err(refusal::invalid(
                 "properties.publicIPAllocationMethod",
@@ -132,6 +140,9 @@ impl Change {
         }
         if old.as_ref().is_some_and(|old| !old.sku.eq_ignore_ascii_case(&sku)) {
             return Err(refusal::property_change("sku.name"));
+        }
+        if old.as_ref().is_some_and(|old| Family::of(old.address) != family) {
+            return Err(refusal::property_change("properties.publicIPAddressVersion"));
         }
         let id = meta.id.clone();
         let address = match (&old, &prefix) {
@@ -146,9 +157,16 @@ impl Change {
                         &format!("A public IP of a prefix is of SKU Standard, not {sku}."),
                     ));
                 }
-                self.address_of_prefix(prefix, &id, &meta.location)?
+                let address = self.address_of_prefix(prefix, &id, &meta.location)?;
+                if Family::of(address) != family {
+                    return Err(refusal::invalid(
+                        "properties.publicIPPrefix",
+                        &format!("Public IP prefix {prefix} is of the other IP address version."),
+                    ));
+                }
+                address
             }
-            (None, None) => self.lab_address()?,
+            (None, None) => self.lab_address_of(family)?,
         };
         let public_ip = PublicIp {
             meta,
@@ -169,7 +187,7 @@ impl Change {
         prefix: &ArmId,
         public_ip: &ArmId,
         location: &str,
-    ) -> Result<Ipv4Addr, Fault> {
+    ) -> Result<IpAddr, Fault> {
         let there = self.prefix_for(prefix, public_ip, location)?;
         if let Some(user) = &there.used_by {
             return Err(Fault::bad(
@@ -179,10 +197,10 @@ impl Change {
                 ),
             ));
         }
-        let taken: Vec<Ipv4Addr> = self.region.public_ips.values().map(|it| it.address).collect();
+        let taken: Vec<IpAddr> = self.region.public_ips.values().map(|it| it.address).collect();
         let range = there.prefix;
-        (0..range.n_addresses())
-            .filter_map(|offset| range.nth(offset))
+        range
+            .addresses()
             .find(|address| !taken.contains(address))
             .ok_or_else(|| {
                 Fault::bad(
@@ -200,6 +218,7 @@ impl Change {
         common: &Common,
         sku: String,
         length: u8,
+        family: Family,
     ) -> Result<Accepted, Fault> {
         let old = self.region.public_ip_prefixes.get(&common.id).cloned();
         let meta = self.meta(common, kind::PUBLIC_IP_PREFIX, old.as_ref().map(|old| &old.meta))?;
@@ -213,10 +232,17 @@ impl Change {
         if old.as_ref().is_some_and(|old| !old.sku.eq_ignore_ascii_case(&sku)) {
             return Err(refusal::property_change("sku.name"));
         }
-        if !LENGTHS.contains(&length) {
+        if old.as_ref().is_some_and(|old| old.prefix.family() != family) {
+            return Err(refusal::property_change("properties.publicIPAddressVersion"));
+        }
+        let lengths = match family {
+            Family::V4 => LENGTHS,
+            Family::V6 => LENGTHS_6,
+        };
+        if !lengths.contains(&length) {
             return Err(refusal::invalid(
                 "properties.prefixLength",
-                &format!("{length} is not between {} and {}.", LENGTHS.start(), LENGTHS.end()),
+                &format!("{length} is not between {} and {}.", lengths.start(), lengths.end()),
             ));
         }
         let prefix = match &old {
@@ -224,7 +250,7 @@ impl Change {
                 return Err(refusal::property_change("properties.prefixLength"));
             }
             Some(old) => old.prefix,
-            None => self.lab_prefix(length)?,
+            None => self.lab_prefix(family, length)?,
         };
         let id = meta.id.clone();
         let used_by = old.as_ref().and_then(|old| old.used_by.clone());
@@ -274,6 +300,32 @@ impl Change {
         there.used_by = Some(user.to_owned());
         self.region.public_ips.insert(id.clone(), Arc::new(there));
         Ok(())
+    }
+
+    /// Refuses a public IP of another family than the address that it is to belong to. Code and text are as people
+    /// pasted them (ansible-collections/azure pull request 582).
+    pub(super) fn check_family_of_public(
+        &self,
+        id: &ArmId,
+        family: Family,
+        user: &str,
+    ) -> Result<(), Fault> {
+        let there = self.region.public_ips.get(id);
+        if there.is_none_or(|there| Family::of(there.address) == family) {
+            return Ok(());
+        }
+        let versions = match family {
+            Family::V4 => ["IPv6", "IPv4"],
+            Family::V6 => ["IPv4", "IPv6"],
+        };
+        Err(Fault::bad(
+            "IPVersionForPublicIpAndNicIpConfigurationMustMatch",
+            format!(
+                "IP version for publicIPAddress '{id}', version '{}' and network interface ipConfiguration '{user}', \
+                 version '{}' must match.",
+                versions[0], versions[1]
+            ),
+        ))
     }
 
     /// Takes a public IP from whoever has it.
@@ -330,11 +382,14 @@ impl Change {
     }
 
     /// The lowest free prefix of the lab's internet, aligned.
-    fn lab_prefix(&mut self, length: u8) -> Result<Prefix4, Fault> {
+    fn lab_prefix(&mut self, family: Family, length: u8) -> Result<Prefix, Fault> {
         let taken = self.taken_lab_addresses();
-        let internet = super::addresses::lab_internet();
-        let is_free = |prefix: &Prefix4| taken.iter().all(|taken| !taken.overlaps(*prefix));
-        let ends = [internet.network(), internet.broadcast()];
+        let internet = match family {
+            Family::V4 => Prefix::V4(super::addresses::lab_internet()),
+            Family::V6 => Prefix::V6(super::addresses::lab_internet6()),
+        };
+        let is_free = |prefix: &Prefix| taken.iter().all(|taken| !taken.overlaps(*prefix));
+        let ends = [internet.network(), internet.last()];
         let prefix = internet
             .subnets(length)
             .filter(|prefix| !ends.iter().any(|end| prefix.contains(*end)))
@@ -342,7 +397,7 @@ impl Change {
         let prefix = prefix.ok_or_else(|| {
             Fault::bad("PublicIPCountLimitReached", format!("No /{length} of {internet} is free."))
         })?;
-        self.claimed.extend((0..prefix.n_addresses()).filter_map(|offset| prefix.nth(offset)));
+        self.claimed.extend(prefix.addresses());
         Ok(prefix)
     }
 }

@@ -1,11 +1,15 @@
 //! Questions about a region. Not here: anything that changes it.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use uuid::Uuid;
 
 use super::Region;
 use crate::{
+    addr::Family,
     ipam::{self, SubnetUsage},
     kind,
     model::{AgentPool, Cluster, Machine, Nic, NodeRole, Operation, Role, Subnet, Verb, Vnet},
@@ -21,7 +25,7 @@ pub struct Availability {
     /// Whether it is one of the five that Azure keeps.
     pub is_platform_reserved: bool,
     /// When it is not available: up to five free ones of the same subnet (of the first subnet, when it is in none).
-    pub alternatives: Vec<Ipv4Addr>,
+    pub alternatives: Vec<IpAddr>,
 }
 
 impl Machine {
@@ -107,21 +111,28 @@ impl Region {
             .held
             .iter()
             .filter(|(_, holder)| is_its(holder))
-            .map(|(address, _)| *address)
+            .filter_map(|(address, _)| match address {
+                IpAddr::V4(address) => Some(*address),
+                IpAddr::V6(_) => None,
+            })
             .collect()
     }
 
     /// Whether a resource could have `address` in the virtual network `vnet`, and what else it could have.
     #[must_use]
-    pub fn address_availability(&self, vnet: &ArmId, address: Ipv4Addr) -> Option<Availability> {
+    pub fn address_availability(&self, vnet: &ArmId, address: IpAddr) -> Option<Availability> {
         let vnet = self.vnets.get(vnet)?;
-        let around = vnet.subnets.values().find(|subnet| subnet.prefix.contains(address));
-        let is_platform_reserved =
-            around.is_some_and(|subnet| ipam::is_reserved(subnet.prefix, address));
+        let around = vnet.subnet_of(address);
+        let is_platform_reserved = around
+            .and_then(|subnet| subnet.prefix_of(Family::of(address)))
+            .is_some_and(|prefix| ipam::is_reserved(prefix, address));
         let available = !is_platform_reserved
             && around.is_some_and(|subnet| !subnet.held.contains_key(&address));
         let alternatives = match around.or_else(|| vnet.subnets.values().next()) {
-            Some(subnet) if !available => subnet.free_addresses().take(5).collect(),
+            Some(subnet) if !available => match address {
+                IpAddr::V4(_) => subnet.free_addresses().map(IpAddr::V4).take(5).collect(),
+                IpAddr::V6(_) => subnet.free_addresses6().map(IpAddr::V6).take(5).collect(),
+            },
             _ => Vec::new(),
         };
         Some(Availability { available, is_platform_reserved, alternatives })

@@ -93,6 +93,17 @@ pub(super) fn reference(missing: &ArmId, by: &ArmId) -> Fault {
     )
 }
 
+/// An IPv6 address is wanted of a subnet that has only IPv4.
+pub(super) fn no_ipv6(subnet: &ArmId, holder: &Holder) -> Fault {
+    invalid(
+        "privateIPAddressVersion",
+        &format!(
+            "{} wants an IPv6 address of subnet {subnet}, which has no IPv6 address prefix.",
+            holder_id(subnet, holder)
+        ),
+    )
+}
+
 /// A value that cannot be, for a reason that Azure's documentation gives but no public refusal words.
 pub(super) fn invalid(target: &str, reason: &str) -> Fault {
     Fault::bad(

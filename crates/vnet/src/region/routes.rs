@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{Change, UNCHANGED, refusal};
 use crate::{
+    addr::Family,
     command::{Accepted, Common},
     fault::Fault,
     kind,
-    model::{ProvisioningState, Route, RouteTable},
+    model::{NextHop, ProvisioningState, Route, RouteTable},
     name::{ArmId, Name},
 };
 
@@ -98,6 +99,14 @@ fn check_routes(table: &RouteTable) -> Result<(), Fault> {
     let mut prefixes = BTreeMap::new();
     for route in table.routes.values() {
         refusal::check_name(route.name.as_str())?;
+        if let NextHop::VirtualAppliance(address) = route.next_hop
+            && Family::of(address) != route.prefix.family()
+        {
+            return Err(refusal::invalid(
+                &format!("properties.routes[{}].nextHopIpAddress", route.name),
+                &format!("{address} is not of the IP address version of {}.", route.prefix),
+            ));
+        }
         if let Some(other) = prefixes.insert(route.prefix, &route.name) {
             return Err(Fault::bad(
                 "RouteConflict",

@@ -9,6 +9,7 @@ use std::{
 
 use super::{Change, Region, UNCHANGED, UPDATED, nodes, refusal};
 use crate::{
+    addr::Family,
     command::{Accepted, Common},
     fault::Fault,
     kind,
@@ -516,6 +517,7 @@ fn check_rule(id: &ArmId, rule: &SecurityRule) -> Result<(), Fault> {
     }
     check_peers(id, rule, &rule.source, "Source")?;
     check_peers(id, rule, &rule.destination, "Destination")?;
+    check_families(rule)?;
     check_ports(&rule.source_ports, "properties.sourcePortRanges")?;
     check_ports(&rule.destination_ports, "properties.destinationPortRanges")
 }
@@ -536,6 +538,28 @@ fn check_ports(ports: &Ports, target: &str) -> Result<(), Fault> {
         .at(target)),
         None => Ok(()),
     }
+}
+
+/// Refuses a rule whose prefixes are of both families
+/// (Azure documentation, "IPv6 for Azure Virtual Network", limitations).
+fn check_families(rule: &SecurityRule) -> Result<(), Fault> {
+    let families = [&rule.source, &rule.destination].into_iter().flat_map(|peers| match peers {
+        Peers::Addresses { any_of, .. } => any_of.as_slice(),
+        Peers::Groups(_) => &[],
+    });
+    let families: BTreeSet<Family> = families
+        .filter_map(|one| match one {
+            Addresses::Prefix(prefix) => Some(prefix.family()),
+            Addresses::Any | Addresses::Tag(_) => None,
+        })
+        .collect();
+    if families.len() < 2 {
+        return Ok(());
+    }
+    Err(refusal::invalid(
+        "properties.sourceAddressPrefix",
+        &format!("Security rule {} names IPv4 and IPv6 prefixes; a rule has one kind.", rule.name),
+    ))
 }
 
 /// Refuses one side of a rule. Code and text of the refusals are as people pasted them: in

@@ -224,7 +224,7 @@ fn pod_addresses_come_in_batches() {
     let machine = lab.region.nodes_of(&id("cluster c"))[0].meta.id.clone();
     let has = |lab: &Lab| lab.region.pod_addresses_of(&machine);
     assert_eq!(has(&lab).len(), 16);
-    assert_eq!(has(&lab)[0], ip("10.1.2.4"));
+    assert_eq!(has(&lab)[0], ip::<std::net::Ipv4Addr>("10.1.2.4"));
     let set = |total: u32, released: &[&str]| Command::SetPodAddresses {
         machine: machine.clone(),
         total,

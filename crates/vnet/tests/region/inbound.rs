@@ -42,7 +42,7 @@ fn of_pool(first: u16, last: u16) -> InboundNatRule {
 /// A load balancer with front end `fe`, pool `be` of both NICs, and these inbound NAT rules.
 fn balancer(rules: &[(&str, InboundNatRule)]) -> PutLoadBalancer {
     let mut balancer = internal_balancer("v/s", None);
-    balancer.pools = vec![("be".into(), vec![id("nic m"), id("nic n")])];
+    balancer.pools = vec![("be".into(), vec![id("nic m"), id("nic n")].into())];
     balancer.inbound_rules =
         rules.iter().map(|(name, rule)| ((*name).into(), rule.clone())).collect();
     balancer

@@ -194,8 +194,8 @@ fn any_balancer() -> impl Strategy<Value = PutLoadBalancer> {
                 balancer.frontends =
                     vec![("p".into(), PutFrontend::Public { public_ip: id("pip p") })];
             }
-            let members = members.into_iter().map(|name| id(&format!("nic {name}"))).collect();
-            balancer.pools = vec![("pool".into(), members)];
+            let members = members.into_iter().map(|name| id(&format!("nic {name}")));
+            balancer.pools = vec![("pool".into(), members.collect::<Vec<_>>().into())];
             let names = ["one", "two"].into_iter().map(Into::into);
             balancer.inbound_rules = names.zip(rules).collect();
             balancer

@@ -5,6 +5,7 @@ use crate::support::{
     put_subnet, put_vnet, subnet,
 };
 use vnet::{
+    addr::Family,
     command::{Command, Outcome, PutFrontend, PutLoadBalancer, PutSubnet},
     fault::Fault,
     model::{
@@ -237,7 +238,7 @@ fn references_must_lead_somewhere() {
     let put = put_subnet("v", PutSubnet { route_table, ..subnet("b", "10.0.1.0/24") });
     check(&lab().refused(put), code, "routeTables/nope");
     let balancer = PutLoadBalancer {
-        pools: vec![("p".into(), vec![id("nic nope")])],
+        pools: vec![("p".into(), vec![id("nic nope")].into())],
         ..internal_balancer("v/a", None)
     };
     let put = Command::PutLoadBalancer { common: common(id("lb b")), balancer };
@@ -274,6 +275,7 @@ fn load_balancers_hold_front_ends_and_public_ips() {
         common: common(id("pip p")),
         sku: "Standard".to_owned(),
         allocation: Allocation::Static,
+        family: Family::V4,
     };
     lab.must(put_pip);
     let public = |name: &str| Command::PutLoadBalancer {
@@ -332,7 +334,7 @@ fn rules_of_load_balancers_name_their_parts() {
     let put = |rules: Vec<(&str, BalancingRule)>| Command::PutLoadBalancer {
         common: common(id("lb b")),
         balancer: PutLoadBalancer {
-            pools: vec![("p".into(), vec![id("nic n")])],
+            pools: vec![("p".into(), vec![id("nic n")].into())],
             rules: rules.into_iter().map(|(name, rule)| (name.into(), rule)).collect(),
             ..internal_balancer("v/a", None)
         },

@@ -1,6 +1,7 @@
 //! Public IPs, prefixes and NAT gateways: who has which address, and what is refused.
 
 use vnet::{
+    addr::Family,
     command::{Command, PutFrontend, PutIpConfiguration, PutNatGateway, PutSubnet},
     model::Allocation,
     name::ArmId,
@@ -47,6 +48,7 @@ fn with_gateway(path: &str, range: &str, gateway: Option<&str>) -> Command {
 /// NIC `n` in subnet `v/s` with a public IP on its configuration `one`.
 fn nic_with(public_ip: Option<&str>) -> Command {
     let config = PutIpConfiguration {
+        family: Family::V4,
         public_ip: public_ip.map(|name| id(&format!("pip {name}"))),
         application_groups: Vec::new(),
         name: "one".to_owned(),
@@ -90,7 +92,7 @@ fn public_ips_of_a_prefix_are_its_addresses() {
     lab.must(put_public_ip("b", Some("x")));
     let range = lab.region.public_ip_prefixes[&id("prefix x")].prefix;
     let both = ["a", "b"].map(|name| lab.public_address(name));
-    assert_eq!(both, [range.network().to_string(), range.broadcast().to_string()]);
+    assert_eq!(both, [range.network().to_string(), range.last().to_string()]);
     assert_eq!(lab.refused(put_public_ip("c", Some("x"))).code, "PublicIpPrefixOutOfIpAddresses");
     assert_eq!(lab.refused(put_public_ip("c", Some("nope"))).code, "InvalidResourceReference");
     let in_use = lab.refused(Command::Delete { id: id("prefix x") });
@@ -123,6 +125,7 @@ fn a_basic_public_ip_is_of_no_prefix() {
         prefix: Some(id("prefix x")),
         sku: "Basic".to_owned(),
         allocation: Allocation::Static,
+        family: Family::V4,
     };
     assert_eq!(lab.refused(command).code, "InvalidParameter");
 }
@@ -159,6 +162,7 @@ fn what_no_nat_gateway_can_have_is_refused() {
         prefix: None,
         sku: "Basic".to_owned(),
         allocation: Allocation::Static,
+        family: Family::V4,
     });
     let mut elsewhere = common(id("pip west"));
     elsewhere.location = Some("westus".to_owned());
@@ -167,6 +171,7 @@ fn what_no_nat_gateway_can_have_is_refused() {
         prefix: None,
         sku: "Standard".to_owned(),
         allocation: Allocation::Static,
+        family: Family::V4,
     });
     let with = |change: fn(&mut PutNatGateway)| {
         let Command::PutNatGateway { common, mut gateway } = put_nat("g", &[], &[]) else {
@@ -282,8 +287,10 @@ fn a_group_with_addresses_that_others_use_stays() {
         prefix: None,
         sku: "Standard".to_owned(),
         allocation: Allocation::Static,
+        family: Family::V4,
     });
     lab.must(Command::PutPublicIpPrefix {
+        family: Family::V4,
         common: common(prefix.clone()),
         sku: "Standard".to_owned(),
         length: 31,
@@ -330,6 +337,7 @@ fn a_group_with_addresses_that_others_use_stays() {
         prefix: Some(prefix),
         sku: "Standard".to_owned(),
         allocation: Allocation::Static,
+        family: Family::V4,
     });
     check(&mut lab, "publicIPAddresses/mine");
     lab.delete("pip mine");

@@ -1,9 +1,9 @@
 //! Short ways to say commands, and a region that asserts its laws after each.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, fmt::Debug, str::FromStr};
 
 use vnet::{
-    addr::Prefix4,
+    addr::Family,
     command::{
         Accepted, Command, Common, PutCluster, PutFrontend, PutIpConfiguration, PutLoadBalancer,
         PutNatGateway, PutPeering, PutPool, PutSubnet,
@@ -53,12 +53,12 @@ pub(crate) fn id(text: &str) -> ArmId {
 }
 
 /// A prefix.
-pub(crate) fn prefix(text: &str) -> Prefix4 {
+pub(crate) fn prefix<T: FromStr<Err: Debug>>(text: &str) -> T {
     text.parse().unwrap()
 }
 
 /// An address.
-pub(crate) fn ip(text: &str) -> Ipv4Addr {
+pub(crate) fn ip<T: FromStr<Err: Debug>>(text: &str) -> T {
     text.parse().unwrap()
 }
 
@@ -75,6 +75,7 @@ pub(crate) fn subnet(name: &str, range: &str) -> PutSubnet {
         default_outbound: None,
         name: name.into(),
         prefix: prefix(range),
+        prefix6: None,
         route_table: None,
         delegations: Vec::new(),
         private_endpoint_network_policies: None,
@@ -105,8 +106,11 @@ pub(crate) fn cluster(mode: NetworkMode, pools: Vec<PutPool>) -> PutCluster {
 
 /// A load balancer with one internal front end and nothing else.
 pub(crate) fn internal_balancer(subnet: &str, address: Option<&str>) -> PutLoadBalancer {
-    let frontend =
-        PutFrontend::Internal { subnet: id(&format!("subnet {subnet}")), address: address.map(ip) };
+    let frontend = PutFrontend::Internal {
+        subnet: id(&format!("subnet {subnet}")),
+        address: address.map(ip),
+        family: Family::V4,
+    };
     PutLoadBalancer {
         inbound_rules: Vec::new(),
         sku: "Standard".to_owned(),
@@ -255,6 +259,7 @@ pub(crate) fn put_nic(name: &str, configs: &[(&str, &str, Option<&str>)]) -> Com
         name: (*name).to_owned(),
         subnet: id(&format!("subnet {subnet}")),
         address: address.map(ip),
+        family: Family::V4,
     };
     Command::PutNic {
         security_group: None,
@@ -352,6 +357,7 @@ pub(crate) fn sync_peering(path: &str, remote: &str) -> Command {
 /// A Standard public IP, of a prefix if one is named.
 pub(crate) fn put_public_ip(name: &str, prefix: Option<&str>) -> Command {
     Command::PutPublicIp {
+        family: Family::V4,
         common: common(id(&format!("pip {name}"))),
         prefix: prefix.map(|prefix| id(&format!("prefix {prefix}"))),
         sku: "Standard".to_owned(),
@@ -362,6 +368,7 @@ pub(crate) fn put_public_ip(name: &str, prefix: Option<&str>) -> Command {
 /// A public IP prefix.
 pub(crate) fn put_prefix(name: &str, length: u8) -> Command {
     Command::PutPublicIpPrefix {
+        family: Family::V4,
         common: common(id(&format!("prefix {name}"))),
         sku: "Standard".to_owned(),
         length,

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet::{
+    addr::Family,
     command::Command,
     fault::Fault,
     kind,
@@ -11,7 +12,7 @@ use vnet::{
     region::Region,
 };
 
-use super::{Parser, read_value, stored, with_inbound_rules, with_parts};
+use super::{Parser, mixed_pool, read_value, stored, with_inbound_rules, with_parts};
 use crate::{
     findings::{arm_id_of, missing},
     refuse::unsupported,
@@ -93,7 +94,8 @@ pub(super) fn parse(
 pub(crate) fn parse_alone(asked: &Asked<'_>) -> Result<Command, Fault> {
     let stored = stored(asked)?;
     let named = read_value::<Named<Properties>>(&asked.value)?;
-    let mut parser = Parser { id: &stored.meta.id, findings: asked.findings(&[]) };
+    let mut parser =
+        Parser { id: &stored.meta.id, region: asked.view.region, findings: asked.findings(&[]) };
     let name = Name::new(asked.id.name());
     let Some(part) = named.properties else {
         return Err(missing("properties.inboundNatRules.frontendIPConfiguration.id"));
@@ -146,7 +148,7 @@ pub(super) fn properties(
 #[derive(Debug, Default)]
 pub(crate) struct Memberships {
     /// The back-end pools that it shall be in.
-    pub(crate) pools: Vec<ArmId>,
+    pub(crate) pools: Vec<(ArmId, Family)>,
     /// The inbound NAT rules that it shall be behind, each with the IP configuration's name.
     pub(crate) rules: Vec<(ArmId, String)>,
 }
@@ -161,11 +163,18 @@ impl Memberships {
 
     /// The changes of load balancers that make `nic` a member of exactly these; what is not there is refused.
     pub(crate) fn commands(&self, region: &Region, nic: &ArmId) -> Result<Vec<Command>, Fault> {
-        for pool in &self.pools {
+        for (pool, family) in &self.pools {
             let balancer = pool.parent().and_then(|id| region.balancers.get(&id));
-            let known = balancer.is_some_and(|it| it.pools.contains_key(&Name::new(pool.name())));
+            let there = balancer.and_then(|it| it.pools.get(&Name::new(pool.name())));
+            let known = there.is_some();
             if !known {
                 return Err(not_there(pool, nic));
+            }
+            // Who is the only member may be of the other family from now on.
+            if there.is_some_and(|it| {
+                it.family != *family && it.members.iter().any(|member| member != nic)
+            }) {
+                return Err(mixed_pool(pool));
             }
         }
         for (rule, config) in &self.rules {
@@ -173,25 +182,28 @@ impl Memberships {
         }
         let mut commands = Vec::new();
         for (id, balancer) in &region.balancers {
-            let is_in =
-                |name: &Name| self.pools.contains(&id.child("backendAddressPools", name.as_str()));
+            let is_in = |name: &Name| {
+                let id = id.child("backendAddressPools", name.as_str());
+                self.pools.iter().find(|(pool, _)| *pool == id).map(|(_, family)| *family)
+            };
             let wanted = |name: &Name| {
                 let id = id.child("inboundNatRules", name.as_str());
                 let mut rules = self.rules.iter().filter(|(rule, _)| *rule == id);
                 rules.next().map(|(_, config)| (nic.clone(), config.clone()))
             };
-            let differs =
-                balancer.pools.iter().any(|(name, pool)| pool.members.contains(nic) != is_in(name))
-                    || balancer.inbound_rules.iter().any(|(name, rule)| {
-                        let has = member(rule).filter(|(it, _)| it == nic);
-                        has != wanted(name).as_ref()
-                    });
+            let differs = balancer.pools.iter().any(|(name, pool)| {
+                pool.members.contains(nic).then_some(pool.family) != is_in(name)
+            }) || balancer.inbound_rules.iter().any(|(name, rule)| {
+                let has = member(rule).filter(|(it, _)| it == nic);
+                has != wanted(name).as_ref()
+            });
             if differs {
                 commands.push(with_parts(balancer, |put| {
-                    for (name, members) in &mut put.pools {
-                        members.retain(|member| member != nic);
-                        if is_in(name) {
-                            members.push(nic.clone());
+                    for (name, pool) in &mut put.pools {
+                        pool.members.retain(|member| member != nic);
+                        if let Some(family) = is_in(name) {
+                            pool.members.push(nic.clone());
+                            pool.family = family;
                         }
                     }
                     for (name, rule) in &mut put.inbound_rules {

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use vnet::{
+    addr::Family,
     kind,
     model::{
         BackendPool, BalancingRule, Frontend, InboundNatRule, InboundTarget, LoadBalancer,
@@ -12,6 +13,7 @@ use vnet::{
 
 use super::inbound;
 use crate::{
+    findings::version_of,
     kept,
     wire::{View, etag, fill, frame, network_state, public_ip::method, references},
 };
@@ -111,7 +113,7 @@ impl Part<'_> {
             Frontend::Internal { subnet, address, allocation } => json!({
                 "privateIPAddress": address,
                 "privateIPAllocationMethod": method(*allocation),
-                "privateIPAddressVersion": "IPv4",
+                "privateIPAddressVersion": version_of(Family::of(*address)),
                 "subnet": { "id": subnet },
             }),
             Frontend::Public { public_ip } => json!({
@@ -130,8 +132,8 @@ impl Part<'_> {
 
     fn pool(&self, view: &View<'_>, name: &Name, pool: &BackendPool) -> Value {
         let members = pool.members.iter().map(|nic| {
-            // A member counts with its NIC's primary address.
-            let config = view.region.nics.get(nic).and_then(|nic| nic.configs.first());
+            // A member counts with its NIC's first address of the pool's family.
+            let config = view.region.nics.get(nic).and_then(|nic| nic.config_of(pool.family));
             nic.child("ipConfigurations", config.map_or("ipconfig1", |config| &config.name))
         });
         let members = references(members);

@@ -27,7 +27,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix4},
     command::Command,
     host::names,
     model::{Cluster, Machine, POD_BATCH},
@@ -167,12 +167,12 @@ fn config(
     let mode = region.image_of(machine).map_or(cluster.mode, |image| image.mode);
     let Plugin::Aksnet(network) = Plugin::of(cluster, mode, pool) else { return None };
     let vnet = region.vnets.get(&cluster.vnet);
-    let prefixes: &[Prefix4] = vnet.map_or(&[], |vnet| &vnet.prefixes);
+    let prefixes = vnet.map_or_else(Vec::new, |vnet| vnet.prefixes4());
     Some(Config {
         node: machine.hostname.clone(),
         network,
         source: SourceConfig::Host,
-        masquerade: Settings::of_aks(network, cluster.pod_cidr, prefixes),
+        masquerade: Settings::of_aks(network, cluster.pod_cidr, &prefixes),
         socket: places.socket(),
         interface: names::ETH0.to_owned(),
         run_directory: places.folder.clone(),
@@ -356,7 +356,7 @@ impl Upkeep {
             }
             PodNetwork::NodeSubnet | PodNetwork::NodeBridge => {
                 let configs = region.nics.get(&machine.nic)?.configs.iter().skip(1);
-                (None, configs.map(|config| config.address).collect())
+                (None, configs.filter_map(|config| Family::v4(config.address)).collect())
             }
             PodNetwork::PodSubnet => (None, region.pod_addresses_of(&self.machine)),
         };

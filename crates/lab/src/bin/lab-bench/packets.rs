@@ -19,7 +19,7 @@ use linux::netns::Netns;
 use serde_json::{Value, json};
 use store::Store;
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix4},
     command::{
         Command as Ask, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutSubnet,
     },
@@ -393,7 +393,9 @@ fn region() -> anyhow::Result<Store> {
 }
 
 fn subnet(name: &str, prefix: Prefix4, security_group: Option<ArmId>) -> PutSubnet {
+        prefix6: None,
     PutSubnet {
+        prefix6: None,
         name: name.into(),
         prefix,
         route_table: None,
@@ -410,6 +412,7 @@ fn subnet(name: &str, prefix: Prefix4, security_group: Option<ArmId>) -> PutSubn
 fn machine(store: &Store, name: &str, vnet: &str, subnet: &str) -> anyhow::Result<()> {
     let nic = id(kind::NIC, name);
     let config = PutIpConfiguration {
+        family: Family::V4,
         name: "ipconfig1".to_owned(),
         subnet: id(kind::VNET, vnet).child("subnets", subnet),
         address: None,
@@ -446,7 +449,7 @@ fn security_rule(i: u16, n: u16) -> SecurityRule {
         priority: 100 + i,
         access: if is_last || i % 2 == 0 { Access::Allow } else { Access::Deny },
         protocol: RuleProtocol::Tcp,
-        source: of(Addresses::Prefix(source)),
+        source: of(Addresses::Prefix(source.into())),
         destination: of(Addresses::Any),
         source_ports: any(),
         destination_ports: Ports { any_of: vec![PortRange::one(port)], as_list: false },
@@ -471,13 +474,14 @@ fn balancer(n: usize, vnet: &str) -> anyhow::Result<PutLoadBalancer> {
         Ok((Name::new(&format!("r{i}")), rule))
     };
     let front = PutFrontend::Internal {
+        family: Family::V4,
         subnet: id(kind::VNET, vnet).child("subnets", "s"),
         address: Some([10, 1, 0, 100].into()),
     };
     Ok(PutLoadBalancer {
         sku: "Standard".to_owned(),
         frontends: vec![(Name::new("f"), front)],
-        pools: vec![(Name::new("p"), vec![id(kind::NIC, &format!("member{n}"))])],
+        pools: vec![(Name::new("p"), vec![id(kind::NIC, &format!("member{n}"))].into())],
         probes: Vec::new(),
         rules: (0..n).map(rule).collect::<anyhow::Result<_>>()?,
         outbound_rules: Vec::new(),

@@ -13,6 +13,7 @@ use daemon::reconcile::now;
 use serde_json::{Value, json};
 use store::Store;
 use vnet::{
+    addr::Family,
     command::{Command, Common, PutIpConfiguration, PutSubnet},
     host::{Health, compile_fabric},
     kind,
@@ -58,6 +59,7 @@ async fn one_size(lab: &str, n: usize) -> anyhow::Result<Value> {
         common: common(vnet_id()),
         prefixes: vec!["10.0.0.0/16".parse()?],
         subnets: Some(vec![PutSubnet {
+            prefix6: None,
             name: "s".into(),
             prefix: "10.0.0.0/16".parse()?,
             route_table: None,
@@ -162,6 +164,7 @@ fn put_nic(number: usize, ip_forwarding: bool) -> Command {
         ip_forwarding,
         security_group: None,
         configs: vec![PutIpConfiguration {
+            family: Family::V4,
             name: "ipconfig1".to_owned(),
             subnet: vnet_id().child("subnets", "s"),
             address: None,
