@@ -432,6 +432,46 @@ proptest! {
     }
 }
 
+/// Any bytes that an environment can carry: all but NUL.
+fn any_bytes(longest: usize) -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(1..=u8::MAX, 0..longest)
+}
+
+proptest! {
+    /// The same for every byte, in variables and in the configuration's text.
+    #[test]
+    fn hostile_bytes_are_survived(
+        verb in prop::sample::select(vec!["ADD", "DEL", "CHECK", "GC", "STATUS", "VERSION"]),
+        which in prop::sample::select(vec![
+            "CNI_COMMAND", "CNI_CONTAINERID", "CNI_IFNAME", "CNI_NETNS", "CNI_ARGS", "CNI_PATH",
+        ]),
+        value in any_bytes(60),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4),
+        cut in prop::option::of(any::<prop::sample::Index>()),
+    ) {
+        let mut call = Call::new(verb, "1.1.0");
+        call.environment.insert(which.to_owned(), OsString::from_vec(value));
+        let mut input = serde_json::to_vec(&call.config).unwrap();
+        // A release is queued beside the socket, wherever a damaged path leads.
+        let is_damaged = verb != "DEL";
+        for (at, byte) in damage.into_iter().filter(|_| is_damaged) {
+            let at = at.index(input.len());
+            input[at] = byte;
+        }
+        if let Some(cut) = cut.filter(|_| is_damaged) {
+            input.truncate(cut.index(input.len()));
+        }
+        let outcome = call.run_with(&input);
+        if outcome.success {
+            prop_assert!(verb == "DEL" || verb == "VERSION" || which == "CNI_COMMAND", "{:?}", outcome);
+        } else {
+            let error: Value = serde_json::from_str(&outcome.stdout).unwrap();
+            prop_assert!(error["code"].as_u64().is_some_and(|code| code > 0));
+            prop_assert_eq!(fs::read_dir(call.directory.path()).unwrap().count(), 0);
+        }
+    }
+}
+
 fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),

@@ -1,10 +1,13 @@
 //! The CNI plugin and its agent with real namespaces, links and packets. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
-use std::{fs, net::SocketAddrV4, process::Command, time::Duration};
+use std::{
+    ffi::OsString, fs, net::SocketAddrV4, os::unix::ffi::OsStringExt, process::Command,
+    time::Duration,
+};
 
 use lab::pods::{NEIGHBOUR, NODE, OUTSIDE, Said, World, leases, wait};
-use linux::netns::Netns;
+use linux::netns::{self, Netns};
 use serde_json::{Value, json};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_cni-lab");
@@ -431,4 +434,59 @@ fn what_others_take_from_the_node_comes_back() {
             assert!(wait(PATIENCE, is_mended), "{mode}: {damage}\n{}", world.agent_log());
         }
     }
+}
+
+/// Bytes of every value in names, ids and paths, with an agent that listens and a namespace that is there: an error
+/// with a code, and nothing is made. What happens to be right goes again by DEL.
+#[test]
+fn hostile_bytes_make_nothing() {
+    let world = world("overlay", &block());
+    let _ = world.container("a");
+    let netns = netns::path(&world.netns("a")).into_os_string().into_vec();
+    let mut chance = 7_u64;
+    let mut below = |n: u64| {
+        chance =
+            chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (chance >> 33) % n
+    };
+    for byte in 1..=u8::MAX {
+        for (variable, good) in [
+            ("CNI_CONTAINERID", b"a".to_vec()),
+            ("CNI_IFNAME", b"eth0".to_vec()),
+            ("CNI_NETNS", netns.clone()),
+        ] {
+            // In front, behind or in the middle.
+            let mut value = good;
+            let at = usize::try_from(below(u64::try_from(value.len() + 1).unwrap())).unwrap();
+            value.insert(at, byte);
+            let mut assignment = format!("{variable}=").into_bytes();
+            assignment.extend(&value);
+            let call = |verb| {
+                let mut through = Command::new("env");
+                through.arg(OsString::from_vec(assignment.clone())).arg(PROGRAM).arg("plugin");
+                world.run_plugin(&mut through, verb, "a", &world.network("1.0.0"))
+            };
+            let said = call("ADD");
+            if said.success {
+                assert!(byte.is_ascii_graphic(), "{variable} with {byte:#x}: {said:?}");
+                assert!(call("DEL").success, "{variable} with {byte:#x}");
+            } else {
+                let code = code(&said);
+                assert!([4, 100].contains(&code), "{variable} with {byte:#x}: {said:?}");
+                assert!(leases(&world.path("run")).iter().all(|(_, it)| it["phase"] == "leaving"));
+            }
+        }
+    }
+    for byte in 0..=u8::MAX {
+        let mut network = world.network("1.0.0");
+        network["name"] = format!("azure{}", char::from(byte)).into();
+        let said = world.plugin("ADD", "a", &network);
+        if said.success {
+            assert!(byte.is_ascii_alphanumeric() || b"_.-".contains(&byte), "{byte:#x}: {said:?}");
+            assert!(world.plugin("DEL", "a", &network).success);
+        } else {
+            assert_eq!(code(&said), 7, "{byte:#x}: {said:?}");
+        }
+    }
+    nothing_is_left(&world);
 }

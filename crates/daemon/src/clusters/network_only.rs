@@ -602,7 +602,7 @@ impl NetworkOnly {
                 let known = self.pods();
                 let is_same = |pod: &&Pod, it: &&Pod| pod.container == it.container;
                 let find = |pod: Pod| {
-                    let found = known.get(&pod.key()).filter(|it| is_same(&it, &&pod)).cloned();
+                    let found = known.get(&pod.key()).filter(|it| is_same(it, &&pod)).cloned();
                     (pod, found)
                 };
                 waiting.into_iter().map(find).collect()
