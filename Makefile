@@ -43,6 +43,7 @@ test:
 	cargo nextest run --workspace --locked --profile ci
 
 bench: build
+	$(SETUP) bench
 	cargo bench --workspace --locked
 	target/release/cni-bench target/release/aksnet-cni 100 3
 	target/release/lab-bench $(AKSNET)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what the lab (`setup.sh lab`) or the tests (`setup.sh test`) need and what is missing,
-# and says what it does. Running it again changes nothing.
+# Installs what the lab (`setup.sh lab`), the tests (`setup.sh test`) or the measurements (`setup.sh bench`) need
+# and what is missing, and says what it does. Running it again changes nothing.
 set -euo pipefail
 
 for_what=${1:-lab}
@@ -99,7 +99,7 @@ harness=$(cd "$(dirname "$0")/../crates/lab/harness" && pwd)
 plugins_version=$(sed -n 's|.*containernetworking/plugins v||p' "$harness/go.mod")
 digest=$(cat "$harness"/go.mod "$harness"/go.sum "$harness"/*.go | sha256sum | cut -c1-16)
 plugins=$cache/cni/$plugins_version-$digest
-if [ "$for_what" = test ] && [ ! -d "$plugins" ]; then
+if [ "$for_what" != lab ] && [ ! -d "$plugins" ]; then
   say "building CNI's reference plugins $plugins_version (a minute)"
   PATH="$PATH:$cache/go/bin"
   rm -rf "$plugins.tmp"

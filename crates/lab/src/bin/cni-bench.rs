@@ -1,7 +1,7 @@
-//! Times ADD and DEL of our plugin beside Debian's reference plugins, in one run, and prints JSON.
+//! Times ADD and DEL of our plugin beside the reference plugins, Debian's and the newest, in one run, and prints JSON.
 //!
 //! `cni-bench PLUGIN [PODS] [ROUNDS]`: the path of `aksnet-cni`, pods per measurement (100), rounds
-//! (3). `cni-lab` must lie beside this program. Each measurement is a node of its own (a network
+//! (3). `cni-lab` must lie beside this program; `scripts/setup.sh bench` builds the newest reference plugins. Each measurement is a node of its own (a network
 //! namespace with a NIC); the time is that of the whole process, from its start to its end, as a
 //! container runtime sees it. Rounds go through all subjects in turn, so that a busy moment of the
 //! machine does not meet one subject alone.
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lab::pods::{Said, World, leases, wait};
+use lab::pods::{Said, World, leases, newest_plugins, wait};
 use linux::netns::{self, Netns};
 use serde_json::{Value, json};
 
@@ -36,44 +36,81 @@ enum Kind {
     /// The same, and each pod has a host port.
     OursWithPort(&'static str),
     /// The reference plugin of this name, with or without `ipMasq`.
-    Reference { plugin: &'static str, masquerade: bool },
+    Reference { plugin: &'static str, masquerade: bool, from: From },
     /// The reference plugins `ptp` and `portmap`, one after the other, and each pod has a host port.
-    Chain,
+    Chain(From),
 }
 
-const SUBJECTS: [Subject; 9] = [
+/// Which build of the reference plugins.
+#[derive(Clone, Copy)]
+enum From {
+    Debian,
+    Newest,
+}
+
+const SUBJECTS: [Subject; 15] = [
     Subject {
         name: "routed, host port",
-        against: &["ptp, portmap"],
+        against: &["ptp, portmap", "newest ptp, portmap"],
         kind: Kind::OursWithPort("pod-subnet"),
     },
-    Subject { name: "ptp, portmap", against: &[], kind: Kind::Chain },
-    Subject { name: "routed", against: &["ptp"], kind: Kind::Ours("pod-subnet") },
+    Subject { name: "ptp, portmap", against: &[], kind: Kind::Chain(From::Debian) },
+    Subject { name: "newest ptp, portmap", against: &[], kind: Kind::Chain(From::Newest) },
+    Subject { name: "routed", against: &["ptp", "newest ptp"], kind: Kind::Ours("pod-subnet") },
     Subject {
         name: "ptp",
         against: &[],
-        kind: Kind::Reference { plugin: "ptp", masquerade: false },
+        kind: Kind::Reference { plugin: "ptp", masquerade: false, from: From::Debian },
     },
-    Subject { name: "routed, masquerade", against: &["ptp, ipMasq"], kind: Kind::Ours("overlay") },
+    Subject {
+        name: "newest ptp",
+        against: &[],
+        kind: Kind::Reference { plugin: "ptp", masquerade: false, from: From::Newest },
+    },
+    Subject {
+        name: "routed, masquerade",
+        against: &["ptp, ipMasq", "newest ptp, ipMasq"],
+        kind: Kind::Ours("overlay"),
+    },
     Subject {
         name: "ptp, ipMasq",
         against: &[],
-        kind: Kind::Reference { plugin: "ptp", masquerade: true },
+        kind: Kind::Reference { plugin: "ptp", masquerade: true, from: From::Debian },
+    },
+    Subject {
+        name: "newest ptp, ipMasq",
+        against: &[],
+        kind: Kind::Reference { plugin: "ptp", masquerade: true, from: From::Newest },
     },
     Subject {
         name: "kubenet, masquerade",
-        against: &["bridge", "bridge, ipMasq"],
+        against: &["bridge", "bridge, ipMasq", "newest bridge", "newest bridge, ipMasq"],
         kind: Kind::Ours("kubenet"),
     },
     Subject {
         name: "bridge",
         against: &[],
-        kind: Kind::Reference { plugin: "bridge", masquerade: false },
+        kind: Kind::Reference { plugin: "bridge", masquerade: false, from: From::Debian },
+    },
+    Subject {
+        name: "newest bridge",
+        against: &[],
+        kind: Kind::Reference { plugin: "bridge", masquerade: false, from: From::Newest },
     },
     Subject {
         name: "bridge, ipMasq",
         against: &[],
-        kind: Kind::Reference { plugin: "bridge", masquerade: true },
+        kind: Kind::Reference { plugin: "bridge", masquerade: true, from: From::Debian },
+    },
+    Subject {
+        name: "newest bridge, ipMasq",
+        against: &[],
+        kind: Kind::Reference { plugin: "bridge", masquerade: true, from: From::Newest },
+    },
+    Subject {
+        name: "azure0, masquerade",
+        against: &["bridge", "bridge, ipMasq", "newest bridge", "newest bridge, ipMasq"],
+        kind: Kind::Ours("node-subnet-bridge"),
     },
 ];
 const AT_ONCE: [usize; 2] = [1, 8];
@@ -125,15 +162,20 @@ fn measure(subject: &Subject, plugin: &Path, n_pods: usize, at_once: usize, row:
                     let all: Vec<_> = (1..=250).map(|n| format!("10.1.0.{n}")).collect();
                     json!({ "version": 1, "addresses": all })
                 }
+                // Of the node's own subnet, which has others in it.
+                "node-subnet-bridge" => {
+                    let all: Vec<_> = (20..=250).map(|n| format!("10.0.0.{n}")).collect();
+                    json!({ "version": 1, "addresses": all })
+                }
                 _ => json!({ "version": 1, "block": "10.244.1.0/24" }),
             };
             world.start_agent(mode, &addresses);
             (plugin.to_owned(), world.network("0.4.0"))
         }
-        Kind::Reference { plugin, masquerade } => {
-            (reference(plugin), reference_network(&world, plugin, masquerade))
+        Kind::Reference { plugin, masquerade, from } => {
+            (from.folder().join(plugin), reference_network(&world, plugin, masquerade))
         }
-        Kind::Chain => (reference("ptp"), reference_network(&world, "ptp", false)),
+        Kind::Chain(from) => (from.folder().join("ptp"), reference_network(&world, "ptp", false)),
     };
     let names: Vec<_> = (0..n_pods).map(|n| format!("pod{n}")).collect();
     for name in &names {
@@ -175,8 +217,13 @@ impl Kind {
     }
 }
 
-fn reference(plugin: &str) -> PathBuf {
-    Path::new("/usr/lib/cni").join(plugin)
+impl From {
+    fn folder(self) -> PathBuf {
+        match self {
+            Self::Debian => PathBuf::from("/usr/lib/cni"),
+            Self::Newest => newest_plugins(),
+        }
+    }
 }
 
 fn reference_network(world: &World, plugin: &str, masquerade: bool) -> Value {
@@ -235,7 +282,7 @@ fn call_all(
             .env("CNI_CONTAINERID", name)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_NETNS", netns::path(&world.netns(name)))
-            .env("CNI_PATH", "/usr/lib/cni")
+            .env("CNI_PATH", plugin.parent().unwrap_or(plugin))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -264,17 +311,17 @@ fn call_all(
                 "snat": true, "runtimeConfig": ports });
             let begin = Instant::now();
             let said = match (&subject.kind, verb) {
-                (Kind::Chain, "ADD") => {
+                (Kind::Chain(_), "ADD") => {
                     let first = call(plugin, name, &network);
                     if first.success {
                         chained["prevResult"] = first.json();
-                        call(&reference("portmap"), name, &chained)
+                        call(&plugin.with_file_name("portmap"), name, &chained)
                     } else {
                         first
                     }
                 }
-                (Kind::Chain, _) => {
-                    let first = call(&reference("portmap"), name, &chained);
+                (Kind::Chain(_), _) => {
+                    let first = call(&plugin.with_file_name("portmap"), name, &chained);
                     let second = call(plugin, name, &network);
                     Said { success: first.success && second.success, ..second }
                 }
