@@ -143,8 +143,10 @@ fn verdict(text: &str) -> Option<Verdict> {
 mod tests {
     use super::*;
 
+    #[expect(clippy::needless_pass_by_value, reason = "shorter where it is called")]
     fn check(kind: &str, text: &str, expected: Option<Element>) {
-        assert_eq!(Element::parse(kind, text), expected, "{kind} {text}");
+        let found = Element::parse(kind, text);
+        assert!(found == expected, "{kind} {text}: {found:?} and not {expected:?}");
     }
 
     fn at(a: [u8; 4]) -> Field {

@@ -56,13 +56,16 @@ pub(crate) fn play() -> Option<anyhow::Result<()>> {
 
 fn serve(port: &str) -> anyhow::Result<()> {
     let listener = TcpListener::bind(("0.0.0.0", port.parse::<u16>()?))?;
-    for stream in listener.incoming() {
-        let mut stream = stream?;
-        stream.set_nodelay(true)?;
-        // One at a time: who asks never asks two things at once.
-        let mut byte = [0];
-        while stream.read(&mut byte).is_ok_and(|n| n == 1) && stream.write_all(&byte).is_ok() {}
-    }
+    thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            // One at a time: who asks never asks two things at once.
+            let mut byte = [0];
+            let _ = stream.set_nodelay(true);
+            while stream.read(&mut byte).is_ok_and(|n| n == 1) && stream.write_all(&byte).is_ok() {}
+        }
+    });
+    // Who started this may have been killed, and between the two are other programs.
+    std::io::stdin().read_to_end(&mut Vec::new())?;
     Ok(())
 }
 
@@ -122,7 +125,8 @@ struct Servers(Vec<Child>);
 impl Drop for Servers {
     fn drop(&mut self) {
         for child in &mut self.0 {
-            let _ = child.kill();
+            // It ends with its input.
+            drop(child.stdin.take());
             let _ = child.wait();
         }
     }
@@ -131,7 +135,7 @@ impl Drop for Servers {
 impl Servers {
     fn start(&mut self, place: &[String], port: u16) -> anyhow::Result<()> {
         let mut command = pinned(place, &["serve", &port.to_string()])?;
-        self.0.push(command.stdout(Stdio::null()).spawn()?);
+        self.0.push(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?);
         Ok(())
     }
 }
