@@ -397,7 +397,6 @@ fn region() -> anyhow::Result<Store> {
 }
 
 fn subnet(name: &str, prefix: Prefix4, security_group: Option<ArmId>) -> PutSubnet {
-        prefix6: None,
     PutSubnet {
         prefix6: None,
         name: name.into(),
