@@ -176,6 +176,8 @@ pub(super) struct NetworkOnly {
     /// Nodes that have what they need, by host name.
     members: Mutex<BTreeMap<String, Seat>>,
     pods: Mutex<BTreeMap<Key, Pod>>,
+    /// The containers of pods whose removal is under way.
+    ending: Mutex<BTreeSet<String>>,
 }
 
 /// A node that has what it needs.
@@ -258,6 +260,7 @@ impl NetworkOnly {
             bell: Arc::default(),
             members: Mutex::default(),
             pods: Mutex::default(),
+            ending: Mutex::default(),
         })
     }
 
@@ -565,6 +568,8 @@ impl NetworkOnly {
 
     /// Removes a pod. What is gone already is fine.
     async fn delete(self: Arc<Self>, pod: Pod) -> Result<(), String> {
+        // A second one would write down anew what the first has struck out.
+        let Some(_claim) = Ending::of(&self, &pod.container) else { return Ok(()) };
         let places = self.node_places(&pod.node);
         let container = self.container(&pod);
         let (own, key) = (self.clone(), pod.key());
@@ -612,13 +617,16 @@ impl NetworkOnly {
             for (pod, found) in now {
                 match found {
                     None => done.pods.push(self.view(&pod)),
-                    Some(pod) if pod.phase == PodPhase::Running => ours.push(pod),
-                    Some(pod) => waiting.push(pod),
+                    Some(pod) => {
+                        if pod.phase == PodPhase::Running {
+                            ours.push(pod.clone());
+                        }
+                        waiting.push(pod);
+                    }
                 }
             }
-            let PodsDone { pods, failures } = self.delete_all(ours).await;
-            done.pods.extend(pods);
-            done.failures.extend(failures);
+            // Gone is what is in the list no more, whoever has removed it.
+            done.failures.extend(self.delete_all(ours).await.failures);
             if begin.elapsed() > PATIENCE {
                 let late =
                     waiting.drain(..).map(|pod| format!("pod `{}`: it is still there", pod.name));
@@ -678,8 +686,32 @@ impl NetworkOnly {
         self.pods.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn ending(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn members(&self) -> MutexGuard<'_, BTreeMap<String, Seat>> {
         self.members.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// While this lives, a pod's removal is one task's.
+struct Ending {
+    own: Arc<NetworkOnly>,
+    container: String,
+}
+
+impl Ending {
+    /// `None` when another one has it.
+    fn of(own: &Arc<NetworkOnly>, container: &str) -> Option<Self> {
+        let is_first = own.ending().insert(container.to_owned());
+        is_first.then(|| Self { own: own.clone(), container: container.to_owned() })
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.own.ending().remove(&self.container);
     }
 }
 
