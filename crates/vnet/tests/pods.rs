@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use vnet::{
     addr::Prefix4,
     pods::{
-        PodNetwork,
+        PodNetwork, bridging,
         demand::{Scaler, Step, Supply, step},
         exhaustion::{self, Ask, answer},
         masquerade::{Sets, Settings, sets},
@@ -501,6 +501,24 @@ fn a_kubenet_pod_is_a_port_of_the_bridge() {
     assert_eq!(wiring.prefix_length(), 24);
     assert_ne!(wiring.host_mac, wiring.pod_mac);
     assert!(wiring.host_link.len() <= 15, "{}", wiring.host_link);
+}
+
+#[test]
+fn a_pod_of_a_node_subnet_may_be_a_port_of_its_network() {
+    let subnet = Some(prefix("10.240.0.0/16"));
+    let attachment = ("c0ffee", "eth0");
+    let wiring = wiring(PodNetwork::NodeBridge, subnet, attachment, address("10.240.0.9"), 1500);
+    let Path::Switched(switch) = &wiring.path else { panic!("{wiring:?}") };
+    assert_eq!(switch.bridge, "azure0");
+    assert_eq!(wiring.gateway(), address("10.240.0.1"), "Azure's router");
+    assert_eq!(wiring.prefix_length(), 16);
+    assert!(wiring.host_link.starts_with("azv"), "{}", wiring.host_link);
+    let mac = wiring.pod_mac;
+    let text = bridging::frames("eth0", mac, address("10.240.0.4"));
+    let n_rules =
+        text.lines().filter(|line| line.starts_with("\t\t") && line.contains("ifname \"")).count();
+    assert_eq!(n_rules, bridging::N_RULES);
+    insta::assert_snapshot!(format!("{text}{}", bridging::admit([&wiring])));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use vnet::{
     command::{Command, PutCluster, PutPool, PutSubnet},
     fault::Fault,
-    model::{NetworkMode, NextHop, NodePhase, OutboundType, PoolMode, Route},
+    model::{NetworkLinks, NetworkMode, NextHop, NodePhase, OutboundType, PoolMode, Route},
 };
 
 use crate::support::{
@@ -151,6 +151,26 @@ fn ranges() {
 #[test]
 fn subnets_of_pools() {
     use NetworkMode::{Azure, Kubenet, Overlay};
+    let links = |links| move |put: &mut PutCluster| put.links = Some(links);
+    for (mode, links_asked, found) in [
+        (Kubenet, NetworkLinks::Transparent, "if the network plugin is not azure"),
+        (NetworkMode::None, NetworkLinks::Bridge, "if the network plugin is not azure"),
+        (Overlay, NetworkLinks::Bridge, "not supported with network plugin mode overlay"),
+    ] {
+        check_cluster(
+            mode,
+            links(links_asked),
+            ("NetworkModeNotSupported", "networkProfile.networkMode", found),
+        );
+    }
+    check_cluster(
+        Azure,
+        |put| {
+            put.links = Some(NetworkLinks::Bridge);
+            put.pools[0].pod_subnet = Some(id("subnet v/pods"));
+        },
+        ("NetworkModeNotSupported", POD_SUBNET, "for pods of the node subnet"),
+    );
     let node = |name: &'static str| {
         move |put: &mut PutCluster| put.pools[0].subnet = Some(id(&format!("subnet {name}")))
     };
@@ -360,6 +380,11 @@ fn what_is_fixed_stays() {
         &|put| put.pod_cidr = Some(prefix("10.9.0.0/16")),
         fixed,
         "networkProfile.podCidr",
+    );
+    check_change(
+        &|put| put.links = Some(NetworkLinks::Bridge),
+        fixed,
+        "networkProfile.networkMode",
     );
     check_change(&|put| put.dns_prefix = Some("x".to_owned()), fixed, "dnsPrefix");
     check_change(&|put| put.node_group = Some("x".to_owned()), fixed, "nodeResourceGroup");
