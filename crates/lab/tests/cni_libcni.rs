@@ -49,8 +49,8 @@ impl Runtime {
         fs::create_dir(&bin).unwrap();
         let script = format!("#!/bin/sh\nexec {PROGRAM} plugin\n");
         fs::write(bin.join("aksnet-cni"), script).unwrap();
-        let made = Command::new("chmod").arg("+x").arg(bin.join("aksnet-cni")).status();
-        assert!(made.unwrap().success());
+        let executable = Command::new("chmod").arg("+x").arg(bin.join("aksnet-cni")).status();
+        assert!(executable.unwrap().success());
         Self { world, plugins: newest_plugins() }
     }
 
