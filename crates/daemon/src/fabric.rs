@@ -1,8 +1,10 @@
 //! The fabric: network namespaces that match the region.
 //!
 //! # Expected flow
-//! A change of the region or of a probe's verdict wakes the loop. It takes a snapshot, compiles what must
-//! be, looks at what changed, applies the difference and reports the generation that is real now.
+//! A change of the region or of a probe's verdict wakes the loop. It takes a snapshot and reports the generation that
+//! is real, once it is. Where only NICs and machines changed since the last pass, it plans and applies what that
+//! changes (`vnet::host::change`), and looks at nothing; else it compiles what must be, looks at what changed and
+//! applies the difference.
 //!
 //! # Guarantees
 //! The loop is told nothing: whatever was missed, the next pass finds. A pass that finds everything as it

@@ -213,7 +213,6 @@ pub(crate) fn save(database: &Database, before: &Region, after: &Region) -> Resu
 
 /// What is new or other in `after`, and the keys of what is not there any more. Both maps are read once, side by side:
 /// looking keys up takes a millisecond where there are a thousand.
-#[expect(clippy::type_complexity, reason = "two lists of references")]
 fn differing<'a, K: Ord, T>(
     before: &'a BTreeMap<K, Arc<T>>,
     after: &'a BTreeMap<K, Arc<T>>,

@@ -450,7 +450,7 @@ fn security_rule(i: u16, n: u16) -> SecurityRule {
         kept: BTreeMap::new(),
         direction: Direction::Inbound,
         priority: 100 + i,
-        access: if is_last || i % 2 == 0 { Access::Allow } else { Access::Deny },
+        access: if is_last || i.is_multiple_of(2) { Access::Allow } else { Access::Deny },
         protocol: RuleProtocol::Tcp,
         source: of(Addresses::Prefix(source.into())),
         destination: of(Addresses::Any),
