@@ -1,5 +1,5 @@
 //! The difference of two rule sets that differ in the elements of sets and maps alone: what a NIC that comes or
-//! goes changes. Not here: rendering (see [`super::ruleset`]), elements as values (see [`super::element`]), and
+//! goes changes. Not here: rendering (see `ruleset`), elements as values (see [`super::element`]), and
 //! putting them in (`linux::netfilter`).
 
 use std::collections::BTreeSet;
