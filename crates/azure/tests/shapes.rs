@@ -230,3 +230,128 @@ async fn inbound_rules() {
     check("balancer_with_inbound_rules", &lab.get(&id).await.body);
     check("inbound_rule", &lab.get(&format!("{id}/inboundNatRules/one")).await.body);
 }
+
+/// IPv6 beside IPv4, in Azure's shapes.
+#[tokio::test]
+async fn dual_stack() {
+    let lab = Lab::new().await;
+    let standard = json!({ "name": "Standard" });
+    let vnet = network("virtualNetworks/dual");
+    let body = json!({ "location": "eastus", "properties": {
+        "addressSpace": { "addressPrefixes": ["10.0.0.0/16", "fd00:db8::/48"] } } });
+    lab.put(&vnet, body).await;
+    let subnet = format!("{vnet}/subnets/s");
+    let body = json!({ "properties": { "addressPrefixes": ["10.0.0.0/24", "fd00:db8:0:1::/64"] } });
+    check("dual_subnet", &lab.put(&subnet, body).await);
+    let body = json!({ "location": "eastus", "sku": standard, "properties": {
+        "publicIPAllocationMethod": "Static", "publicIPAddressVersion": "IPv6" } });
+    let public_ip = network("publicIPAddresses/six");
+    lab.put(&public_ip, body.clone()).await;
+    check("dual_public_ip", &lab.get(&public_ip).await.body);
+    let front = network("publicIPAddresses/front");
+    lab.put(&front, body).await;
+    let body = json!({ "location": "eastus", "sku": standard, "properties": {
+        "prefixLength": 126, "publicIPAddressVersion": "IPv6" } });
+    let prefix = network("publicIPPrefixes/six");
+    lab.put(&prefix, body).await;
+    check("dual_public_ip_prefix", &lab.get(&prefix).await.body);
+
+    let balancer = network("loadBalancers/dual");
+    let part = |kind: &str, name: &str| json!({ "id": format!("{balancer}/{kind}/{name}") });
+    let body = json!({ "location": "eastus", "sku": standard, "properties": {
+        "frontendIPConfigurations": [
+            { "name": "inside", "properties": { "privateIPAllocationMethod": "Dynamic",
+                "privateIPAddressVersion": "IPv6", "subnet": { "id": subnet } } },
+            { "name": "outside", "properties": { "publicIPAddress": { "id": front } } } ],
+        "backendAddressPools": [{ "name": "six" }],
+        "loadBalancingRules": [{ "name": "r", "properties": {
+            "frontendIPConfiguration": part("frontendIPConfigurations", "inside"),
+            "backendAddressPool": part("backendAddressPools", "six"),
+            "protocol": "Tcp", "frontendPort": 80, "backendPort": 80 } }],
+        "outboundRules": [{ "name": "o", "properties": { "protocol": "All",
+            "frontendIPConfigurations": [part("frontendIPConfigurations", "outside")],
+            "backendAddressPool": part("backendAddressPools", "six") } }] } });
+    lab.put(&balancer, body).await;
+    let nic = network("networkInterfaces/dual");
+    let body = json!({ "location": "eastus", "properties": { "ipConfigurations": [
+        { "name": "ipconfig1", "properties": { "primary": true, "subnet": { "id": subnet } } },
+        { "name": "six", "properties": { "privateIPAddressVersion": "IPv6", "subnet": { "id": subnet },
+            "publicIPAddress": { "id": public_ip },
+            "loadBalancerBackendAddressPools": [part("backendAddressPools", "six")] } } ] } });
+    lab.put(&nic, body).await;
+    check("dual_nic", &lab.get(&nic).await.body);
+    check("dual_balancer", &lab.get(&balancer).await.body);
+    check("dual_subnet_used", &lab.get(&subnet).await.body);
+
+    let table = network("routeTables/dual");
+    let body = json!({ "location": "eastus", "properties": { "routes": [{ "name": "all", "properties": {
+        "addressPrefix": "::/0", "nextHopType": "VirtualAppliance", "nextHopIpAddress": "fd00:db8:0:1::9" } }] } });
+    lab.put(&table, body).await;
+    check("dual_route", &lab.get(&format!("{table}/routes/all")).await.body);
+    let group = network("networkSecurityGroups/dual");
+    let body = json!({ "location": "eastus", "properties": { "securityRules": [{ "name": "six", "properties": {
+        "priority": 100, "direction": "Inbound", "access": "Deny", "protocol": "*",
+        "sourceAddressPrefixes": ["fd00::/8", "2001:2::5"], "sourcePortRange": "*",
+        "destinationAddressPrefix": "*", "destinationPortRange": "*" } }] } });
+    lab.put(&group, body).await;
+    check("dual_rule", &lab.get(&format!("{group}/securityRules/six")).await.body);
+}
+
+/// What Azure refuses of IPv6, and what is not made here.
+#[tokio::test]
+async fn dual_stack_refusals() {
+    let lab = Lab::new().await;
+    let vnet = network("virtualNetworks/dual");
+    let space = |prefixes: Value| json!({ "location": "eastus", "properties": { "addressSpace": { "addressPrefixes": prefixes } } });
+    lab.put(&vnet, space(json!(["10.0.0.0/16", "fd00:db8::/48"]))).await;
+    let subnet = |prefixes: Value| json!({ "properties": { "addressPrefixes": prefixes } });
+    let at = format!("{vnet}/subnets/s");
+    lab.put(&at, subnet(json!(["10.0.0.0/24", "fd00:db8:0:1::/64"]))).await;
+    let nic = |configs: Value| json!({ "location": "eastus", "properties": { "ipConfigurations": configs } });
+    let six = |name: &str, more: Value| {
+        let mut properties = json!({ "privateIPAddressVersion": "IPv6", "subnet": { "id": at } });
+        properties.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "name": name, "properties": properties })
+    };
+    let four =
+        json!({ "name": "ipconfig1", "properties": { "primary": true, "subnet": { "id": at } } });
+    let fixed = |address: &str| json!({ "privateIPAllocationMethod": "Static", "privateIPAddress": address });
+    let other = format!("{vnet}/subnets/t");
+    let n = network("networkInterfaces/n");
+    let route = |hop: &str| {
+        json!({ "location": "eastus", "properties": { "routes": [{ "name": "r", "properties": {
+        "addressPrefix": "::/0", "nextHopType": "VirtualAppliance", "nextHopIpAddress": hop } }] } })
+    };
+    for (url, body, code) in [
+        (&network("virtualNetworks/six"), space(json!(["fd00::/48"])), "InvalidParameter"),
+        (
+            &network("virtualNetworks/six"),
+            space(json!(["10.0.0.0/16", "fe80::/64"])),
+            "InvalidParameter",
+        ),
+        (&other, subnet(json!(["10.0.1.0/24", "fd00:db8:0:2::/72"])), "NetcfgInvalidSubnet"),
+        (
+            &other,
+            subnet(json!(["10.0.1.0/24", "fd00:db9:0:2::/64"])),
+            "NetcfgSubnetRangeOutsideVnet",
+        ),
+        (&other, subnet(json!(["10.0.1.0/24", "fd00:db8:0:1::/64"])), "NetcfgSubnetRangesOverlap"),
+        (&other, subnet(json!(["fd00:db8:0:2::/64"])), "NotSupported"),
+        (
+            &other,
+            subnet(json!(["10.0.1.0/24", "10.0.2.0/24"])),
+            "MultipleAddressPrefixesSubnetNotSupported",
+        ),
+        (&n, nic(json!([six("a", json!({}))])), "InvalidParameter"),
+        (&n, nic(json!([four, six("a", fixed("10.0.0.9"))])), "InvalidParameter"),
+        (
+            &n,
+            nic(json!([four, six("a", fixed("fd00:db8:0:1::3"))])),
+            "PrivateIPAddressInReservedRange",
+        ),
+        (&n, nic(json!([four, six("a", fixed("fd00:db8:0:2::9"))])), "PrivateIPAddressNotInSubnet"),
+        (&network("routeTables/t"), route("10.0.0.4"), "InvalidParameter"),
+    ] {
+        assert_eq!(lab.refused(url, body.clone()).await.1, code, "{body}");
+    }
+}

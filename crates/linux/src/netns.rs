@@ -18,7 +18,9 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout},
     sched::CloneFlags,
     sys::{
-        socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket, sockopt},
+        socket::{
+            AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket, sockopt,
+        },
         statfs::{FsType, fstatfs, statfs},
     },
 };
@@ -214,11 +216,23 @@ impl Netns {
         to: SocketAddrV4,
         timeout: Duration,
     ) -> Result<TcpStream, LinuxError> {
+        let source = source.map(|source| SocketAddrV4::new(source, 0).into());
+        self.tcp_connect_from(source, to.into(), timeout)
+    }
+
+    /// The same in either family. A `source` that is link-local has the number of its link as its scope.
+    pub fn tcp_connect_from(
+        &self,
+        source: Option<SocketAddr>,
+        to: SocketAddr,
+        timeout: Duration,
+    ) -> Result<TcpStream, LinuxError> {
         let socket = self.run(|| {
             let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-            let socket = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+            let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+            let socket = socket(family, SockType::Stream, flags, None)?;
             if let Some(source) = source {
-                bind_to(&socket, SocketAddrV4::new(source, 0))?;
+                bind_to(&socket, source)?;
             }
             Ok::<_, Errno>(socket)
         })?;
@@ -235,17 +249,21 @@ impl Netns {
 
     /// A TCP listener inside the namespace.
     pub fn tcp_listen(&self, at: SocketAddrV4) -> Result<TcpListener, LinuxError> {
-        self.run(|| TcpListener::bind(SocketAddr::V4(at)))?
-            .map_err(|err| self.socket_error("listening", at, &err))
+        self.tcp_listen_at(at.into())
+    }
+
+    /// The same in either family. One of IPv6 that is for every address is for IPv4, too.
+    pub fn tcp_listen_at(&self, at: SocketAddr) -> Result<TcpListener, LinuxError> {
+        self.run(|| TcpListener::bind(at))?.map_err(|err| self.socket_error("listening", at, &err))
     }
 
     /// A UDP socket inside the namespace.
     pub fn udp_bind(&self, at: SocketAddrV4) -> Result<UdpSocket, LinuxError> {
         self.run(|| UdpSocket::bind(SocketAddr::V4(at)))?
-            .map_err(|err| self.socket_error("binding", at, &err))
+            .map_err(|err| self.socket_error("binding", at.into(), &err))
     }
 
-    fn socket_error(&self, verb: &str, at: SocketAddrV4, err: &io::Error) -> LinuxError {
+    fn socket_error(&self, verb: &str, at: SocketAddr, err: &io::Error) -> LinuxError {
         LinuxError::Call {
             what: format!("{verb} in `{}` on {at}", self.name),
             source: Errno::from_raw(err.raw_os_error().unwrap_or_default()),
@@ -330,14 +348,21 @@ fn prepare_directory() -> Result<(), LinuxError> {
     .map_err(|err| file("sharing")(err.into()))
 }
 
-fn bind_to(socket: &OwnedFd, at: SocketAddrV4) -> Result<(), Errno> {
+fn bind_to(socket: &OwnedFd, at: SocketAddr) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
-    bind(socket.as_raw_fd(), &SockaddrIn::from(at))
+    bind(socket.as_raw_fd(), &as_kernels(at))
 }
 
-fn finish_connect(socket: &OwnedFd, to: SocketAddrV4, timeout: Duration) -> Result<(), Errno> {
+fn as_kernels(address: SocketAddr) -> SockaddrStorage {
+    match address {
+        SocketAddr::V4(address) => address.into(),
+        SocketAddr::V6(address) => address.into(),
+    }
+}
+
+fn finish_connect(socket: &OwnedFd, to: SocketAddr, timeout: Duration) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
-    match connect(socket.as_raw_fd(), &SockaddrIn::from(to)) {
+    match connect(socket.as_raw_fd(), &as_kernels(to)) {
         Ok(()) => return Ok(()),
         Err(Errno::EINPROGRESS) => {}
         Err(err) => return Err(err),

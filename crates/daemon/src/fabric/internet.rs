@@ -1,6 +1,6 @@
 //! What the internet answers: whoever asks any address over HTTP is told the source that was seen.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv6Addr, SocketAddr};
 
 use linux::{LinuxError, netns::Netns};
 use tokio::{
@@ -32,7 +32,8 @@ impl Internet {
         }
         self.stop();
         let namespace = Netns::open(&self.namespace)?;
-        let listener = namespace.tcp_listen(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 80))?;
+        let listener =
+            namespace.tcp_listen_at(SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 80))?;
         let failed = |source| LinuxError::Socket { source };
         listener.set_nonblocking(true).map_err(failed)?;
         let listener = TcpListener::from_std(listener).map_err(failed)?;
@@ -56,7 +57,9 @@ impl Drop for Internet {
 async fn accept(listener: TcpListener) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => drop(tokio::spawn(answer(stream, peer.ip().to_string()))),
+            Ok((stream, peer)) => {
+                drop(tokio::spawn(answer(stream, peer.ip().to_canonical().to_string())))
+            }
             // Out of files, most likely: others end, and then there are some.
             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
         }

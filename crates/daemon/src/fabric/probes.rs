@@ -7,21 +7,24 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{SocketAddrV4, TcpStream},
+    net::{IpAddr, SocketAddr, SocketAddrV6, TcpStream},
     time::{Duration, Instant},
 };
 
-use linux::{LinuxError, netns::Netns};
+use linux::{
+    LinuxError,
+    net::{Netlink, link_indexes},
+    netns::Netns,
+};
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
 };
 use vnet::{
-    addr::Family,
     host::{
         Health,
         health::{Probed, Question},
-        names::PLATFORM_ADDRESS,
+        names::{self, GATEWAY_ADDRESS, PLATFORM_ADDRESS},
     },
     model::ProbeProtocol,
 };
@@ -152,9 +155,17 @@ impl Streak {
 fn ask_once(question: &Question, patience: Duration) -> Result<bool, LinuxError> {
     let deadline = Instant::now() + patience;
     let namespace = Netns::open(&question.namespace)?;
-    let Some(address) = Family::v4(question.address) else { return Ok(false) };
-    let to = SocketAddrV4::new(address, question.probe.port);
-    let stream = namespace.tcp_connect(Some(PLATFORM_ADDRESS), to, patience)?;
+    let to = SocketAddr::new(question.address, question.probe.port);
+    let source = match question.address {
+        IpAddr::V4(_) => SocketAddr::new(PLATFORM_ADDRESS.into(), 0),
+        // Of all the links that have this address, that of the member.
+        IpAddr::V6(_) => {
+            let links = link_indexes(&mut Netlink::open_in(&namespace)?)?;
+            let link = links.get(&names::port(&question.probed.member)).copied();
+            SocketAddrV6::new(GATEWAY_ADDRESS, 0, 0, link.unwrap_or_default()).into()
+        }
+    };
+    let stream = namespace.tcp_connect_from(Some(source), to, patience)?;
     let stream = Timed { stream, deadline };
     let path = &question.probe.path;
     Ok(match question.probe.protocol {
@@ -198,7 +209,7 @@ impl Write for Timed {
 }
 
 /// Whether `GET path` answers 200.
-fn is_ok(mut stream: impl Read + Write, to: SocketAddrV4, path: &str) -> io::Result<bool> {
+fn is_ok(mut stream: impl Read + Write, to: SocketAddr, path: &str) -> io::Result<bool> {
     let path = if path.is_empty() { "/" } else { path };
     let request = format!(
         "GET {path} HTTP/1.1\r\nhost: {to}\r\nuser-agent: Load Balancer Agent\r\nconnection: close\r\n\r\n"
@@ -238,7 +249,6 @@ mod tests {
     fn asked(answer: &'static [u8], pause: Duration) -> bool {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let to = listener.local_addr().expect("an address");
-        let std::net::SocketAddr::V4(to) = to else { panic!("{to}") };
         let serving = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().expect("a connection");
             let mut request = [0; 1000];

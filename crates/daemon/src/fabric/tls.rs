@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::SocketAddrV4,
+    net::SocketAddr,
     sync::{Arc, LazyLock},
 };
 
@@ -19,11 +19,11 @@ use rustls::{
 /// Speaks TLS on a connection to `to`.
 pub(super) fn over<S: Read + Write>(
     stream: S,
-    to: SocketAddrV4,
+    to: SocketAddr,
 ) -> io::Result<StreamOwned<ClientConnection, S>> {
     static CONFIG: LazyLock<Result<Arc<ClientConfig>, Error>> = LazyLock::new(config);
     let config = CONFIG.clone().map_err(io::Error::other)?;
-    let name = ServerName::IpAddress(std::net::IpAddr::V4(*to.ip()).into());
+    let name = ServerName::IpAddress(to.ip().into());
     let session = ClientConnection::new(config, name).map_err(io::Error::other)?;
     Ok(StreamOwned::new(session, stream))
 }

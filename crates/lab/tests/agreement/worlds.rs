@@ -1,6 +1,11 @@
 //! Random regions, made by the commands that a door gives.
 
-use std::{collections::BTreeMap, fmt::Debug, net::IpAddr, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
+    net::IpAddr,
+    str::FromStr,
+};
 
 use vnet::{
     addr::{Family, Prefix},
@@ -10,8 +15,9 @@ use vnet::{
     },
     kind,
     model::{
-        Access, Addresses, Allocation, BalancingRule, Direction, Kept, NextHop, OutboundRule,
-        Peers, PortRange, Ports, Route, RuleProtocol, SecurityRule, Timestamp, Transport,
+        Access, Addresses, Allocation, BackendPool, BalancingRule, Direction, Kept, NextHop,
+        OutboundRule, Peers, PortRange, Ports, Route, RuleProtocol, SecurityRule, Timestamp,
+        Transport,
     },
     name::{ArmId, Name},
     region::Region,
@@ -24,12 +30,22 @@ struct World<'d> {
     dice: &'d mut Dice,
     vms: Vec<ArmId>,
     public_ips: Vec<ArmId>,
+    /// Those of IPv6.
+    public_ips6: Vec<ArmId>,
+    /// The virtual networks that are dual stack.
+    dual: BTreeSet<usize>,
 }
 
 /// A region with two or three virtual networks and something of everything in them.
 pub(crate) fn region(dice: &mut Dice) -> Region {
-    let mut world =
-        World { region: Region::default(), dice, vms: Vec::new(), public_ips: Vec::new() };
+    let mut world = World {
+        region: Region::default(),
+        dice,
+        vms: Vec::new(),
+        public_ips: Vec::new(),
+        public_ips6: Vec::new(),
+        dual: BTreeSet::new(),
+    };
     world.build();
     world.region
 }
@@ -79,14 +95,38 @@ impl World<'_> {
                 self.public_ips.push(id(kind::PUBLIC_IP, &format!("pip{n}")));
             }
         }
+        for n in 0..6 {
+            let id = id(kind::PUBLIC_IP, &format!("six{n}"));
+            self.apply(Command::PutPublicIp {
+                common: common(id.clone()),
+                prefix: None,
+                sku: "Standard".to_owned(),
+                allocation: Allocation::Static,
+                family: Family::V6,
+            });
+            if n > 0 {
+                self.public_ips6.push(id);
+            }
+        }
         let n_vnets = 2 + self.dice.below(2);
+        for n in 1..=n_vnets {
+            if self.dice.chance(60) {
+                self.dual.insert(n);
+            }
+        }
         for n in 1..=n_vnets {
             self.vnet(n);
         }
         for n in 1..=n_vnets {
-            self.balancer(n, false);
+            self.balancer(n, false, Family::V4);
+            if self.dual.contains(&n) {
+                self.balancer(n, false, Family::V6);
+            }
         }
-        self.balancer(1, true);
+        self.balancer(1, true, Family::V4);
+        if self.dual.contains(&1) {
+            self.balancer(1, true, Family::V6);
+        }
         for n in 1..n_vnets {
             self.peering(n, n + 1);
         }
@@ -129,7 +169,7 @@ impl World<'_> {
         let subnet = |this: &mut Self, name: &str, third: u8| PutSubnet {
             name: Name::new(name),
             prefix: prefix(&format!("10.{n}.{third}.0/24")),
-            prefix6: None,
+            prefix6: this.dual.contains(&n).then(|| prefix(&format!("fd00:{n}:0:{third}::/64"))),
             route_table: this.dice.chance(50).then(|| id(kind::ROUTE_TABLE, &format!("rt{n}"))),
             security_group: this
                 .dice
@@ -145,7 +185,11 @@ impl World<'_> {
         let subnets = vec![subnet(self, "a", 0), subnet(self, "b", 1)];
         self.apply(Command::PutVnet {
             common: common(id(kind::VNET, &format!("v{n}"))),
-            prefixes: vec![prefix(&format!("10.{n}.0.0/16"))],
+            prefixes: if self.dual.contains(&n) {
+                vec![prefix(&format!("10.{n}.0.0/16")), prefix(&format!("fd00:{n}::/48"))]
+            } else {
+                vec![prefix(&format!("10.{n}.0.0/16"))]
+            },
             subnets: Some(subnets),
         });
         for m in 0..3 + self.dice.below(3) {
@@ -173,6 +217,17 @@ impl World<'_> {
                 address: None,
                 family: Family::V4,
                 public_ip: if is_public { self.public_ip() } else { None },
+                application_groups: application_groups.clone(),
+            });
+        }
+        if self.dual.contains(&n) && self.dice.chance(85) {
+            let is_public = self.dice.chance(30);
+            configs.push(PutIpConfiguration {
+                name: "six".to_owned(),
+                subnet: subnet.clone(),
+                address: None,
+                family: Family::V6,
+                public_ip: if is_public { self.public_ips6.pop() } else { None },
                 application_groups: application_groups.clone(),
             });
         }
@@ -205,6 +260,8 @@ impl World<'_> {
     fn security_rule(&mut self, n: usize, i: usize) -> SecurityRule {
         let direction = *self.dice.pick(&[Direction::Inbound, Direction::Outbound]);
         let number = u16::try_from(i).unwrap();
+        // A rule names prefixes of one family.
+        let family = if self.dice.chance(40) { Family::V6 } else { Family::V4 };
         SecurityRule {
             name: Name::new(&format!("rule{i}")),
             direction,
@@ -218,15 +275,15 @@ impl World<'_> {
                 RuleProtocol::Icmp,
                 RuleProtocol::Esp,
             ]),
-            source: self.peers(n),
+            source: self.peers(n, family),
             source_ports: Ports { any_of: vec![PortRange::ALL], as_list: false },
-            destination: self.peers(n),
+            destination: self.peers(n, family),
             destination_ports: self.ports(),
             kept: Kept::new(),
         }
     }
 
-    fn peers(&mut self, n: usize) -> Peers {
+    fn peers(&mut self, n: usize, family: Family) -> Peers {
         if self.dice.chance(15) {
             let group = format!("asg{n}{}", ["x", "y"][self.dice.below(2)]);
             return Peers::Groups(vec![id(kind::APPLICATION_GROUP, &group)]);
@@ -234,6 +291,17 @@ impl World<'_> {
         let mut any_of = Vec::new();
         for _ in 0..=self.dice.below(2) {
             any_of.push(match self.dice.below(8) {
+                at @ 5.. if family == Family::V6 => {
+                    let third = self.dice.below(2);
+                    Addresses::Prefix(match at {
+                        5 => prefix(&format!("fd00:{n}:0:{third}::/64")),
+                        6 => prefix(&format!("fd00:{}::/48", 1 + self.dice.below(3))),
+                        _ => {
+                            let last = 4 + self.dice.below(4);
+                            Prefix::host(format!("fd00:{n}:0:{third}::{last}").parse().unwrap())
+                        }
+                    })
+                }
                 0..3 => Addresses::Any,
                 3 => Addresses::Tag("VirtualNetwork".to_owned()),
                 4 => Addresses::Tag("Internet".to_owned()),
@@ -273,12 +341,21 @@ impl World<'_> {
             "10.2.0.0/16",
             "10.2.1.5/32",
             "192.168.0.0/16",
+            "::/0",
+            "fd00::/16",
+            "fd00:1:0:1::/64",
+            "fd00:2::/48",
+            "fd00:2:0:1::5/128",
+            "2a00:1::/32",
         ];
         let mut routes = BTreeMap::new();
-        for _ in 0..self.dice.below(4) {
+        for _ in 0..self.dice.below(6) {
             let prefix: Prefix = prefix(prefixes[self.dice.below(prefixes.len())]);
             let next_hop = match self.dice.below(5) {
-                0..2 => NextHop::VirtualAppliance(appliance),
+                0..2 => NextHop::VirtualAppliance(match prefix.family() {
+                    Family::V4 => appliance,
+                    Family::V6 => format!("fd00:{n}:0:0::4").parse().unwrap(),
+                }),
                 2 => NextHop::None,
                 3 => NextHop::VnetLocal,
                 _ => NextHop::Internet,
@@ -293,22 +370,23 @@ impl World<'_> {
         });
     }
 
-    fn balancer(&mut self, n: usize, public: bool) {
+    fn balancer(&mut self, n: usize, public: bool, family: Family) {
         let in_vnet = |id: &ArmId| id.name().starts_with(&format!("vm{n}"));
         let vms: Vec<ArmId> = self.vms.iter().filter(|id| in_vnet(id)).cloned().collect();
         let mut members = Vec::new();
         for vm in &vms {
-            if self.dice.chance(50) {
-                members.push(id(kind::NIC, vm.name()));
+            let nic = id(kind::NIC, vm.name());
+            if self.dice.chance(50) && self.region.nics[&nic].config_of(family).is_some() {
+                members.push(nic);
             }
         }
         let (frontend, pool) = (Name::new("f"), Name::new("p"));
         let put = if public {
-            let public_ip = id(kind::PUBLIC_IP, "pip0");
+            let public_ip = id(kind::PUBLIC_IP, if family == Family::V4 { "pip0" } else { "six0" });
             PutFrontend::Public { public_ip }
         } else {
             let subnet = id(kind::VNET, &format!("v{n}")).child("subnets", "b");
-            PutFrontend::Internal { subnet, address: None, family: Family::V4 }
+            PutFrontend::Internal { subnet, address: None, family }
         };
         let mut rules = Vec::new();
         for (i, port) in [80, 443].into_iter().enumerate() {
@@ -340,11 +418,11 @@ impl World<'_> {
         };
         let has_outbound = public && self.dice.chance(50);
         self.apply(Command::PutLoadBalancer {
-            common: common(id(kind::LOAD_BALANCER, &format!("lb{n}{public}"))),
+            common: common(id(kind::LOAD_BALANCER, &format!("lb{n}{public}{}", family.bits()))),
             balancer: PutLoadBalancer {
                 sku: "Standard".to_owned(),
                 frontends: vec![(frontend, put)],
-                pools: vec![(pool, members.into())],
+                pools: vec![(pool, BackendPool { members, family })],
                 probes: Vec::new(),
                 rules,
                 outbound_rules: if has_outbound {

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream},
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     sync::atomic::{AtomicU32, Ordering},
     thread,
     time::Duration,
@@ -106,10 +106,10 @@ fn open(name: &str) -> Netns {
     Netns::open(name).unwrap_or_else(|err| panic!("{err}"))
 }
 
-/// Answers connections in a namespace with `NAME sees SOURCE at DESTINATION`.
+/// Answers connections of both families in a namespace with `NAME sees SOURCE at DESTINATION`.
 pub(crate) fn serve(namespace: &Netns, name: &str, port: u16) {
-    let at = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
-    let listener = namespace.tcp_listen(at).expect("the port is free");
+    let at = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port);
+    let listener = namespace.tcp_listen_at(at).expect("the port is free");
     let name = name.to_owned();
     thread::spawn(move || answer(&listener, &name));
 }
@@ -118,7 +118,8 @@ fn answer(listener: &TcpListener, name: &str) {
     for stream in listener.incoming() {
         let Ok(mut stream) = stream else { return };
         let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { continue };
-        let said = format!("{name} sees {} at {}", peer.ip(), local.ip());
+        let said =
+            format!("{name} sees {} at {}", peer.ip().to_canonical(), local.ip().to_canonical());
         let _ = stream.write_all(said.as_bytes());
         // Some tests hold connections open and speak a second time.
         let name = name.to_owned();
@@ -147,8 +148,8 @@ pub(crate) fn connect_as(
     to: &str,
 ) -> Option<(TcpStream, String)> {
     let to = to.parse().expect("ADDRESS:PORT");
-    let source = source.map(|source| source.parse().expect("an address"));
-    let mut stream = from.tcp_connect(source, to, PATIENCE).ok()?;
+    let source = source.map(|source| SocketAddr::new(source.parse().expect("an address"), 0));
+    let mut stream = from.tcp_connect_from(source, to, PATIENCE).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
     let mut buffer = [0; 200];
     let n = stream.read(&mut buffer).ok()?;

@@ -3,6 +3,7 @@
 
 mod balancing;
 mod clusters;
+mod dual;
 mod egress;
 mod flow_logs;
 mod gates;

@@ -50,9 +50,9 @@ pub(super) fn vnet(
     if view.vnet.is_dual_stack() {
         ipv6(&mut state);
     }
-    for subnet in view.vnet.subnets.values() {
-        if let Some(gateway) = subnet.prefix.nth(1) {
-            state.address("lo", gateway, 32);
+    for prefix in view.vnet.subnets.values().flat_map(Subnet::prefixes) {
+        if let Some(gateway) = prefix.nth(1) {
+            state.address("lo", gateway, prefix.family().bits());
         }
     }
     networks.join(&mut state, lab, view);

@@ -105,7 +105,8 @@ pub(super) fn render(view: &View<'_>, networks: &Networks<'_>, services: &Servic
             Family::V4 => (EARLY_4, INPUT_4),
             Family::V6 => (EARLY_6, INPUT_6),
         };
-        for chains in [early, CHAINS, input, gates::CHAINS, services::CHAINS, translation::CHAINS] {
+        let translation = translation::chains(*family);
+        for chains in [early, CHAINS, input, gates::CHAINS, services::CHAINS, &translation] {
             text.push_str(&chains.replace("$ip", ip));
         }
         text.push_str("}\n");

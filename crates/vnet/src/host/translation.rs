@@ -21,16 +21,28 @@ use crate::{addr::Family, model::PortRange};
 
 /// The chain that looks into the maps. Without free ports the kernel finds no tuple of its own for a new flow, and
 /// drops its first packet: that is SNAT exhaustion, for this destination.
-pub(super) const CHAINS: &str = r#"
+const CHAINS: &str = r#"
 	chain leave {
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname != "uplink" accept
 		$ip saddr vmap @public_idle
 		$ip saddr vmap @public_several
-		meta l4proto { tcp, udp } snat $ip to $ip saddr map @public_ports
-		snat to $ip saddr map @public
+$ports		snat to $ip saddr map @public
 	}
 "#;
+
+/// The chains of a family. `nft` 1.0.6 loads no rule that looks up an IPv6 address together with ports from and to, so
+/// that each range of ports of an IPv6 address is a chain.
+pub(super) fn chains(family: Family) -> String {
+    let ports = match family {
+        Family::V4 => "\t\tmeta l4proto { tcp, udp } snat ip to ip saddr map @public_ports\n",
+        Family::V6 => "",
+    };
+    CHAINS.replace("$ports", ports)
+}
+
+/// Some public addresses, and the ports that all who are seen with them have of each; `None` where each has its own.
+type Shared<'w> = (&'w [IpAddr], Option<PortRange>);
 
 /// Writes the sets, maps and chains that [`CHAINS`] and the filter look into.
 pub(super) fn render(
@@ -43,7 +55,7 @@ pub(super) fn render(
     let mut leaving = BTreeSet::new();
     let mut public = BTreeSet::new();
     let mut public_ports = BTreeSet::new();
-    let mut several: BTreeMap<&[IpAddr], BTreeMap<IpAddr, &Way>> = BTreeMap::new();
+    let mut several: BTreeMap<Shared<'_>, BTreeMap<IpAddr, &Way>> = BTreeMap::new();
     let mut idle = BTreeSet::new();
     let served = services.0.iter().filter(|((address, ..), service)| {
         Family::of(*address) == family && !service.healthy.is_empty()
@@ -54,18 +66,21 @@ pub(super) fn render(
         idle.insert(format!("{address} : jump {}", idle_chain(way.idle_minutes)));
         minutes.insert(way.idle_minutes);
         match (way.addresses.as_slice(), way.ports) {
+            (outside, ports @ Some(_)) if family == Family::V6 => {
+                several.entry((outside, ports)).or_default().insert(*address, way);
+            }
             ([outside], ports) => {
                 public.insert(format!("{address} : {outside}"));
                 public_ports
                     .extend(ports.map(|ports| format!("{address} : {}", at(*outside, ports))));
             }
             (outside, _) => {
-                several.entry(outside).or_default().insert(*address, way);
+                several.entry((outside, None)).or_default().insert(*address, way);
             }
         }
     }
-    let chosen = several.iter().flat_map(|(outside, sources)| {
-        let chain = choice_chain(outside);
+    let chosen = several.iter().flat_map(|(shared, sources)| {
+        let chain = choice_chain(*shared);
         sources.keys().map(move |address| format!("{address} : goto {chain}"))
     });
     let chosen: BTreeSet<String> = chosen.collect();
@@ -74,7 +89,9 @@ pub(super) fn render(
     let verdicts = &format!("{kind} : verdict");
     elements(text, "set leaving", &format!("ifname . {kind}"), "", &leaving);
     elements(text, "map public", one_to_one, "", &public);
-    elements(text, "map public_ports", &with_ports(family), "", &public_ports);
+    if family == Family::V4 {
+        elements(text, "map public_ports", WITH_PORTS, "", &public_ports);
+    }
     elements(text, "map public_several", verdicts, "", &chosen);
     elements(text, "map public_idle", verdicts, "", &idle);
     let own = view.ports.iter().flat_map(|port| egress::own_public_ips(view, port));
@@ -82,8 +99,8 @@ pub(super) fn render(
     let own: BTreeSet<String> =
         own.map(|(inside, outside)| format!("{outside} : {inside}")).collect();
     elements(text, "map own_public", one_to_one, "", &own);
-    for (outside, sources) in &several {
-        choice(text, outside, sources, family);
+    for (shared, sources) in &several {
+        choice(text, *shared, sources, family);
     }
     for minutes in minutes {
         idle_timeout(text, minutes, family);
@@ -95,10 +112,7 @@ fn at(outside: IpAddr, ports: PortRange) -> String {
 }
 
 /// The kind of maps from a private address to a public one with ports.
-fn with_ports(family: Family) -> String {
-    let kind = ip_addr(family);
-    format!("{kind} : interval {kind} . inet_service")
-}
+const WITH_PORTS: &str = "ipv4_addr : interval ipv4_addr . inet_service";
 
 /// An address that a port can follow.
 fn bracketed(address: IpAddr) -> String {
@@ -108,28 +122,30 @@ fn bracketed(address: IpAddr) -> String {
     }
 }
 
-fn choice_chain(outside: &[IpAddr]) -> String {
+fn choice_chain((outside, ports): Shared<'_>) -> String {
     let text: Vec<String> = outside.iter().map(ToString::to_string).collect();
     let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, text.join(" ").as_bytes());
-    format!("one-of-{}", &hash.simple().to_string()[..10])
+    let ports = ports.map(|ports| format!("-from-{}", ports.first)).unwrap_or_default();
+    format!("one-of-{}{ports}", &hash.simple().to_string()[..10])
 }
 
 /// The chains that choose one of several public addresses for a flow.
-fn choice(text: &mut String, outside: &[IpAddr], sources: &BTreeMap<IpAddr, &Way>, family: Family) {
+fn choice(text: &mut String, among: Shared<'_>, sources: &BTreeMap<IpAddr, &Way>, family: Family) {
     let ip = ip(family);
-    let name = choice_chain(outside);
+    let name = choice_chain(among);
+    let (outside, _) = among;
     let choices: Vec<String> =
         (0..outside.len()).map(|n| format!("{n} : goto {name}-{n}")).collect();
     let ports: BTreeSet<Option<PortRange>> = sources.values().map(|way| way.ports).collect();
     line(text, format_args!("\tchain {name} {{"));
-    line(
-        text,
-        format_args!(
-            "\t\tjhash {ip} saddr . {ip} daddr . meta l4proto . th sport . th dport mod {} seed 0x616b736e vmap {{ {} }}",
-            outside.len(),
-            choices.join(", ")
-        ),
+    let chosen = format!(
+        "jhash {ip} saddr . {ip} daddr . meta l4proto . th sport . th dport mod {} seed 0x616b736e vmap {{ {} }}",
+        outside.len(),
+        choices.join(", ")
     );
+    // Nothing is one of one by chance.
+    let chosen = if outside.len() == 1 { format!("goto {name}-0") } else { chosen };
+    line(text, format_args!("\t\t{chosen}"));
     line(text, format_args!("\t}}"));
     for (n, address) in outside.iter().enumerate() {
         let shares = sources.iter().filter_map(|(source, way)| {
@@ -139,7 +155,7 @@ fn choice(text: &mut String, outside: &[IpAddr], sources: &BTreeMap<IpAddr, &Way
         // Those of a NAT gateway all have the same.
         let common = ports.iter().next().copied().flatten().filter(|_| ports.len() == 1);
         if common.is_none() {
-            elements(text, &format!("map {name}-{n}"), &with_ports(family), "", &shares);
+            elements(text, &format!("map {name}-{n}"), WITH_PORTS, "", &shares);
         }
         line(text, format_args!("\tchain {name}-{n} {{"));
         let to = match common {
