@@ -231,6 +231,8 @@ pub(crate) struct PodStatus {
     pub(crate) resource_group: String,
     pub(crate) node: String,
     pub(crate) address: Option<String>,
+    #[serde(default, rename = "addressIPv6", skip_serializing_if = "Option::is_none")]
+    pub(crate) address_v6: Option<String>,
     pub(crate) phase: String,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) netns: String,
@@ -244,6 +246,7 @@ impl From<daemon::clusters::PodView> for PodStatus {
             resource_group: pod.resource_group,
             node: pod.node,
             address: pod.address,
+            address_v6: pod.address_v6,
             phase: pod.phase,
             labels: pod.labels,
             netns: pod.netns.display().to_string(),

@@ -120,7 +120,10 @@ fn show(pods: &[PodStatus], format: Format) -> anyhow::Result<()> {
                 pod.name.clone(),
                 pod.cluster.clone(),
                 pod.node.clone(),
-                pod.address.clone().unwrap_or_else(|| "-".to_owned()),
+                match (&pod.address, &pod.address_v6) {
+                    (Some(v4), Some(v6)) => format!("{v4},{v6}"),
+                    (address, _) => address.clone().unwrap_or_else(|| "-".to_owned()),
+                },
                 pod.phase.clone(),
                 if labels.is_empty() { "-".to_owned() } else { labels.join(",") },
             ]

@@ -4,14 +4,11 @@
 //! Each entry of the maps whose name begins with `ip-masq` is a file of the agent; lists of all files are
 //! appended and switches are joined by "or" (Azure/ip-masq-agent-v2).
 
-use std::{
-    collections::BTreeMap,
-    net::{AddrParseError, Ipv6Addr},
-};
+use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use vnet::{
-    addr::{Prefix4, Prefix4Error},
+    addr::{Prefix, PrefixError},
     pods::masquerade::Settings,
 };
 
@@ -46,17 +43,7 @@ pub enum MasqueradeError {
         /// What is there.
         text: String,
         /// Why it is no prefix.
-        source: Prefix4Error,
-    },
-    /// A prefix of IPv6 is none.
-    #[error("`{text}` in the file `{file}` is no prefix of IPv6")]
-    Prefix6 {
-        /// The file.
-        file: String,
-        /// What is there.
-        text: String,
-        /// Why not, when it is the address.
-        source: Option<AddrParseError>,
+        source: PrefixError,
     },
     /// More prefixes than the agent takes.
     #[error("{n} prefixes; at most {MOST_PREFIXES} are taken")]
@@ -76,7 +63,7 @@ struct Wire {
     link_local: bool,
 }
 
-/// What the files of a map say together. Prefixes of IPv6 are checked and left out.
+/// What the files of a map say together.
 pub fn parse(files: &BTreeMap<String, String>) -> Result<Settings, MasqueradeError> {
     let mut all = Settings::default();
     let mut n = 0;
@@ -88,11 +75,7 @@ pub fn parse(files: &BTreeMap<String, String>) -> Result<Settings, MasqueradeErr
         let wire = wire.unwrap_or_default();
         n += wire.non_masquerade.len();
         for text in wire.non_masquerade {
-            if text.contains(':') {
-                check_prefix6(file, &text)?;
-                continue;
-            }
-            let prefix: Prefix4 = text.parse().map_err(|source| MasqueradeError::Prefix {
+            let prefix: Prefix = text.parse().map_err(|source| MasqueradeError::Prefix {
                 file: file.clone(),
                 text: text.clone(),
                 source,
@@ -105,17 +88,6 @@ pub fn parse(files: &BTreeMap<String, String>) -> Result<Settings, MasqueradeErr
         return Err(MasqueradeError::TooMany { n });
     }
     Ok(all)
-}
-
-fn check_prefix6(file: &str, text: &str) -> Result<(), MasqueradeError> {
-    let wrong =
-        |source| MasqueradeError::Prefix6 { file: file.to_owned(), text: text.to_owned(), source };
-    let (address, length) = text.split_once('/').ok_or_else(|| wrong(None))?;
-    address.parse::<Ipv6Addr>().map_err(|source| wrong(Some(source)))?;
-    match length.parse::<u8>() {
-        Ok(0..=128) => Ok(()),
-        _ => Err(wrong(None)),
-    }
 }
 
 /// The file that AKS writes for these settings.
@@ -167,7 +139,7 @@ mod tests {
                 ("ip-masq-agent-more", r#"{"nonMasqueradeCIDRs": ["192.168.0.0/16"]}"#),
                 ("readme", "what: ever: it: says"),
             ],
-            "[10.0.0.0/8 192.168.0.0/16] true",
+            "[10.0.0.0/8 fd00::/8 192.168.0.0/16] true",
         );
     }
 

@@ -117,3 +117,8 @@ fn hosts(own: Option<(&str, std::net::Ipv4Addr)>, server: (&str, std::net::Ipv4A
     }
     TextFile::public("/etc/hosts", text)
 }
+
+/// A list as the arguments of Kubernetes' programs have it.
+fn listed(items: &[impl ToString]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}

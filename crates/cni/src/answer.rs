@@ -1,5 +1,7 @@
 //! The success result, in each version of the specification.
 
+use std::net::IpAddr;
+
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -33,7 +35,7 @@ pub fn render_added(config: &NetworkConfig, netns: &str, added: &Added) -> Strin
     let addresses = added.addresses.iter().map(|address| {
         let mut value = Map::new();
         if version < Version::V1_0_0 {
-            value.insert("version".to_owned(), "4".into());
+            value.insert("version".to_owned(), version_of(address.gateway).into());
         }
         value.insert("interface".to_owned(), (n_before + address.interface).into());
         value.insert("address".to_owned(), address.address.as_str().into());
@@ -61,11 +63,11 @@ pub fn render_reserved(config: &NetworkConfig, added: &Added) -> String {
     let addresses = added.addresses.iter().map(|address| {
         let mut value = json!({ "address": address.address });
         // A routed address is alone in its network: how its gateway is reached is our own wiring's secret.
-        if !address.address.ends_with("/32") {
+        if !is_alone(&address.address) {
             value["gateway"] = address.gateway.to_string().into();
         }
         if config.version < Version::V1_0_0 {
-            value["version"] = "4".into();
+            value["version"] = version_of(address.gateway).into();
         }
         value
     });
@@ -95,7 +97,8 @@ fn oldest(config: &NetworkConfig, added: &Added) -> Map<String, Value> {
         let Some(address) = addresses.find(|one| one.address.contains(mark)) else { continue };
         let mut value = json!({ "ip": address.address });
         // As above: how the gateway of an address that is alone in its network is reached, nobody is told.
-        if !added.interfaces.is_empty() || !address.address.ends_with("/32") {
+        let is_alone = is_alone(&address.address);
+        if !added.interfaces.is_empty() || !is_alone {
             value["gateway"] = address.gateway.to_string().into();
         }
         let of_family = added.routes.iter().filter(|route| route.destination.contains(mark));
@@ -114,6 +117,16 @@ fn oldest(config: &NetworkConfig, added: &Added) -> Map<String, Value> {
         result.insert("dns".to_owned(), dns.clone());
     }
     result
+}
+
+/// Whether an address with its length is alone in its network.
+fn is_alone(address: &str) -> bool {
+    address.ends_with("/32") || address.ends_with("/128")
+}
+
+/// The family of an address, as versions before 1.0.0 say it beside it.
+fn version_of(gateway: IpAddr) -> &'static str {
+    if gateway.is_ipv4() { "4" } else { "6" }
 }
 
 /// The answer to VERSION.

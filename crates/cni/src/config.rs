@@ -199,7 +199,7 @@ pub fn parse(input: &[u8]) -> Result<NetworkConfig, Failure> {
     })
 }
 
-/// `None` for what is no business of ours: no host port, or one at an address of IPv6 only.
+/// `None` for what is no host port. One at an address of a family that the pod does not have leads nowhere.
 fn port_mapping(wire: &WirePort) -> Result<Option<PortMapping>, String> {
     let wrong = |what: String| format!("runtimeConfig.portMappings: {what}");
     if wire.host_port == 0 {
@@ -212,8 +212,7 @@ fn port_mapping(wire: &WirePort) -> Result<Option<PortMapping>, String> {
     let address = match wire.host_ip.as_deref() {
         None | Some("" | "0.0.0.0" | "::") => None,
         Some(text) => match text.parse::<IpAddr>() {
-            Ok(IpAddr::V4(address)) => Some(address),
-            Ok(IpAddr::V6(_)) => return Ok(None),
+            Ok(address) => Some(address),
             Err(_) => return Err(wrong(format!("hostIP is `{}`, no address", shorten(text)))),
         },
     };

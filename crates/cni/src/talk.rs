@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
-    net::Ipv4Addr,
+    net::IpAddr,
     os::unix::net::UnixStream,
     path::Path,
     time::Duration,
@@ -163,7 +163,7 @@ pub struct Address {
     /// Address and prefix length, such as `10.244.1.5/32`.
     pub address: String,
     /// The gateway.
-    pub gateway: Ipv4Addr,
+    pub gateway: IpAddr,
 }
 
 /// A route.
@@ -173,7 +173,7 @@ pub struct Route {
     /// Where to, in CIDR notation.
     pub destination: String,
     /// Through whom; nobody when it is on the link.
-    pub gateway: Option<Ipv4Addr>,
+    pub gateway: Option<IpAddr>,
 }
 
 impl From<Failure> for Reply {

@@ -108,8 +108,7 @@ pub enum NodeError {
 pub fn run(path: &Path) -> Result<(), NodeError> {
     let config = Config::read(path)?;
     let (ledger, found) = Ledger::open(&config.run_directory.join("leases"))?;
-    let agent = Agent::new(config.network, &config.interface, ledger, found, &config.socket);
-    let agent = Arc::new(agent);
+    let agent = Arc::new(Agent::new(&config, ledger, found));
     let mut setup = Setup::new(config.clone())?;
     setup.prepare(&agent)?;
     server::start(&agent, &config.socket)?;

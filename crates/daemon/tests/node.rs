@@ -69,6 +69,15 @@ fn a_configuration_is_read_or_refused_by_what_is_wrong() {
             "no_masquerade":["10.0.0.0/16"]}"#,
         "n node-subnet from /k, exempt 10.0.0.0/16, run /run/aksnet",
     );
+    check(
+        r#"{"version":1,"node":"n","mode":"kubenet","kubeconfig":"/k","pod_cidr":"10.244.0.0/16",
+            "pod_cidr_v6":"fd12:3456:789a::/64"}"#,
+        "n kubenet from /k, exempt 10.244.0.0/16 fd12:3456:789a::/64, run /run/aksnet",
+    );
+    check(
+        r#"{"version":1,"node":"n","mode":"pod-subnet","kubeconfig":"/k","pod_cidr_v6":"fd00::/64"}"#,
+        "FILE: pod_cidr_v6: this mode has none",
+    );
     check(r#"{"version":2,"surprise":true}"#, "FILE has version 2; this agent reads version 1");
     check(
         r#"{"version":1,"node":"n","mode":"kubenet","kubeconfig":"/k"}"#,
@@ -97,6 +106,7 @@ fn lease(last: u8, phase: Phase) -> Lease {
         netns_id: 4_026_532_000,
         network: PodNetwork::Overlay,
         block: Some("10.244.1.0/24".parse().unwrap()),
+        block_v6: None,
         mtu: 1500,
         phase,
         ports: Vec::new(),
@@ -118,9 +128,19 @@ fn a_ledger_holds_what_was_written_and_has_one_owner() {
         bandwidth: Bandwidth { ingress: None, egress: Some(rate) },
         ..lease(4, Phase::Held)
     };
-    for written in
-        [lease(1, Phase::Held), lease(2, Phase::Held), lease(2, Phase::Leaving), limited.clone()]
-    {
+    let both = Lease {
+        block_v6: Some("fd12:3456:789a:0:1::/80".parse().unwrap()),
+        ..lease(5, Phase::Held)
+    };
+    let addresses: Vec<_> = both.addresses().iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.244.1.5", "fd12:3456:789a:0:1::5"]);
+    for written in [
+        lease(1, Phase::Held),
+        lease(2, Phase::Held),
+        lease(2, Phase::Leaving),
+        limited.clone(),
+        both.clone(),
+    ] {
         ledger.write(&written).unwrap();
     }
     ledger.write(&lease(3, Phase::Held)).unwrap();
@@ -131,7 +151,7 @@ fn a_ledger_holds_what_was_written_and_has_one_owner() {
     fs::write(directory.join(".10.244.1.9"), "{\"ver").unwrap();
     fs::write(directory.join("10.244.1.8"), "{\"version\":7}").unwrap();
     let (_ledger, found) = Ledger::open(&directory).unwrap();
-    assert_eq!(found.leases, [lease(1, Phase::Held), lease(2, Phase::Leaving), limited]);
+    assert_eq!(found.leases, [lease(1, Phase::Held), lease(2, Phase::Leaving), limited, both]);
     assert_eq!(found.unreadable.len(), 1, "{:?}", found.unreadable);
     assert!(!directory.join(".10.244.1.9").exists());
     fs::remove_dir_all(directory).unwrap();

@@ -24,6 +24,15 @@ pub const NEIGHBOUR: &str = "10.0.0.9";
 /// An address that only the neighbour has: "the internet".
 pub const OUTSIDE: &str = "203.0.113.7";
 
+/// The node's address of IPv6.
+pub const NODE_V6: &str = "fd00:10::4";
+/// The neighbour's.
+pub const NEIGHBOUR_V6: &str = "fd00:10::9";
+/// [`OUTSIDE`] in IPv6.
+pub const OUTSIDE_V6: &str = "2001:db8:203::7";
+/// The range of IPv6 of all nodes' pods, in worlds of two families.
+pub const PODS_V6: &str = "fd12:3456:789a::/64";
+
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 /// A node, its neighbour and its agent.
@@ -79,17 +88,25 @@ impl World {
         let directory = TempDir::with_prefix(&name).expect("a scratch directory can be made");
         let world = Self { name, program: program.into(), directory, agent: None };
         for suffix in ["node", "out"] {
-            Netns::create(&world.netns(suffix)).expect("root can make a namespace");
+            let netns = Netns::create(&world.netns(suffix)).expect("root can make a namespace");
+            // Links that are made later do not ask for a second whether somebody else has their address.
+            let path = "/proc/sys/net/ipv6/conf/default/accept_dad";
+            let quiet = netns.run(|| fs::write(path, "0")).expect("the namespace can be entered");
+            quiet.expect("the kernel has IPv6");
         }
         let (node, out) = (world.netns("node"), world.netns("out"));
         world.ip(&node, &format!("link add eth0 mtu 1400 type veth peer name in netns {out}"));
         world.ip(&node, &format!("addr add {NODE}/24 dev eth0"));
         world.ip(&out, &format!("addr add {NEIGHBOUR}/24 dev in"));
         world.ip(&out, &format!("addr add {OUTSIDE}/32 dev lo"));
+        world.ip(&node, &format!("addr add {NODE_V6}/64 dev eth0 nodad"));
+        world.ip(&out, &format!("addr add {NEIGHBOUR_V6}/64 dev in nodad"));
+        world.ip(&out, &format!("addr add {OUTSIDE_V6}/128 dev lo nodad"));
         for (netns, link) in [(&node, "lo"), (&node, "eth0"), (&out, "lo"), (&out, "in")] {
             world.ip(netns, &format!("link set {link} up"));
         }
         world.ip(&node, &format!("route add default via {NEIGHBOUR}"));
+        world.ip(&node, &format!("-6 route add default via {NEIGHBOUR_V6} dev eth0"));
         world
     }
 
@@ -119,7 +136,8 @@ impl World {
     pub fn start_agent(&mut self, mode: &str, addresses: &Value) {
         let path = self.path("addresses.json");
         fs::write(&path, addresses.to_string()).expect("a scratch file can be written");
-        self.launch_agent(mode, "addresses_file", &path);
+        let is_dual_stack = addresses.get("block_v6").is_some();
+        self.launch_agent(mode, "addresses_file", &path, is_dual_stack);
         self.wait_for_network();
     }
 
@@ -128,15 +146,16 @@ impl World {
     /// # Panics
     /// When it cannot be started.
     pub fn start_agent_of_cluster(&mut self, mode: &str, kubeconfig: &Path) {
-        self.launch_agent(mode, "kubeconfig", kubeconfig);
+        self.launch_agent(mode, "kubeconfig", kubeconfig, false);
     }
 
-    fn launch_agent(&mut self, mode: &str, source: &str, path: &Path) {
+    fn launch_agent(&mut self, mode: &str, source: &str, path: &Path, is_dual_stack: bool) {
         let config = json!({
             "version": 1,
             "node": "node",
             "mode": mode,
             "pod_cidr": "10.244.0.0/16",
+            "pod_cidr_v6": is_dual_stack.then_some(PODS_V6),
             "no_masquerade": if mode.starts_with("node-subnet") { json!(["10.0.0.0/16"]) } else { json!([]) },
             "socket": self.socket(),
             "interface": "eth0",

@@ -15,7 +15,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io::{self, BufRead, BufReader, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::{
         fd::AsFd,
         unix::net::{UnixListener, UnixStream},
@@ -365,14 +365,19 @@ impl House {
     }
 }
 
+/// Every address of a family. A socket of IPv6 hears IPv4 as well, where the kernel has IPv6.
+const EVERYWHERE: [IpAddr; 2] =
+    [IpAddr::V6(Ipv6Addr::UNSPECIFIED), IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+
 /// The four sockets of the namespace that the thread is in.
 fn open() -> io::Result<(TcpListener, TcpListener, UdpSocket, UdpSocket)> {
+    let at = |port| EVERYWHERE.map(|address| SocketAddr::new(address, port));
     let tcp = |port| {
-        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        let listener = TcpListener::bind(&at(port)[..])?;
         listener.set_nonblocking(true).map(|()| listener)
     };
     let udp = |port| {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))?;
+        let socket = UdpSocket::bind(&at(port)[..])?;
         socket.set_nonblocking(true).map(|()| socket)
     };
     Ok((tcp(LISTENING)?, tcp(SPEAKING)?, udp(LISTENING)?, udp(SPEAKING)?))
@@ -427,6 +432,7 @@ fn is_http(request: &[u8]) -> bool {
 }
 
 fn line(voice: &Voice, caller: SocketAddr) -> String {
+    let caller = SocketAddr::new(caller.ip().to_canonical(), caller.port());
     format!("pod={} address={} caller={caller}\n", voice.name, voice.address)
 }
 

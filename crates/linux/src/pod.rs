@@ -15,7 +15,7 @@
 //! not be one that an async runtime gives to others.
 
 use std::{
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv6Addr},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::MetadataExt,
@@ -44,7 +44,7 @@ use nix::{
     },
 };
 use vnet::{
-    addr::{Mac, Prefix4},
+    addr::{Family, Mac, Prefix},
     pods::wiring::{Bridge, Path, Wiring},
 };
 
@@ -74,6 +74,7 @@ pub const DEAD_GROUP: u32 = 0x0a5d;
 pub const PROTOCOL: u8 = 198;
 
 const MAIN_TABLE: u32 = 254;
+const LOCAL_TABLE: u32 = 255;
 const LOOPBACK_INDEX: u32 = 1;
 /// The file system that namespaces are files of (`NSFS_MAGIC`, linux/magic.h).
 const NSFS: FsType = FsType(0x6e73_6673);
@@ -242,44 +243,78 @@ impl Wirer {
         interface: &str,
         wiring: &Wiring,
     ) -> Result<(), PodError> {
-        let (mut pod, pod_index) = self.inside(sandbox, || (Netlink::open(), index(interface)))?;
+        let (mut pod, pod_index) = self.inside(sandbox, || {
+            if wiring.address_v6.is_some() {
+                quiet_v6(interface)?;
+            }
+            Ok::<_, LinuxError>((Netlink::open(), index(interface)))
+        })??;
         let (pod, pod_index) = (pod.as_mut().map_err(|_| no_socket())?, pod_index?);
         pod.send_all(&inside_requests(pod_index, wiring))?;
+        let link = index(&wiring.host_link)?;
+        // The node's end has its carrier since the pod's is up, but sends nothing until the kernel's watch of carriers
+        // has found time for it: what is sent until then is lost. A look at the link does that work at once (net/core:
+        // `rtnl_getlink` calls `linkwatch_sync_dev`, since Linux 6.9).
+        let look = RouteNetlinkMessage::GetLink(wire::link(link));
+        let mut requests =
+            vec![Request::change(look, format!("look at link {}", wiring.host_link))];
         if matches!(wiring.path, Path::Routed) {
-            let link = index(&wiring.host_link)?;
-            let host = Prefix4::host(wiring.address);
-            let route = RouteNetlinkMessage::NewRoute(route(host, RouteTo::Link(link)));
-            let what = format!("add route {host} dev {}", wiring.host_link);
-            // Permanent, like the pod's own: what is learned counts against a limit of the whole machine
-            // (`gc_thresh3`, 1,024), and thousands of pods would make each other unreachable.
-            let neighbour = new_neighbour(link, wiring.address, wiring.pod_mac);
-            self.node.send_all(&[
-                Request::replace(route, what),
-                Request::replace(neighbour, format!("add neighbour {}", wiring.address)),
-            ])?;
+            for address in wiring.addresses() {
+                let host = Prefix::host(address);
+                let route = RouteNetlinkMessage::NewRoute(route(host, RouteTo::Link(link)));
+                let what = format!("add route {host} dev {}", wiring.host_link);
+                // Permanent, like the pod's own: what is learned counts against a limit of the whole machine
+                // (`gc_thresh3`, 1,024), and thousands of pods would make each other unreachable.
+                let neighbour = new_neighbour(link, address, wiring.pod_mac);
+                requests.push(Request::replace(route, what));
+                requests.push(Request::replace(neighbour, format!("add neighbour {address}")));
+            }
         }
-        Ok(())
+        if let Some((link, address)) = bridged_v6(wiring) {
+            let neighbour = new_neighbour(link, address, wiring.pod_mac);
+            requests.push(Request::replace(neighbour, format!("add neighbour {address}")));
+        }
+        Ok(self.node.send_all(&requests)?)
     }
 
     /// Takes a pod's route away and marks its link for [`Wirer::reap`]. What is gone is fine.
     pub fn retire(&mut self, wiring: &Wiring) -> Result<(), LinuxError> {
-        let Ok(link) = index(&wiring.host_link) else { return self.retire_limiter(wiring) };
+        // On a bridge it outlives the pod's link.
+        let bridged = bridged_v6(wiring).map(|(link, address)| {
+            let neighbour = wire::delete_neighbour(link, address, wiring.pod_mac);
+            Request::change(neighbour, format!("delete neighbour {address}"))
+        });
+        let Ok(link) = index(&wiring.host_link) else {
+            self.send_whatever_is_gone(&bridged.into_iter().collect::<Vec<_>>())?;
+            return self.retire_limiter(wiring);
+        };
         let group = wire::link_set(link, vec![LinkAttribute::Group(DEAD_GROUP)]);
         let group = Request::change(group, format!("set link {} group dead", wiring.host_link));
-        let mut requests = Vec::with_capacity(2);
+        let mut requests = Vec::with_capacity(3);
+        requests.extend(bridged);
         if matches!(wiring.path, Path::Routed) {
-            let host = Prefix4::host(wiring.address);
-            let route = RouteNetlinkMessage::DelRoute(route(host, RouteTo::Link(link)));
-            requests.push(Request::change(route, format!("delete route {host}")));
+            for host in wiring.addresses().map(Prefix::host) {
+                let route = RouteNetlinkMessage::DelRoute(route(host, RouteTo::Link(link)));
+                requests.push(Request::change(route, format!("delete route {host}")));
+            }
         }
         requests.push(group);
-        for outcome in self.node.send_batch(&requests)? {
+        self.send_whatever_is_gone(&requests)?;
+        self.retire_limiter(wiring)
+    }
+
+    /// Sends requests to take things away, some of which may be gone.
+    fn send_whatever_is_gone(&mut self, requests: &[Request]) -> Result<(), LinuxError> {
+        if requests.is_empty() {
+            return Ok(());
+        }
+        for outcome in self.node.send_batch(requests)? {
             match outcome {
                 Err(error) if is_gone(&error) => (),
                 other => other?,
             }
         }
-        self.retire_limiter(wiring)
+        Ok(())
     }
 
     /// The link that a limited pod's packets were led through outlives the pair.
@@ -339,11 +374,12 @@ impl Wirer {
             other => other?,
         }
         let link = index(name)?;
-        let address = new_address(link, bridge.gateway, bridge.network.length());
-        self.node.send_all(&[
-            Request::change(wire::link_up(link, true), format!("set link {name} up")),
-            Request::replace(address, format!("add address {} dev {name}", bridge.gateway)),
-        ])
+        let up = Request::change(wire::link_up(link, true), format!("set link {name} up"));
+        let addresses = bridge.addresses().map(|(gateway, network)| {
+            let address = new_address(link, gateway, network.length());
+            Request::replace(address, format!("add address {gateway} dev {name}"))
+        });
+        self.node.send_all(&[up].into_iter().chain(addresses).collect::<Vec<_>>())
     }
 
     /// Deletes a pod's link and waits until it is gone. What is gone is fine.
@@ -395,43 +431,81 @@ impl Wirer {
 
 /// What makes the pod's own end usable: one batch.
 fn inside_requests(link: u32, wiring: &Wiring) -> Vec<Request> {
-    let gateway = wiring.gateway();
-    let length = wiring.prefix_length();
-    let address = new_address(link, wiring.address, length);
-    let everywhere = Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0);
-    let default =
-        RouteNetlinkMessage::NewRoute(route(everywhere, RouteTo::Via(link, gateway.into())));
-    let mut requests = vec![
-        Request::change(wire::link_up(LOOPBACK_INDEX, true), "set link lo up"),
-        Request::replace(address, format!("add address {}/{length}", wiring.address)),
-        Request::change(wire::link_up(link, true), "set the pod's link up"),
-    ];
-    if matches!(wiring.path, Path::Routed) {
-        let on_link = route(Prefix4::host(gateway), RouteTo::Link(link));
-        let on_link = RouteNetlinkMessage::NewRoute(on_link);
-        let neighbour = new_neighbour(link, gateway, wiring.host_mac);
-        requests.push(Request::replace(on_link, format!("add route {gateway}/32")));
-        requests.push(Request::replace(neighbour, format!("add neighbour {gateway}")));
+    let mut requests = vec![Request::change(wire::link_up(LOOPBACK_INDEX, true), "set link lo up")];
+    requests.extend(wiring.legs().map(|leg| {
+        let address = new_address(link, leg.address, leg.length);
+        Request::replace(address, format!("add address {}/{}", leg.address, leg.length))
+    }));
+    requests.push(Request::change(wire::link_up(link, true), "set the pod's link up"));
+    for leg in wiring.legs() {
+        let gateway = leg.gateway;
+        if leg.address.is_ipv6() {
+            // The kernel makes its own a moment later, from a work queue that has to find time: a pod would not hear
+            // the answers to its first packets.
+            let host = Prefix::host(leg.address);
+            let mut local = wire::route(LOCAL_TABLE, host, RouteTo::Local(link));
+            local.header.protocol = RouteProtocol::from(PROTOCOL);
+            let local = RouteNetlinkMessage::NewRoute(local);
+            requests.push(Request::replace(local, format!("add local route {host}")));
+        }
+        match &wiring.path {
+            Path::Routed => {
+                let host = Prefix::host(gateway);
+                let on_link = RouteNetlinkMessage::NewRoute(route(host, RouteTo::Link(link)));
+                let neighbour = new_neighbour(link, gateway, wiring.host_mac);
+                requests.push(Request::replace(on_link, format!("add route {host}")));
+                requests.push(Request::replace(neighbour, format!("add neighbour {gateway}")));
+            }
+            Path::Bridged(bridge) if leg.address.is_ipv6() => {
+                let neighbour = new_neighbour(link, gateway, bridge.mac);
+                requests.push(Request::replace(neighbour, format!("add neighbour {gateway}")));
+            }
+            Path::Bridged(_) | Path::Switched(_) => {}
+        }
+        let everywhere = Prefix::everything(Family::of(leg.address));
+        let default = RouteNetlinkMessage::NewRoute(route(everywhere, RouteTo::Via(link, gateway)));
+        requests.push(Request::replace(default, format!("add default route via {gateway}")));
     }
-    requests.push(Request::replace(default, format!("add default route via {gateway}")));
     requests
 }
 
-fn route(prefix: Prefix4, to: RouteTo) -> RouteMessage {
+/// The bridge's index and the pod's address of IPv6, of a pod that has both: the node knows it by a permanent neighbour.
+fn bridged_v6(wiring: &Wiring) -> Option<(u32, Ipv6Addr)> {
+    match &wiring.path {
+        Path::Bridged(bridge) => Some((index(&bridge.name).ok()?, wiring.address_v6?)),
+        Path::Routed | Path::Switched(_) => None,
+    }
+}
+
+/// Switches IPv6 on at a pod's link, before it is up, with nothing but what it is told: no router is believed, and no
+/// address waits until nobody else has it (`accept_dad`).
+fn quiet_v6(interface: &str) -> Result<(), LinuxError> {
+    for (name, value) in [("disable_ipv6", "0"), ("accept_ra", "0"), ("accept_dad", "0")] {
+        let path = PathBuf::from(format!("/proc/sys/net/ipv6/conf/{interface}/{name}"));
+        std::fs::write(&path, value).map_err(|source| LinuxError::File {
+            verb: "writing",
+            path,
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn route(prefix: Prefix, to: RouteTo) -> RouteMessage {
     let mut message = wire::route(MAIN_TABLE, prefix, to);
     message.header.protocol = RouteProtocol::from(PROTOCOL);
     message
 }
 
 /// A permanent neighbour. With the fabric's number it would be the fabric's, to take away.
-fn new_neighbour(link: u32, address: Ipv4Addr, mac: Mac) -> RouteNetlinkMessage {
+fn new_neighbour(link: u32, address: impl Into<IpAddr>, mac: Mac) -> RouteNetlinkMessage {
     let mut message = wire::neighbour(link, address, mac);
     message.attributes.retain(|one| !matches!(one, NeighbourAttribute::Protocol(_)));
     message.attributes.push(NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)));
     RouteNetlinkMessage::NewNeighbour(message)
 }
 
-fn new_address(link: u32, address: Ipv4Addr, length: u8) -> RouteNetlinkMessage {
+fn new_address(link: u32, address: IpAddr, length: u8) -> RouteNetlinkMessage {
     let mut message = wire::address(link, address, length);
     message.attributes.retain(|one| !matches!(one, AddressAttribute::Protocol(_)));
     message.attributes.push(AddressAttribute::Protocol(AddressProtocol::from(PROTOCOL)));

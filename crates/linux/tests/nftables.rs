@@ -11,7 +11,10 @@ use linux::{
 };
 use nix::errno::Errno;
 use std::process::Command;
-use vnet::host::{TABLE, delta, digest};
+use vnet::{
+    addr::Family,
+    host::{TABLE, delta, digest},
+};
 
 struct Namespace(String);
 
@@ -30,12 +33,50 @@ impl Drop for Namespace {
     }
 }
 
+const V4: Family = Family::V4;
+
 fn entry(port: u8, last: u8) -> Element {
     Element {
+        family: Family::V4.into(),
         set: "m".to_owned(),
         key: vec![6, 0, 0, 0, 0, port, 0, 0],
         value: Some(vec![10, 0, 0, last, 0, 80, 0, 0]),
     }
+}
+
+/// Two tables of one name, in one batch: all or none.
+#[test]
+fn families_have_tables_of_their_own() {
+    let namespace = Namespace(format!("nftfamilies{}", std::process::id()));
+    let netns = Netns::create(&namespace.0).unwrap();
+    for (family, address) in [("ip", "ipv4_addr"), ("ip6", "ipv6_addr")] {
+        namespace.nft(&format!("add table {family} t"));
+        namespace.nft(&format!(
+            "add map {family} t m {{ type inet_proto . inet_service : {address} . inet_service; }}"
+        ));
+    }
+    let six = Element {
+        family: Family::V6.into(),
+        value: Some([&[0xfd; 16][..], &[0, 80, 0, 0]].concat()),
+        ..entry(80, 0)
+    };
+    let mut socket = netns.run(Nfnetlink::open).unwrap().unwrap();
+    socket.add("t", &[entry(80, 1), six.clone()]).unwrap();
+    let listing = namespace.nft("list map ip6 t m");
+    assert!(
+        listing.contains("tcp . 80 : fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd . 80"),
+        "{listing}"
+    );
+    let counts = |socket: &mut Nfnetlink| {
+        [V4, Family::V6].map(|family| socket.n_elements(family, "t", "m").unwrap())
+    };
+    assert_eq!(counts(&mut socket), [1, 1]);
+    let refused = socket.delete("t", &[six.clone(), entry(81, 1)]).unwrap_err();
+    assert_eq!(refused.errno(), Some(Errno::ENOENT));
+    assert_eq!(counts(&mut socket), [1, 1]);
+    socket.delete("t", &[six.clone()]).unwrap();
+    assert_eq!(counts(&mut socket), [1, 0]);
+    assert!(!socket.has("t", &six).unwrap());
 }
 
 #[test]
@@ -48,7 +89,7 @@ fn elements_come_go_and_are_counted_as_nft_sees_them() {
     namespace.nft("add chain ip t c");
     let mut socket = netns.run(Nfnetlink::open).unwrap().unwrap();
     let before = socket.generation().unwrap();
-    assert_eq!(socket.n_elements("t", "m").unwrap(), 0);
+    assert_eq!(socket.n_elements(V4, "t", "m").unwrap(), 0);
     socket.add("t", &[entry(80, 1), entry(81, 2)]).unwrap();
     assert_ne!(socket.generation().unwrap(), before);
     let listing = namespace.nft("list map ip t m");
@@ -57,30 +98,33 @@ fn elements_come_go_and_are_counted_as_nft_sees_them() {
             || listing.contains("tcp . 81 : 10.0.0.2 . 80"),
         "{listing}"
     );
-    assert_eq!(socket.n_elements("t", "m").unwrap(), 2);
+    assert_eq!(socket.n_elements(V4, "t", "m").unwrap(), 2);
     assert!(socket.has("t", &entry(80, 9)).unwrap());
     assert!(!socket.has("t", &entry(82, 9)).unwrap());
     // Once more is fine, elsewhere is not, and then nothing is added at all.
     socket.add("t", &[entry(80, 1)]).unwrap();
     let refused = socket.add("t", &[entry(83, 3), entry(80, 7)]).unwrap_err();
     assert_eq!(refused.errno(), Some(Errno::EEXIST), "{refused:?}");
-    assert_eq!(socket.n_elements("t", "m").unwrap(), 2);
+    assert_eq!(socket.n_elements(V4, "t", "m").unwrap(), 2);
     socket.delete("t", &[entry(80, 1)]).unwrap();
     let refused = socket.delete("t", &[entry(80, 1)]).unwrap_err();
     assert_eq!(refused.errno(), Some(Errno::ENOENT), "{refused:?}");
     namespace.nft("flush map ip t m");
-    assert_eq!(socket.n_elements("t", "m").unwrap(), 0);
+    assert_eq!(socket.n_elements(V4, "t", "m").unwrap(), 0);
     let refused = socket.add("nowhere", &[entry(80, 1)]).unwrap_err();
     assert_eq!(refused.errno(), Some(Errno::ENOENT), "{refused:?}");
     // Rules, and elements of intervals.
-    assert_eq!(socket.n_rules("t").unwrap(), 0);
+    assert_eq!(socket.n_rules(V4, "t").unwrap(), 0);
     namespace.nft("add rule ip t c ip saddr @s drop");
     namespace.nft("add rule ip t c accept");
-    assert_eq!(socket.n_rules("t").unwrap(), 2);
+    assert_eq!(socket.n_rules(V4, "t").unwrap(), 2);
     namespace.nft("add element ip t s { 10.0.0.0/24, 10.2.0.0/16 }");
-    assert!(socket.n_elements("t", "s").unwrap() >= 2);
+    assert!(socket.n_elements(V4, "t", "s").unwrap() >= 2);
     namespace.nft("delete table ip t");
-    assert_eq!((socket.n_rules("t").unwrap(), socket.n_elements("t", "s").unwrap()), (0, 0));
+    assert_eq!(
+        (socket.n_rules(V4, "t").unwrap(), socket.n_elements(V4, "t", "s").unwrap()),
+        (0, 0)
+    );
 }
 
 /// A table with sets and maps of every kind that the fabric has: which elements they have.

@@ -402,8 +402,14 @@ pub struct PutCluster {
     pub links: Option<NetworkLinks>,
     /// The pods' range.
     pub pod_cidr: Option<Prefix4>,
+    /// Whether it has IPv6 beside IPv4 (`ipFamilies`); default no.
+    pub is_dual_stack: Option<bool>,
+    /// The pods' range of IPv6.
+    pub pod_cidr6: Option<Prefix6>,
     /// The services' range, default 10.0.0.0/16.
     pub service_cidr: Option<Prefix4>,
+    /// The services' range of IPv6, default fd12:3456:789a:1::/108.
+    pub service_cidr6: Option<Prefix6>,
     /// Default 10.0.0.10.
     pub dns_service_ip: Option<Ipv4Addr>,
     /// Default `LoadBalancer`.

@@ -5,8 +5,7 @@
 use std::net::IpAddr;
 
 use crate::{
-    addr::Prefix4,
-    model::{Access, Direction, Machine, NetworkMode, Nic, ProvisioningState, Subnet, Vnet},
+    model::{Access, Direction, Machine, Nic, OverlayRanges, ProvisioningState, Subnet, Vnet},
     name::{ArmId, Name},
     policy::{Decision, Flow, Gate, is_platform},
     region::Region,
@@ -79,18 +78,18 @@ pub fn has_address(region: &Region, nic: &Nic, address: IpAddr) -> bool {
 #[must_use]
 pub fn gates(region: &Region, nic: &Nic, address: IpAddr) -> Vec<Attached> {
     let Some((vnet, subnet)) = place(region, nic, address) else { return Vec::new() };
-    let pod_range = overlay_range(region, nic);
+    let pod_ranges = overlay_ranges(region, nic);
     let subnet_id = vnet.meta.id.child("subnets", subnet.name.as_str());
-    attached(region, vnet, Some((subnet_id, subnet)), nic, pod_range)
+    attached(region, vnet, Some((subnet_id, subnet)), nic, pod_ranges)
 }
 
-/// The groups of a subnet and a NIC in it, in the order of inbound ones. `pod_range` is that of the NIC's overlay.
+/// The groups of a subnet and a NIC in it, in the order of inbound ones. `pod_ranges` are those of the NIC's overlay.
 pub(crate) fn attached(
     region: &Region,
     vnet: &Vnet,
     subnet: Option<(ArmId, &Subnet)>,
     nic: &Nic,
-    pod_range: Option<Prefix4>,
+    pod_ranges: Option<OverlayRanges>,
 ) -> Vec<Attached> {
     let of_subnet = subnet.map(|(id, subnet)| (id, subnet.security_group.as_ref()));
     let of_nic = (nic.meta.id.clone(), nic.security_group.as_ref());
@@ -100,7 +99,7 @@ pub(crate) fn attached(
         .filter_map(|(at, group)| {
             let group = region.security_groups.get(group?)?;
             let is_there = group.meta.state != ProvisioningState::Deleting;
-            is_there.then(|| Attached { at, gate: Gate::new(region, vnet, group, pod_range) })
+            is_there.then(|| Attached { at, gate: Gate::new(region, vnet, group, pod_ranges) })
         })
         .collect()
 }
@@ -172,9 +171,9 @@ fn place<'a>(region: &'a Region, nic: &Nic, address: IpAddr) -> Option<(&'a Vnet
     Some((vnet, subnet))
 }
 
-/// The pods' range of the overlay that the NIC's node is a part of.
-fn overlay_range(region: &Region, nic: &Nic) -> Option<Prefix4> {
+/// The pods' ranges of the overlay that the NIC's node is a part of.
+fn overlay_ranges(region: &Region, nic: &Nic) -> Option<OverlayRanges> {
     let node = region.machines.get(nic.machine.as_ref()?)?.node()?;
     let cluster = region.clusters.get(&node.cluster)?;
-    cluster.pod_cidr.filter(|_| cluster.mode == NetworkMode::Overlay)
+    cluster.overlay_ranges()
 }

@@ -300,12 +300,12 @@ impl<'m, 'a> Walker<'m, 'a> {
             return self.balance(network, service, flow);
         }
         if let Some(cluster) = port.cluster
-            && port.overlay_range().is_some_and(|range| range.contains(flow.destination))
+            && port.overlay_ranges().is_some_and(|range| range.contains(flow.destination))
         {
             self.steps.push(Step::Overlay { cluster: cluster.meta.id.clone() });
             let node = network.view.ports.iter().find(|node| {
                 node.cluster.is_some_and(|it| it.meta.id == cluster.meta.id)
-                    && node.pod_range.is_some_and(|range| range.contains(flow.destination))
+                    && node.has_pod(flow.destination)
             });
             return match node {
                 Some(node) => self.enter(network, node, flow),
@@ -490,8 +490,8 @@ impl<'m, 'a> Walker<'m, 'a> {
         flow: &Flow,
     ) -> bool {
         let subnet = subnet.map(|subnet| (network.subnet_id(subnet), subnet));
-        let (vnet, pod_range) = (network.view.vnet, port.overlay_range());
-        let mut gates = effective::attached(self.map.region, vnet, subnet, port.nic, pod_range);
+        let (vnet, pod_ranges) = (network.view.vnet, port.overlay_ranges());
+        let mut gates = effective::attached(self.map.region, vnet, subnet, port.nic, pod_ranges);
         if direction == Direction::Outbound {
             gates.reverse();
         }
@@ -522,7 +522,7 @@ impl<'m, 'a> Walker<'m, 'a> {
 fn may_send(network: &Network<'_>, port: &Port<'_>, source: IpAddr) -> bool {
     port.nic.ip_forwarding
         || port.addresses().any(|own| own == source)
-        || port.is_overlay() && port.pod_range.is_some_and(|range| range.contains(source))
+        || port.is_overlay() && port.has_pod(source)
         || port
             .main_address(Family::of(source))
             .and_then(|own| network.fronts.get(&own))

@@ -11,10 +11,10 @@
 use std::net::IpAddr;
 
 use crate::{
-    addr::{AddressSet, Family, Prefix, Prefix4},
+    addr::{AddressSet, Family, Prefix},
     host::names::{GATEWAY_ADDRESS, METADATA_ADDRESS, PLATFORM_ADDRESS},
     model::{
-        Access, Addresses, Direction, Kept, PeeringState, Peers, PortRange, Ports,
+        Access, Addresses, Direction, Kept, OverlayRanges, PeeringState, Peers, PortRange, Ports,
         ProvisioningState, RuleProtocol, SecurityGroup, SecurityRule, Vnet,
     },
     name::{ArmId, Name},
@@ -112,8 +112,8 @@ impl Decision<'_> {
 }
 
 impl Gate {
-    /// `group` as it is in `vnet`. To the default rules, and to them alone, `pod_range` is a part of the virtual
-    /// network: it is that of the overlay cluster whose node the NIC belongs to.
+    /// `group` as it is in `vnet`. To the default rules, and to them alone, `pod_ranges` are a part of the virtual
+    /// network: they are those of the overlay cluster whose node the NIC belongs to.
     ///
     /// What the AKS documentation says of overlay ("rules that deny pod CIDR traffic"): a cluster with default
     /// rules works, and one with a rule that denies everything needs rules that name the pods' range.
@@ -122,11 +122,13 @@ impl Gate {
         region: &Region,
         vnet: &Vnet,
         group: &SecurityGroup,
-        pod_range: Option<Prefix4>,
+        pod_ranges: Option<OverlayRanges>,
     ) -> Self {
         let lookup = Lookup::new(region, vnet);
         let with_pods = Lookup {
-            vnet_tag: lookup.vnet_tag.union(&pod_range.into_iter().collect()),
+            vnet_tag: lookup
+                .vnet_tag
+                .union(&pod_ranges.into_iter().flat_map(OverlayRanges::prefixes).collect()),
             ..lookup.clone()
         };
         let list = |direction| {

@@ -15,8 +15,14 @@ use crate::{
 pub const POD_RANGE: u64 = 256;
 /// The length of a node's range of the pod CIDR.
 pub const POD_RANGE_LENGTH: u8 = 24;
+/// The length of a node's range of the pod CIDR of IPv6
+/// (MicrosoftDocs/azure-aks-docs, `configure-dual-stack.md`: nodes of a /64 have `/80`s).
+pub const POD_RANGE6_LENGTH: u8 = 80;
 /// Routes in a route table, so nodes of a kubenet cluster (Azure subscription and service limits).
 pub const MAX_KUBENET_NODES: u32 = 400;
+/// Nodes of a dual-stack kubenet cluster: each has a route per family (AKS documentation, "Use dual-stack kubenet
+/// networking").
+pub const MAX_DUAL_KUBENET_NODES: u32 = 200;
 /// Nodes of any other cluster (AKS documentation, "Quotas, virtual machine size restrictions, and region availability").
 pub const MAX_NODES: u32 = 5_000;
 /// Nodes of a pool (same page).

@@ -8,16 +8,16 @@ use std::{
 
 use proptest::prelude::*;
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix, Prefix4},
     pods::{
         PodNetwork, bridging,
         demand::{Scaler, Step, Supply, step},
         exhaustion::{self, Ask, answer},
         masquerade::{Sets, Settings, sets},
-        pool::{Grant, Pool},
+        pool::{Grant, Pool, companion},
         ports::{HostPort, PortMapping, Transport},
         table::{fill, host_ports, n_rules, table},
-        wiring::{Path, wiring},
+        wiring::{Leg, Path, wiring},
     },
 };
 
@@ -375,8 +375,8 @@ fn the_name_of_a_subnets_state_is_one_of_kubernetes() {
 // --- masquerade ---------------------------------------------------------------------------------
 
 fn sets_of(network: PodNetwork, grant: &Grant, settings: &Settings) -> String {
-    let Sets { pods, exempt } = sets(network, grant, settings);
-    let list = |prefixes: &[Prefix4]| {
+    let Sets { pods, exempt } = sets(network, grant, None, settings);
+    let list = |prefixes: &[Prefix]| {
         prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
     };
     format!("pods [{}], exempt [{}]", list(&pods), list(&exempt))
@@ -387,7 +387,11 @@ fn sets_of(network: PodNetwork, grant: &Grant, settings: &Settings) -> String {
 fn each_mode_hides_what_aks_hides() {
     let vnet = [prefix("10.0.0.0/16"), prefix("10.1.0.0/16")];
     let said = |network, grant: &Grant| {
-        sets_of(network, grant, &Settings::of_aks(network, Some(prefix("10.244.0.0/16")), &vnet))
+        sets_of(
+            network,
+            grant,
+            &Settings::of_aks(network, &[prefix("10.244.0.0/16").into()], &vnet),
+        )
     };
     let block = Grant::block(PodNetwork::Kubenet, prefix("10.244.1.0/30"));
     assert_eq!(
@@ -403,9 +407,12 @@ fn each_mode_hides_what_aks_hides() {
 
 #[test]
 fn lists_are_appended_and_switches_joined() {
-    let user =
-        Settings { non_masquerade: vec![prefix("192.168.0.0/16")], masquerade_link_local: true };
-    let both = Settings::of_aks(PodNetwork::Kubenet, Some(prefix("10.244.0.0/16")), &[]).and(&user);
+    let user = Settings {
+        non_masquerade: vec![prefix("192.168.0.0/16").into()],
+        masquerade_link_local: true,
+    };
+    let pods = [prefix("10.244.0.0/16").into()];
+    let both = Settings::of_aks(PodNetwork::Kubenet, &pods, &[] as &[Prefix]).and(&user);
     assert_eq!(
         sets_of(PodNetwork::Kubenet, &Grant::default(), &both),
         "pods [], exempt [10.244.0.0/16 192.168.0.0/16]"
@@ -416,7 +423,9 @@ fn lists_are_appended_and_switches_joined() {
 fn prefixes_that_overlap_or_touch_are_merged() {
     let grant: Grant = (4..8).map(|last| Ipv4Addr::new(10, 0, 0, last)).collect();
     let settings = Settings {
-        non_masquerade: ["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"].map(prefix).to_vec(),
+        non_masquerade: ["10.0.0.0/9", "10.128.0.0/9", "10.1.0.0/16"]
+            .map(|it| prefix(it).into())
+            .to_vec(),
         masquerade_link_local: true,
     };
     assert_eq!(
@@ -427,14 +436,16 @@ fn prefixes_that_overlap_or_touch_are_merged() {
 
 #[test]
 fn the_table_is_static_and_its_contents_are_elements() {
-    insta::assert_snapshot!(table("eth0", PodNetwork::Overlay));
-    for network in PodNetwork::ALL {
-        let text = table("eth0", network);
+    insta::assert_snapshot!(table("eth0", PodNetwork::Overlay, Family::V4));
+    insta::assert_snapshot!("the_table_of_ipv6", table("eth0", PodNetwork::Overlay, Family::V6));
+    let each = |network| [(network, Family::V4), (network, Family::V6)];
+    for (network, family) in PodNetwork::ALL.into_iter().flat_map(each) {
+        let text = table("eth0", network, family);
         let verbs = [" drop", " masquerade", "return", " map @", "jump "];
         let rules = text.lines().filter(|line| verbs.iter().any(|verb| line.contains(verb)));
-        assert_eq!(rules.count(), n_rules(network), "{network}");
+        assert_eq!(rules.count(), n_rules(network, family), "{network} {family:?}");
     }
-    let pod_subnet = table("eth0", PodNetwork::PodSubnet);
+    let pod_subnet = table("eth0", PodNetwork::PodSubnet, Family::V4);
     let masquerading: Vec<_> =
         pod_subnet.lines().filter(|line| line.contains("eth0")).map(str::trim).collect();
     assert_eq!(
@@ -444,14 +455,25 @@ fn the_table_is_static_and_its_contents_are_elements() {
             "oifname \"eth0\" ip saddr @pods ip daddr 169.254.169.254 tcp dport 80 masquerade",
         ]
     );
-    let sets = Sets { pods: vec![prefix("10.244.1.0/24")], exempt: Vec::new() };
+    let sets = Sets {
+        pods: vec![prefix("10.244.1.0/24").into(), "fd00:0:0:1::/80".parse().unwrap()],
+        exempt: Vec::new(),
+    };
     let host = |transport, address, port| HostPort { transport, address, port };
     let ports = [
         PortMapping { host: host(Transport::Tcp, None, 8080), pod_port: 80 },
-        PortMapping { host: host(Transport::Sctp, Some(address("10.0.0.4")), 8080), pod_port: 81 },
+        PortMapping {
+            host: host(Transport::Sctp, Some(address("10.0.0.4").into()), 8080),
+            pod_port: 81,
+        },
     ];
-    let text = fill(&sets)
-        + &host_ports([(address("10.244.1.5"), &ports[..]), (address("10.244.1.6"), &[])]);
+    let text = fill(&sets, Family::V4)
+        + &host_ports([
+            (address("10.244.1.5").into(), &ports[..]),
+            ("fd00:0:0:1::5".parse().unwrap(), &ports[1..]),
+            ("fd00:0:0:1::6".parse().unwrap(), &ports[..1]),
+            (address("10.244.1.6").into(), &[]),
+        ]);
     assert_eq!(
         text,
         "flush set ip aksnet pods\n\
@@ -459,7 +481,15 @@ fn the_table_is_static_and_its_contents_are_elements() {
          flush set ip aksnet exempt\n\
          add element ip aksnet hairpin { 10.244.1.5 . 10.244.1.5 }\n\
          add element ip aksnet host_ports { tcp . 8080 : 10.244.1.5 . 80 }\n\
-         add element ip aksnet host_ports_at { 10.0.0.4 . sctp . 8080 : 10.244.1.5 . 81 }\n"
+         add element ip aksnet host_ports_at { 10.0.0.4 . sctp . 8080 : 10.244.1.5 . 81 }\n\
+         add element ip6 aksnet hairpin { fd00:0:0:1::6 . fd00:0:0:1::6 }\n\
+         add element ip6 aksnet host_ports { tcp . 8080 : fd00:0:0:1::6 . 80 }\n"
+    );
+    assert_eq!(
+        fill(&sets, Family::V6),
+        "flush set ip6 aksnet pods\n\
+         add element ip6 aksnet pods { fd00:0:0:1::/80 }\n\
+         flush set ip6 aksnet exempt\n"
     );
 }
 
@@ -501,6 +531,39 @@ fn a_kubenet_pod_is_a_port_of_the_bridge() {
     assert_eq!(wiring.prefix_length(), 24);
     assert_ne!(wiring.host_mac, wiring.pod_mac);
     assert!(wiring.host_link.len() <= 15, "{}", wiring.host_link);
+}
+
+/// The address of IPv6 is as far from the beginning of its block as the other one.
+#[test]
+fn a_pod_of_two_families_has_one_leg_each() {
+    let blocks = (Some(prefix("10.244.1.0/24")), Some("fd12:3456:789a:0:1::/80".parse().unwrap()));
+    let legs = |network| {
+        let wiring = wiring(network, blocks.0, ("c0ffee", "eth0"), address("10.244.1.17"), 1500)
+            .with_v6(blocks.0, blocks.1);
+        let leg = |leg: Leg| format!("{}/{} via {}", leg.address, leg.length, leg.gateway);
+        wiring.legs().map(leg).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        legs(PodNetwork::Overlay),
+        ["10.244.1.17/32 via 169.254.1.1", "fd12:3456:789a:0:1::11/128 via fe80::1234:5678:9abc",]
+    );
+    assert_eq!(
+        legs(PodNetwork::Kubenet),
+        ["10.244.1.17/24 via 10.244.1.1", "fd12:3456:789a:0:1::11/80 via fd12:3456:789a:0:1::1",]
+    );
+}
+
+#[test]
+fn an_address_has_a_companion_only_where_there_is_room() {
+    let of = |block: &str, address_: &str| {
+        let block = block.parse().unwrap();
+        companion(prefix("10.244.1.0/24"), block, address(address_)).map(|it| it.to_string())
+    };
+    assert_eq!(of("fd00:0:0:1::/80", "10.244.1.0").as_deref(), Some("fd00:0:0:1::"));
+    assert_eq!(of("fd00:0:0:1::/80", "10.244.1.255").as_deref(), Some("fd00:0:0:1::ff"));
+    assert_eq!(of("fd00:0:0:1::/80", "10.244.2.0"), None);
+    assert_eq!(of("fd00::/124", "10.244.1.15").as_deref(), Some("fd00::f"));
+    assert_eq!(of("fd00::/124", "10.244.1.16"), None);
 }
 
 #[test]

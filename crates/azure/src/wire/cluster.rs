@@ -7,10 +7,11 @@ mod render;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet::{
+    addr::{Prefix, Prefix4, Prefix6},
     command::{Command, PutCluster},
     fault::Fault,
     kind,
-    model::{NetworkLinks, NetworkMode, OutboundAddresses, OutboundProfile, OutboundType},
+    model::{Cluster, NetworkLinks, NetworkMode, OutboundAddresses, OutboundProfile, OutboundType},
     name::ArmId,
 };
 
@@ -45,6 +46,7 @@ struct NetworkProfile {
     pod_cidrs: Option<Vec<String>>,
     service_cidr: Option<String>,
     service_cidrs: Option<Vec<String>>,
+    ip_families: Option<Vec<String>>,
     #[serde(rename = "dnsServiceIP")]
     dns_service_ip: Option<String>,
     outbound_type: Option<String>,
@@ -76,6 +78,8 @@ struct GatewayProfile {
 #[derive(Debug, Deserialize)]
 struct Count {
     count: Option<u32>,
+    #[serde(rename = "countIPv6")]
+    count_v6: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -157,8 +161,11 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
         );
     }
 
-    let is = stored.map(|cluster| (cluster.outbound, &cluster.outbound_profile));
-    let network = network(properties.network_profile.unwrap_or_default(), is, &mut findings);
+    let network = network(
+        properties.network_profile.unwrap_or_default(),
+        stored.map(|it| &**it),
+        &mut findings,
+    );
     findings.then(|| {
         let cluster = PutCluster {
             version: version.or_else(|| match stored {
@@ -177,23 +184,26 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
 /// The network's part of a cluster.
 fn network(
     profile: NetworkProfile,
-    is: Option<(OutboundType, &OutboundProfile)>,
+    stored: Option<&Cluster>,
     findings: &mut Findings,
 ) -> PutCluster {
-    let first = |one: Option<String>, several: Option<Vec<String>>| {
-        given(one).or_else(|| several.and_then(|several| several.into_iter().next()))
-    };
+    let is = stored.map(|cluster| (cluster.outbound, &cluster.outbound_profile));
+    let is_dual_stack =
+        findings.take_some(profile.ip_families.filter(|it| !it.is_empty()), |it| families(&it));
+    let is_dual = is_dual_stack.or(stored.map(Cluster::is_dual_stack)).unwrap_or_default();
     let mode = findings.take(mode(
         given(profile.network_plugin).as_deref(),
         given(profile.network_plugin_mode).as_deref(),
     ));
     let links = findings.take_some(given(profile.network_mode), |text| links(&text));
-    let pod_cidr = findings.take_some(first(profile.pod_cidr, profile.pod_cidrs), |text| {
-        cluster_prefix(&text, "networkProfile.podCIDR")
-    });
-    let service_cidr = first(profile.service_cidr, profile.service_cidrs);
-    let service_cidr = findings
-        .take_some(service_cidr, |text| cluster_prefix(&text, "networkProfile.serviceCIDR"));
+    let pods = ranges((profile.pod_cidr, profile.pod_cidrs), is_dual, "networkProfile.podCIDR");
+    let (pod_cidr, pod_cidr6) = findings.take(pods).unwrap_or_default();
+    let services = ranges(
+        (profile.service_cidr, profile.service_cidrs),
+        is_dual,
+        "networkProfile.serviceCIDR",
+    );
+    let (service_cidr, service_cidr6) = findings.take(services).unwrap_or_default();
     let dns_service_ip = findings.take_some(given(profile.dns_service_ip), |text| {
         address(&text, "networkProfile.dnsServiceIP")
     });
@@ -227,11 +237,78 @@ fn network(
         mode: mode.flatten(),
         links,
         pod_cidr,
+        is_dual_stack,
+        pod_cidr6,
         service_cidr,
+        service_cidr6,
         dns_service_ip,
         outbound,
         ..PutCluster::default()
     }
+}
+
+/// Whether a cluster of these families has IPv6, too: `IPv4`, or `IPv4` and `IPv6` in this order
+/// (MicrosoftDocs/azure-aks-docs, `configure-dual-stack.md`).
+fn families(families: &[String]) -> Result<bool, Fault> {
+    let is = |n: usize, name: &str| families.get(n).is_some_and(|it| it.eq_ignore_ascii_case(name));
+    match families.len() {
+        1 if is(0, "IPv4") => Ok(false),
+        2 if is(0, "IPv4") && is(1, "IPv6") => Ok(true),
+        _ => Err(not_one_of(
+            &families.join(","),
+            &["[IPv4]", "[IPv4,IPv6]"],
+            "networkProfile.ipFamilies",
+        )),
+    }
+}
+
+/// One range per family, in the families' order; a single one may stand alone. The target of what is said of the
+/// list is the single one's with an `s`.
+fn ranges(
+    (one, several): (Option<String>, Option<Vec<String>>),
+    is_dual: bool,
+    target: &str,
+) -> Result<(Option<Prefix4>, Option<Prefix6>), Fault> {
+    let list = format!("{target}s");
+    let (one, several) = (given(one), several.unwrap_or_default());
+    let n_families = if is_dual { 2 } else { 1 };
+    if several.is_empty() {
+        return Ok((one.map(|text| cluster_prefix(&text, target)).transpose()?, None));
+    }
+    if several.len() != n_families {
+        let families = if is_dual { "[IPv4,IPv6]" } else { "[IPv4]" };
+        let text = format!(
+            "The value of parameter {list} is invalid. Error details: {} CIDRs are given for IP families {families}; the \
+             number and the order of CIDRs must be those of networkProfile.ipFamilies.",
+            several.len()
+        );
+        return Err(Fault::bad("InvalidParameter", text).at(&list));
+    }
+    let parse = |text: &str| {
+        text.parse::<Prefix>().map_err(|error| {
+            let text = format!("The value of parameter {list} is invalid. Error details: {error}.");
+            Fault::bad("InvalidParameter", text).at(&list)
+        })
+    };
+    let unexpected = |range: Prefix, family: &str| {
+        let text =
+            format!("CIDR {range} of {list} is not of IP family {family}, which is at its place.");
+        Fault::bad("UnexpectedIPVersionCIDR", text).at(&list)
+    };
+    let first = parse(&several[0])?;
+    let v4 = first.as_v4().ok_or_else(|| unexpected(first, "IPv4"))?;
+    if one.is_some_and(|text| text != v4.to_string()) {
+        let text = format!("{target} is not the first of {list}.");
+        return Err(Fault::bad("InvalidParameter", text).at(target));
+    }
+    let v6 = match several.get(1) {
+        None => None,
+        Some(text) => {
+            let second = parse(text)?;
+            Some(second.as_v6().ok_or_else(|| unexpected(second, "IPv6"))?)
+        }
+    };
+    Ok((Some(v4), v6))
 }
 
 /// How pods get addresses; `None` when nothing is said, so that the service decides.
@@ -300,7 +377,7 @@ fn balancer_profile(
         (None, Some(prefixes)) => {
             OutboundAddresses::Prefixes(parse(ids(prefixes.all).collect(), kind::PUBLIC_IP_PREFIX)?)
         }
-        (None, None) => match asked.managed.and_then(|managed| managed.count) {
+        (None, None) => match asked.managed.as_ref().and_then(|managed| managed.count) {
             Some(count) => OutboundAddresses::Managed(count),
             None => is.addresses.clone(),
         },
@@ -313,7 +390,8 @@ fn balancer_profile(
         return None;
     };
     let idle_timeout_minutes = asked.idle_timeout_in_minutes.unwrap_or(is.idle_timeout_minutes);
-    Some(OutboundProfile { addresses, allocated_ports, idle_timeout_minutes })
+    let managed_v6 = asked.managed.and_then(|managed| managed.count_v6).or(is.managed_v6);
+    Some(OutboundProfile { addresses, managed_v6, allocated_ports, idle_timeout_minutes })
 }
 
 /// The same for a NAT gateway.
@@ -322,6 +400,7 @@ fn gateway_profile(asked: &GatewayProfile, is: Option<&OutboundProfile>) -> Outb
     let addresses = is.map_or(OutboundAddresses::Managed(1), |is| is.addresses.clone());
     OutboundProfile {
         addresses: count.map_or(addresses, OutboundAddresses::Managed),
+        managed_v6: None,
         allocated_ports: 0,
         idle_timeout_minutes: asked
             .idle_timeout_in_minutes

@@ -86,7 +86,7 @@ fn api_server(cluster: &Cluster) -> Program {
             format!("--service-account-issuer=https://{}", cluster.fqdn),
             format!("--service-account-key-file={PKI}/sa.crt"),
             format!("--service-account-signing-key-file={PKI}/sa.key"),
-            format!("--service-cluster-ip-range={}", cluster.service_cidr),
+            format!("--service-cluster-ip-range={}", super::listed(&cluster.service_cidrs())),
             format!("--tls-cert-file={PKI}/apiserver.crt"),
             format!("--tls-private-key-file={PKI}/apiserver.key"),
         ],

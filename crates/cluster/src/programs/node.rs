@@ -2,13 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV4},
     path::PathBuf,
 };
 
 use serde_json::{Value, json};
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix, Prefix4},
     host::platform::Resolver,
     model::{AgentPool, Cluster, Machine, NetworkLinks, NetworkMode, PoolMode},
     pods::PodNetwork,
@@ -35,8 +35,10 @@ pub struct Node<'a> {
     pub machine: &'a Machine,
     /// Its NIC's primary address.
     pub address: Ipv4Addr,
+    /// Its NIC's address of IPv6, in dual-stack clusters.
+    pub address_v6: Option<Ipv6Addr>,
     /// The address space of its virtual network.
-    pub vnet: &'a [Prefix4],
+    pub vnet: &'a [Prefix],
     /// The subnet that its NIC is in.
     pub subnet: Option<Prefix4>,
     /// How it finds names, and the cluster's DNS those that are not the cluster's.
@@ -78,12 +80,12 @@ impl Plugin {
 /// Destinations that pods reach with their own address (the ip-masq-agent's `nonMasqueradeCIDRs`). `vnet` is
 /// the address space of the cluster's virtual network.
 #[must_use]
-pub fn no_masquerade(cluster: &Cluster, vnet: &[Prefix4], mode: PodNetwork) -> Vec<Prefix4> {
+pub fn no_masquerade(cluster: &Cluster, vnet: &[Prefix], mode: PodNetwork) -> Vec<Prefix> {
     match mode {
-        PodNetwork::Kubenet | PodNetwork::Overlay => cluster.pod_cidr.into_iter().collect(),
+        PodNetwork::Kubenet | PodNetwork::Overlay => cluster.pod_cidrs(),
         PodNetwork::NodeSubnet | PodNetwork::NodeBridge => vnet.to_vec(),
         // Pods of a pod subnet keep their address everywhere.
-        PodNetwork::PodSubnet => vec![Prefix4::containing(Ipv4Addr::UNSPECIFIED, 0)],
+        PodNetwork::PodSubnet => vec![Prefix::everything(Family::V4)],
     }
 }
 
@@ -101,7 +103,13 @@ impl Node<'_> {
         Plugin::of(self.cluster, self.mode(), self.pool)
     }
 
-    fn no_masquerade(&self, mode: PodNetwork) -> Vec<Prefix4> {
+    /// Its NIC's addresses, IPv4 first.
+    fn addresses(&self) -> Vec<IpAddr> {
+        let v6 = self.address_v6.map(IpAddr::from);
+        [Some(self.address.into()), v6].into_iter().flatten().collect()
+    }
+
+    fn no_masquerade(&self, mode: PodNetwork) -> Vec<Prefix> {
         no_masquerade(self.cluster, self.vnet, mode)
     }
 
@@ -199,7 +207,7 @@ fn kubelet(input: &Node<'_>) -> Program {
             "--config=/etc/kubernetes/kubelet.json".to_owned(),
             format!("--hostname-override={}", input.machine.hostname),
             "--kubeconfig=/etc/kubernetes/kubelet.conf".to_owned(),
-            format!("--node-ip={}", input.address),
+            format!("--node-ip={}", super::listed(&input.addresses())),
             format!("--node-labels={}", labels.join(",")),
         ],
     )
@@ -250,7 +258,7 @@ fn files(input: &Node<'_>) -> Vec<TextFile> {
 /// The configuration of the network agent.
 #[must_use]
 pub fn agent_config(input: &Node<'_>, mode: PodNetwork) -> Value {
-    json!({
+    let mut config = json!({
         "version": 1,
         "node": input.machine.hostname,
         "mode": mode.as_str(),
@@ -259,7 +267,11 @@ pub fn agent_config(input: &Node<'_>, mode: PodNetwork) -> Value {
         "no_masquerade": input.no_masquerade(mode),
         "socket": "/run/aksnet/agent.sock",
         "interface": "eth0",
-    })
+    });
+    if let Some(range) = input.cluster.pod_cidr6 {
+        config["pod_cidr_v6"] = json!(range);
+    }
+    config
 }
 
 fn containerd_config() -> String {
@@ -366,7 +378,8 @@ fn kube_proxy_config(input: &Node<'_>) -> Value {
         "nftables": {"minSyncPeriod": "200ms"},
     });
     // What tells a pod's packet from others: its range, or the link that it comes from.
-    match (input.plugin(), input.cluster.pod_cidr) {
+    let ranges = input.cluster.pod_cidrs();
+    match (input.plugin(), ranges.is_empty()) {
         (Plugin::Aksnet(PodNetwork::NodeSubnet | PodNetwork::PodSubnet), _) => {
             config["detectLocalMode"] = json!("InterfaceNamePrefix");
             config["detectLocal"] = json!({"interfaceNamePrefix": "azv"});
@@ -379,11 +392,11 @@ fn kube_proxy_config(input: &Node<'_>) -> Value {
                 config["clusterCIDR"] = json!(subnet);
             }
         }
-        (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, Some(range)) => {
+        (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, false) => {
             config["detectLocalMode"] = json!("ClusterCIDR");
-            config["clusterCIDR"] = json!(range);
+            config["clusterCIDR"] = json!(super::listed(&ranges));
         }
-        (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, None) => {}
+        (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, true) => {}
     }
     config
 }

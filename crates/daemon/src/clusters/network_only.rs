@@ -18,6 +18,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    net::Ipv6Addr,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -157,6 +158,8 @@ pub struct PodView {
     pub node: String,
     /// Its address.
     pub address: Option<String>,
+    /// Its address of IPv6, in dual-stack clusters.
+    pub address_v6: Option<String>,
     /// `Creating`, `Running`, `Terminating`.
     pub phase: String,
     /// Its labels.
@@ -660,6 +663,11 @@ impl NetworkOnly {
             resource_group: pod.cluster.resource_group().to_owned(),
             node: pod.node.clone(),
             address: pod.address.map(|address| address.to_string()),
+            address_v6: pod
+                .result
+                .as_ref()
+                .and_then(runtime::address_of::<Ipv6Addr>)
+                .map(|address| address.to_string()),
             phase: format!("{:?}", pod.phase),
             labels: pod.labels.clone(),
             netns: self.folder.path_of(&pod.container),
@@ -739,9 +747,9 @@ fn has_nic(region: &Region, machine: &Machine) -> bool {
 fn is_plugged_in(region: &Region, cluster: &Cluster, machine: &Machine) -> bool {
     let has_route = || {
         let table = region.route_tables.get(cluster.route_table.as_ref()?)?;
-        let range = machine.node()?.pod_range?;
-        let is_there = table.routes.values().any(|route| route.prefix == Prefix::V4(range));
-        Some(is_there && is_real(table.meta.state))
+        let ranges = machine.node()?.pod_ranges();
+        let leads = |range: &Prefix| table.routes.values().any(|route| route.prefix == *range);
+        Some(!ranges.is_empty() && ranges.iter().all(leads) && is_real(table.meta.state))
     };
     has_nic(region, machine)
         && (cluster.mode != NetworkMode::Kubenet || has_route().unwrap_or(false))

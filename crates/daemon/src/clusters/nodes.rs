@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::SocketAddrV4,
+    net::{IpAddr, SocketAddrV4},
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,6 +19,7 @@ use kube::Client;
 use linux::sandbox::{Sandbox, SandboxSpec};
 use tokio::task::JoinSet;
 use vnet::{
+    addr::{Family, Prefix},
     host::{names, platform::Resolver},
     model::{Cluster, Machine, UpgradeStep},
     name::ArmId,
@@ -97,15 +98,22 @@ fn start_one(
         address,
     )?;
     let vnet = region.vnets.get(&cluster.vnet);
-    let prefixes = vnet.map(|vnet| vnet.prefixes4());
+    let prefixes: Vec<Prefix> =
+        vnet.map_or_else(Vec::new, |vnet| vnet.prefixes4().into_iter().map(Prefix::from).collect());
     let mut subnets = vnet.into_iter().flat_map(|vnet| vnet.subnets.values());
     let subnet = subnets.find(|subnet| subnet.prefix.contains(address));
+    let address_v6 = region.nics.get(&machine.nic).and_then(|nic| nic.address_of(Family::V6));
+    let address_v6 = address_v6.and_then(|address| match address {
+        IpAddr::V6(address) => Some(address),
+        IpAddr::V4(_) => None,
+    });
     let computer = node(&Node {
         cluster,
         pool,
         machine,
         address,
-        vnet: &prefixes.unwrap_or_default(),
+        address_v6: address_v6.filter(|_| cluster.is_dual_stack()),
+        vnet: &prefixes,
         subnet: subnet.map(|subnet| subnet.prefix),
         resolver: &resolver,
         authority: &certificates.authority.certificate,

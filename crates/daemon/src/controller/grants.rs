@@ -215,6 +215,18 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
             addresses.len() as u64
         }
     };
+    let mut containers = vec![container];
+    // A container per family (see `daemon::node::kubernetes`).
+    if let (NetworkMode::Overlay, Some(range), Some(space)) =
+        (mode, role.pod_range6, cluster.pod_cidr6)
+    {
+        let mut second = containers[0].clone();
+        second["id"] = json!(Uuid::new_v5(&machine.meta.guid, b"IPv6").to_string());
+        second["nodeIP"] = json!(nic.address_of(Family::V6)?.to_string());
+        second["primaryIP"] = json!(range.to_string());
+        second["subnetAddressSpace"] = json!(space.to_string());
+        containers.push(second);
+    }
     let scaler = Scaler::default();
     Some(json!({
         "assignedIPCount": count,
@@ -225,7 +237,7 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
             "maxIPCount": scaler.max,
         },
         "status": if refused { "Error" } else { "Updated" },
-        "networkContainers": [container],
+        "networkContainers": containers,
     }))
 }
 

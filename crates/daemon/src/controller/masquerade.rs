@@ -72,5 +72,5 @@ fn settings(region: &Region, cluster: &Cluster) -> Option<Settings> {
         NetworkMode::None => return None,
     };
     let vnet = region.vnets.get(&cluster.vnet).map_or_else(Vec::new, |vnet| vnet.prefixes4());
-    Some(Settings::of_aks(network, cluster.pod_cidr, &vnet))
+    Some(Settings::of_aks(network, &cluster.pod_cidrs(), &vnet))
 }

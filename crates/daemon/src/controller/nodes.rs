@@ -1,7 +1,7 @@
 //! Nodes: what the cloud knows of them goes into the cluster, and kubenet's routes into the cloud
 //! (kubernetes-sigs/cloud-provider-azure, `pkg/provider/azure_instances_v2.go` and `azure_routes.go`).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{Node, NodeAddress, Taint};
 use kube::{
@@ -11,7 +11,8 @@ use kube::{
 };
 use serde_json::{Value, json};
 use vnet::{
-    model::{Machine, NetworkMode, Role},
+    addr::{Family, Prefix},
+    model::{Machine, NetworkMode, NodeRole, Role},
     region::Region,
 };
 
@@ -27,12 +28,14 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
     for node in cluster.nodes.state() {
         let name = node.name_any();
         let Some(machine) = machines.get(name.as_str()) else { continue };
-        let address = region.nics.get(&machine.nic).and_then(|nic| nic.address());
-        let Some(address) = address else { continue };
+        let addresses = addresses(&region, machine);
+        if addresses.is_empty() {
+            continue;
+        }
         let facts = Facts {
             provider_id: provider_id(machine),
-            address: address.to_string(),
-            pod_range: pod_range(machine),
+            addresses: addresses.iter().map(IpAddr::to_string).collect(),
+            pod_ranges: pod_ranges(machine).iter().map(Prefix::to_string).collect(),
             location: machine.meta.location.clone(),
             instance_type: instance_type(&region, machine),
         };
@@ -56,8 +59,9 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
 /// What the cloud knows of a node.
 struct Facts {
     provider_id: String,
-    address: String,
-    pod_range: Option<String>,
+    /// IPv4 first; so the ranges.
+    addresses: Vec<String>,
+    pod_ranges: Vec<String>,
     location: String,
     instance_type: String,
 }
@@ -77,11 +81,16 @@ pub(super) fn provider_id(machine: &Machine) -> String {
     format!("azure://{}", id.replacen(group, &group.to_ascii_lowercase(), 1))
 }
 
-fn pod_range(machine: &Machine) -> Option<String> {
-    match &machine.role {
-        Role::Node(role) => role.pod_range.map(|range| range.to_string()),
-        Role::Vm => None,
-    }
+/// The ranges of a node's pods, IPv4 first.
+pub(super) fn pod_ranges(machine: &Machine) -> Vec<Prefix> {
+    machine.node().map(NodeRole::pod_ranges).unwrap_or_default()
+}
+
+/// The addresses by which a node is known: the primary one of each family.
+pub(super) fn addresses(region: &Region, machine: &Machine) -> Vec<IpAddr> {
+    let nic = region.nics.get(&machine.nic);
+    let of = |family| nic.and_then(|nic| nic.address_of(family));
+    [of(Family::V4), of(Family::V6)].into_iter().flatten().collect()
 }
 
 fn instance_type(region: &Region, machine: &Machine) -> String {
@@ -98,9 +107,9 @@ fn missing_spec(node: &Node, facts: &Facts) -> Option<Value> {
     if spec.provider_id.is_none() {
         wanted["spec"]["providerID"] = json!(facts.provider_id);
     }
-    if let (None, Some(range)) = (&spec.pod_cidr, &facts.pod_range) {
-        wanted["spec"]["podCIDR"] = json!(range);
-        wanted["spec"]["podCIDRs"] = json!([range]);
+    if let (None, Some(first)) = (&spec.pod_cidr, facts.pod_ranges.first()) {
+        wanted["spec"]["podCIDR"] = json!(first);
+        wanted["spec"]["podCIDRs"] = json!(facts.pod_ranges);
     }
     let taints = spec.taints.unwrap_or_default();
     let rest: Vec<&Taint> = taints.iter().filter(|taint| taint.key != UNINITIALIZED).collect();
@@ -125,13 +134,15 @@ fn missing_spec(node: &Node, facts: &Facts) -> Option<Value> {
     (wanted != json!({})).then_some(wanted)
 }
 
-/// What has to change in a node's status: its two addresses.
+/// What has to change in a node's status: its addresses and its name.
 fn missing_status(node: &Node, facts: &Facts) -> Option<Value> {
     let address = |type_: &str, address: &str| NodeAddress {
         type_: type_.to_owned(),
         address: address.to_owned(),
     };
-    let wanted = vec![address("InternalIP", &facts.address), address("Hostname", &node.name_any())];
+    let mut wanted: Vec<_> =
+        facts.addresses.iter().map(|text| address("InternalIP", text)).collect();
+    wanted.push(address("Hostname", &node.name_any()));
     let has = node.status.as_ref().and_then(|status| status.addresses.clone()).unwrap_or_default();
     let all_there = wanted.iter().all(|address| has.contains(address));
     (!all_there || has.len() != wanted.len()).then(|| json!({ "status": { "addresses": wanted } }))
@@ -140,6 +151,19 @@ fn missing_status(node: &Node, facts: &Facts) -> Option<Value> {
 /// The name of a node's route: `<node>____<prefix without its punctuation>`.
 pub(super) fn route_name(node: &str, prefix: &str) -> String {
     format!("{node}____{}", prefix.replace(['.', ':', '/'], ""))
+}
+
+/// A node's routes by name, one per family: where to, and by which next hop of the same family.
+pub(super) fn node_routes(
+    region: &Region,
+    machine: &Machine,
+) -> impl Iterator<Item = (String, (String, String))> {
+    let addresses = addresses(region, machine);
+    pod_ranges(machine).into_iter().filter_map(move |range| {
+        let address = addresses.iter().find(|it| Family::of(**it) == range.family())?;
+        let range = range.to_string();
+        Some((route_name(&machine.hostname, &range), (range, address.to_string())))
+    })
 }
 
 /// Whether a route of this name is one that a cloud provider made for a node. Others are somebody else's.
@@ -170,14 +194,10 @@ async fn routes(
 
     let mut wanted = BTreeMap::new();
     for (name, machine) in machines {
-        let (Some(range), Some(nic)) = (pod_range(machine), region.nics.get(&machine.nic)) else {
-            continue;
-        };
-        let (Some(address), Some(node)) = (nic.address(), cluster.nodes.get(&reference(name)))
-        else {
-            continue;
-        };
-        wanted.insert(route_name(name, &range), (range, address.to_string(), node));
+        let Some(node) = cluster.nodes.get(&reference(name)) else { continue };
+        for (name, (range, address)) in node_routes(region, machine) {
+            wanted.insert(name, (range, address, node.clone()));
+        }
     }
     for (name, (range, address, node)) in &wanted {
         let same = has.get(name.as_str()).is_some_and(|route| {
@@ -217,8 +237,8 @@ mod tests {
     fn facts() -> Facts {
         Facts {
             provider_id: "azure:///x".to_owned(),
-            address: "10.224.0.4".to_owned(),
-            pod_range: Some("10.244.1.0/24".to_owned()),
+            addresses: vec!["10.224.0.4".to_owned(), "fd00:db8::4".to_owned()],
+            pod_ranges: vec!["10.244.1.0/24".to_owned(), "fd12:3456:789a:0:1::/80".to_owned()],
             location: "eastus".to_owned(),
             instance_type: "Standard_D2s_v3".to_owned(),
         }
@@ -250,6 +270,7 @@ mod tests {
         .unwrap();
         let patch = missing_spec(&node, &facts()).unwrap();
         assert_eq!(patch["spec"]["podCIDR"], "10.244.1.0/24");
+        assert_eq!(patch["spec"]["podCIDRs"], json!(["10.244.1.0/24", "fd12:3456:789a:0:1::/80"]));
         assert_eq!(patch["spec"]["taints"].as_array().unwrap().len(), 1);
         let node = merged(&node, &patch);
         assert_eq!(missing_spec(&node, &facts()), None);

@@ -16,11 +16,11 @@ use vnet::{
 
 use super::{
     Arm, ControllerError, RESYNC, arm,
-    nodes::{is_node_route, route_name},
+    nodes::{is_node_route, node_routes},
 };
 use crate::reconcile;
 
-/// Makes every kubenet cluster's route table hold one route per node, until `store` is gone. Cancel by dropping.
+/// Makes every kubenet cluster's route table hold one route per node and family, until `store` is gone. Cancel by dropping.
 pub async fn run(store: Store, arm: Arc<dyn Arm>) {
     let (changed, wake) = watch::channel(());
     let mut region = store.watch();
@@ -74,13 +74,7 @@ type Routes = BTreeMap<String, (String, String)>;
 fn wanted(region: &Region, cluster: &Cluster) -> Routes {
     let nodes = region.nodes_of(&cluster.meta.id).into_iter();
     let staying = nodes.filter(|machine| machine.meta.state != ProvisioningState::Deleting);
-    staying
-        .filter_map(|machine| {
-            let range = machine.node()?.pod_range?.to_string();
-            let address = region.nics.get(&machine.nic)?.address()?.to_string();
-            Some((route_name(&machine.hostname, &range), (range, address)))
-        })
-        .collect()
+    staying.flat_map(|machine| node_routes(region, machine)).collect()
 }
 
 /// Looks before it asks: most changes of a region are none of a route.

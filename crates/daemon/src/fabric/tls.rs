@@ -92,7 +92,7 @@ mod tests {
             panic!("an address of the other family");
         };
         let serving = std::thread::spawn(move || serve(listener.accept().expect("a client").0));
-        let mut stream = over(TcpStream::connect(to)?, to)?;
+        let mut stream = over(TcpStream::connect(to)?, to.into())?;
         let mut byte = vec![0];
         let done = stream.write_all(b"?").and_then(|()| stream.read_exact(&mut byte));
         // The server waits for the client to go.

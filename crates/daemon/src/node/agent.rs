@@ -14,7 +14,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::{Condvar, Mutex, MutexGuard},
     time::{Duration, Instant},
@@ -28,10 +28,10 @@ use cni::{
 use linux::pod::{PodError, Sandbox, Wirer, bandwidth};
 use tokio::sync::Notify;
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix, Prefix4, Prefix6},
     pods::{
         PodNetwork,
-        pool::{Exhausted, Grant, Pool},
+        pool::{Exhausted, Grant, Pool, companion},
         ports::{Bandwidth, PortMapping},
         wiring::{Path as Way, Wiring},
     },
@@ -39,6 +39,7 @@ use vnet::{
 
 use super::{
     chain,
+    config::Config,
     ledger::{Found, Lease, Ledger, Phase},
     rules::{Ported, Ports, Rules},
 };
@@ -83,6 +84,8 @@ struct Leaving {
 pub struct Node {
     /// The node's block, in modes that have one.
     pub block: Option<Prefix4>,
+    /// The node's block of IPv6, in dual-stack clusters.
+    pub block_v6: Option<Prefix6>,
     /// The MTU of its NIC in bytes.
     pub mtu: u32,
     /// The subnet that its pods' addresses come from, and how the last request for more went (the
@@ -93,13 +96,7 @@ pub struct Node {
 impl Agent {
     /// An agent over the leases that were found, none of which has been looked at yet.
     #[must_use]
-    pub fn new(
-        network: PodNetwork,
-        interface: &str,
-        ledger: Ledger,
-        found: Found,
-        socket: &Path,
-    ) -> Self {
+    pub fn new(config: &Config, ledger: Ledger, found: Found) -> Self {
         let mut state = State::default();
         for (path, why) in found.unreadable {
             tracing::warn!(path = %path.display(), why, "not a lease; left alone");
@@ -116,10 +113,10 @@ impl Agent {
             }
         }
         Self {
-            network,
-            rules: Rules::new(interface, network),
+            network: config.network,
+            rules: Rules::new(&config.interface, config.network, config.is_dual_stack),
             ledger,
-            releases: queue::directory(socket),
+            releases: queue::directory(&config.socket),
             state: Mutex::new(state),
             changed: Condvar::new(),
             used: Notify::new(),
@@ -262,7 +259,7 @@ impl Agent {
             let faults =
                 wirer.verify(sandbox, interface, &wiring).map_err(|error| not_wired(&error))?;
             let has_ports = wirer
-                .has_ports(lease.address, &lease.ports)
+                .has_ports(&lease.wiring(), &lease.ports)
                 .map_err(|error| not_wired(&error.into()))?;
             if faults.is_empty() && has_ports {
                 return Ok(());
@@ -291,7 +288,7 @@ impl Agent {
                 .details("the agent waits until the cluster grants it some"));
         };
         state.check_ports(&wish.ports)?;
-        let address = state.pool.take(attachment).map_err(|error| not_enough(&node, &error))?;
+        let address = state.take(attachment, &node).map_err(|error| not_enough(&node, &error))?;
         let lease = Lease {
             attachment: attachment.clone(),
             address,
@@ -300,6 +297,7 @@ impl Agent {
             netns_id: sandbox.id(),
             network: self.network,
             block: node.block,
+            block_v6: node.block_v6,
             mtu: node.mtu,
             phase: Phase::Held,
             ports: wish.ports,
@@ -339,7 +337,7 @@ impl Agent {
     fn mark(&self, wirer: &mut Wirer, lease: &Lease) {
         let mut retire = || {
             if !lease.ports.is_empty() {
-                self.rules.close(wirer, lease.address, &lease.ports)?;
+                self.rules.close(wirer, &lease.wiring(), &lease.ports)?;
             }
             if lease.is_address_only {
                 return Ok(());
@@ -376,9 +374,11 @@ impl Agent {
             Failure::new(Code::UnknownContainer, "no address is held for this container")
                 .details(format!("{} {}", attachment.container, attachment.interface))
         })?;
-        let held = lease.address.to_string();
-        if let Some(other) = addresses.iter().find(|address| **address != held) {
-            return Err(broken(format!("it was told {other} and holds {held}")));
+        let held = lease.addresses();
+        let is_held = |text: &str| text.parse().is_ok_and(|address| held.contains(&address));
+        if let Some(other) = addresses.iter().find(|address| !is_held(address)) {
+            let held: Vec<_> = held.iter().map(IpAddr::to_string).collect();
+            return Err(broken(format!("it was told {other} and holds {}", held.join(" and "))));
         }
         if lease.netns_id != sandbox.id() {
             return Err(broken("it was connected in another network namespace".to_owned()));
@@ -391,7 +391,7 @@ impl Agent {
             .map_err(|error| not_wired(&error))?;
         if faults.is_empty() {
             let has_ports = wirer
-                .has_ports(lease.address, &lease.ports)
+                .has_ports(&lease.wiring(), &lease.ports)
                 .map_err(|error| not_wired(&error.into()))?;
             if has_ports {
                 return Ok(());
@@ -478,7 +478,10 @@ impl Agent {
     pub(super) fn ports(&self) -> Ports {
         let state = self.state();
         let leases = state.leases.values().filter(|lease| !lease.ports.is_empty());
-        leases.map(|lease| (lease.address, lease.ports.clone())).collect()
+        let each = leases.flat_map(|lease| {
+            lease.addresses().into_iter().map(|address| (address, lease.ports.clone()))
+        });
+        each.collect()
     }
 
     /// The pods whose ports may be a bridge's.
@@ -585,6 +588,25 @@ struct Wish {
 }
 
 impl State {
+    /// The address of `attachment`. In dual-stack clusters it is one whose companion nobody has: a lease made when the
+    /// node had another block may still hold that.
+    fn take(&mut self, attachment: &Attachment, node: &Node) -> Result<Ipv4Addr, Exhausted> {
+        let (Some(block), Some(block_v6)) = (node.block, node.block_v6) else {
+            return self.pool.take(attachment);
+        };
+        let leaving = self.leaving.values().map(|leaving| &leaving.lease);
+        let others = self
+            .leases
+            .values()
+            .chain(leaving)
+            .filter(|lease| (lease.block, lease.block_v6) != (node.block, node.block_v6));
+        let taken: BTreeSet<IpAddr> = others.flat_map(Lease::addresses).collect();
+        self.pool.take_where(attachment, |address| {
+            companion(block, block_v6, address)
+                .is_some_and(|address: Ipv6Addr| !taken.contains(&address.into()))
+        })
+    }
+
     /// Refuses a host port that leads to another pod. One whose pod is leaving is free as soon as the
     /// kernel has forgotten it, which is before its DEL is answered.
     fn check_ports(&self, wanted: &[PortMapping]) -> Result<(), Failure> {
@@ -647,33 +669,34 @@ fn added(interface: &str, wiring: &Wiring) -> Added {
         mtu: wiring.mtu,
         in_container,
     };
-    let gateway = wiring.gateway();
     Added {
         interfaces: vec![
             end(&wiring.host_link, wiring.host_mac, false),
             end(interface, wiring.pod_mac, true),
         ],
-        addresses: vec![Address {
-            interface: 1,
-            address: format!("{}/{}", wiring.address, wiring.prefix_length()),
-            gateway,
-        }],
-        routes: vec![Route { destination: "0.0.0.0/0".to_owned(), gateway: Some(gateway) }],
+        addresses: addresses_of(wiring, 1),
+        routes: wiring
+            .legs()
+            .map(|leg| Route {
+                destination: Prefix::everything(Family::of(leg.address)).to_string(),
+                gateway: Some(leg.gateway),
+            })
+            .collect(),
     }
 }
 
 /// Without routes, as azure-ipam: through which gateway is the other plugin's business.
 fn reserved(wiring: &Wiring) -> Added {
-    let gateway = wiring.gateway();
-    Added {
-        interfaces: Vec::new(),
-        addresses: vec![Address {
-            interface: 0,
-            address: format!("{}/{}", wiring.address, wiring.prefix_length()),
-            gateway,
-        }],
-        routes: Vec::new(),
-    }
+    Added { interfaces: Vec::new(), addresses: addresses_of(wiring, 0), routes: Vec::new() }
+}
+
+fn addresses_of(wiring: &Wiring, interface: usize) -> Vec<Address> {
+    let addresses = wiring.legs().map(|leg| Address {
+        interface,
+        address: format!("{}/{}", leg.address, leg.length),
+        gateway: leg.gateway,
+    });
+    addresses.collect()
 }
 
 /// In CNS's words (Azure/azure-container-networking, `cns/restserver/ipam.go`), which people search for.

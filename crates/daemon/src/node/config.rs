@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 use vnet::{
-    addr::Prefix4,
+    addr::{Prefix, Prefix4, Prefix6},
     pods::{PodNetwork, masquerade::Settings},
 };
 
@@ -25,6 +25,8 @@ pub struct Config {
     pub source: SourceConfig,
     /// Who sees a pod's own address, until the cluster says it.
     pub masquerade: Settings,
+    /// Whether its pods have addresses of IPv6, too.
+    pub is_dual_stack: bool,
     /// Where the plugin finds the agent.
     pub socket: PathBuf,
     /// The node's NIC.
@@ -105,8 +107,9 @@ struct Wire {
     mode: String,
     kubeconfig: Option<PathBuf>,
     pod_cidr: Option<Prefix4>,
+    pod_cidr_v6: Option<Prefix6>,
     #[serde(default)]
-    no_masquerade: Vec<Prefix4>,
+    no_masquerade: Vec<Prefix>,
     #[serde(default = "default_socket")]
     socket: PathBuf,
     #[serde(default = "default_interface")]
@@ -161,9 +164,17 @@ impl Config {
         };
         let mut no_masquerade = wire.no_masquerade;
         match (network, wire.pod_cidr) {
-            (PodNetwork::Kubenet | PodNetwork::Overlay, Some(pods)) => no_masquerade.push(pods),
+            (PodNetwork::Kubenet | PodNetwork::Overlay, Some(pods)) => {
+                no_masquerade.push(pods.into());
+                no_masquerade.extend(wire.pod_cidr_v6.map(Prefix::from));
+            }
             (PodNetwork::Kubenet | PodNetwork::Overlay, None) => {
                 return Err(value("pod_cidr is missing; this mode has one"));
+            }
+            (PodNetwork::NodeSubnet | PodNetwork::NodeBridge | PodNetwork::PodSubnet, _)
+                if wire.pod_cidr_v6.is_some() =>
+            {
+                return Err(value("pod_cidr_v6: this mode has none"));
             }
             (PodNetwork::NodeSubnet | PodNetwork::NodeBridge | PodNetwork::PodSubnet, _) => (),
         }
@@ -180,6 +191,7 @@ impl Config {
                 non_masquerade: no_masquerade,
                 masquerade_link_local: network != PodNetwork::Kubenet,
             },
+            is_dual_stack: wire.pod_cidr_v6.is_some(),
             socket: wire.socket,
             interface: wire.interface,
             run_directory,

@@ -18,7 +18,7 @@ use std::{
 use cni::talk::Reply;
 use linux::{netns::Netns, pod::Wirer};
 use vnet::{
-    addr::Prefix4,
+    addr::{Prefix4, Prefix6},
     pods::demand::{Scaler, Step, Supply, step},
 };
 
@@ -63,8 +63,7 @@ impl Hosted {
     pub fn start(netns: Netns, config: Config) -> Result<(Self, UnixListener), NodeError> {
         netns.enter()?;
         let (ledger, found) = Ledger::open(&config.run_directory.join("leases"))?;
-        let agent =
-            Arc::new(Agent::new(config.network, &config.interface, ledger, found, &config.socket));
+        let agent = Arc::new(Agent::new(&config, ledger, found));
         let mut setup = Setup::new(config.clone())?;
         setup.prepare(&agent)?;
         let failed = |source| NodeError::Socket { path: config.socket.clone(), source };
@@ -100,14 +99,15 @@ impl Hosted {
         self.agent.used.notified().await;
     }
 
-    /// From now on the node has this block, or these addresses. Does nothing when it knows.
+    /// From now on the node has this block (and one of IPv6), or these addresses. Does nothing when it knows.
     pub fn offer(
         &self,
         block: Option<Prefix4>,
+        block_v6: Option<Prefix6>,
         addresses: impl IntoIterator<Item = Ipv4Addr>,
     ) -> Result<(), NodeError> {
         let mut upkeep = self.enter(&self.upkeep)?;
-        let mut learnt = learn(self.config.network, block, addresses);
+        let mut learnt = learn(self.config.network, block, block_v6, addresses);
         // What was offered back stays so until it is taken.
         learnt.aside = self.agent.with_pool(|pool| pool.returning().iter().copied().collect());
         upkeep.setup.apply(&self.agent, learnt)

@@ -24,7 +24,7 @@ use kube::{
 use serde::Deserialize;
 use serde_json::json;
 use vnet::{
-    addr::Prefix4,
+    addr::{Prefix, Prefix4, Prefix6},
     pods::{
         PodNetwork,
         demand::{Scaler, Step, Supply, step},
@@ -111,6 +111,7 @@ impl AddressSource for NodeSource {
         let client = client(&self.kubeconfig).await?;
         let api: Api<Node> = Api::all(client.clone());
         let name = setup.config().node.clone();
+        let (network, is_dual_stack) = (setup.config().network, setup.config().is_dual_stack);
         let mut changes = pin!(watch_object(api, &name));
         let mut settings = pin!(masquerade::watch(client));
         loop {
@@ -122,13 +123,22 @@ impl AddressSource for NodeSource {
                 }
             };
             let Some(node) = node else { continue };
-            let Some(block) = node.spec.and_then(|spec| spec.pod_cidr) else { continue };
-            match block.parse::<Prefix4>() {
-                Ok(block) => {
-                    let network = setup.config().network;
-                    setup.apply(agent, learn(network, Some(block), []))?;
+            let spec = node.spec.unwrap_or_default();
+            // A cluster of one family may have the singular only.
+            let blocks = spec.pod_cidrs.unwrap_or_else(|| spec.pod_cidr.into_iter().collect());
+            let blocks: Result<Vec<Prefix>, _> = blocks.iter().map(|one| one.parse()).collect();
+            match blocks.as_deref() {
+                Ok([Prefix::V4(block)]) if !is_dual_stack => {
+                    setup.apply(agent, learn(network, Some(*block), None, []))?;
                 }
-                Err(error) => tracing::warn!(%error, "spec.podCIDR of the node"),
+                Ok([Prefix::V4(block), Prefix::V6(block_v6)]) if is_dual_stack => {
+                    setup.apply(agent, learn(network, Some(*block), Some(*block_v6), []))?;
+                }
+                Ok([]) => {}
+                Ok(_) => tracing::warn!(
+                    "spec.podCIDRs of the node are of other families than the cluster"
+                ),
+                Err(error) => tracing::warn!(%error, "spec.podCIDRs of the node"),
             }
         }
     }
@@ -160,7 +170,7 @@ impl AddressSource for NetworkConfigSource {
         let resource = ApiResource::from_gvk(&kind);
         let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), NAMESPACE, &resource);
         let name = setup.config().node.clone();
-        let network = setup.config().network;
+        let (network, is_dual_stack) = (setup.config().network, setup.config().is_dual_stack);
         let mut changes = pin!(watch_object(api.clone(), &name));
         let mut settings = pin!(masquerade::watch(client.clone()));
         let mut exhausted = pin!(exhausted(client));
@@ -177,7 +187,7 @@ impl AddressSource for NetworkConfigSource {
                 change = next(&mut changes, WHAT) => {
                     let Some(object) = change? else { continue };
                     let config = NetworkConfig::parse(&name, &object.data)?;
-                    if let Some(learnt) = config.learnt(network) {
+                    if let Some(learnt) = config.learnt(network, is_dual_stack) {
                         setup.apply(agent, learnt)?;
                     }
                     current = Some(config);
@@ -328,8 +338,8 @@ impl NetworkConfig {
         })
     }
 
-    /// The addresses, once there are any.
-    fn learnt(&self, network: PodNetwork) -> Option<Learnt> {
+    /// The addresses, once there are any: of both families where the cluster has both.
+    fn learnt(&self, network: PodNetwork, is_dual_stack: bool) -> Option<Learnt> {
         let container = self.status.network_containers.first()?;
         let origin = container.subnet_name.clone().map(|subnet| {
             (subnet, container.status.clone().unwrap_or_else(|| "NCUpdateSuccess".to_owned()))
@@ -337,7 +347,15 @@ impl NetworkConfig {
         match network {
             PodNetwork::Kubenet | PodNetwork::Overlay => {
                 let block = container.primary.as_deref()?.parse::<Prefix4>().ok()?;
-                Some(Learnt { origin, ..learn(network, Some(block), []) })
+                // One container per family (Azure/azure-container-networking, `cns/restserver/ipam.go`: a pod gets an
+                // address of each).
+                let mut more = self.status.network_containers.iter().skip(1);
+                let block_v6 = more
+                    .find_map(|container| container.primary.as_deref()?.parse::<Prefix6>().ok());
+                if is_dual_stack != block_v6.is_some() {
+                    return None;
+                }
+                Some(Learnt { origin, ..learn(network, Some(block), block_v6, []) })
             }
             PodNetwork::NodeSubnet | PodNetwork::NodeBridge | PodNetwork::PodSubnet => {
                 let addresses = container.ip_assignments.iter().map(|assignment| assignment.ip);
@@ -345,7 +363,7 @@ impl NetworkConfig {
                 let offered =
                     self.assignments().filter(|one| self.spec.not_in_use.contains(&one.name));
                 let aside = offered.map(|one| one.ip).collect();
-                Some(Learnt { aside, origin, ..learn(network, None, addresses) })
+                Some(Learnt { aside, origin, ..learn(network, None, None, addresses) })
             }
         }
     }

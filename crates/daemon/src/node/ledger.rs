@@ -7,16 +7,17 @@
 
 use std::{
     fs, io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
 use cni::talk::{Attachment, Pod};
 use serde::{Deserialize, Serialize};
 use vnet::{
-    addr::Prefix4,
+    addr::{Prefix4, Prefix6},
     pods::{
         PodNetwork,
+        pool::companion,
         ports::{Bandwidth, PortMapping},
         wiring::{Wiring, wiring},
     },
@@ -41,6 +42,8 @@ pub struct Lease {
     pub network: PodNetwork,
     /// The node's block then.
     pub block: Option<Prefix4>,
+    /// The node's block of IPv6 then: the pod's address of IPv6 follows from the three.
+    pub block_v6: Option<Prefix6>,
     /// The pair's MTU.
     pub mtu: u32,
     /// Where it is in its life.
@@ -69,6 +72,15 @@ impl Lease {
     pub fn wiring(&self) -> Wiring {
         let attachment = (self.attachment.container.as_str(), self.attachment.interface.as_str());
         wiring(self.network, self.block, attachment, self.address, self.mtu)
+            .with_v6(self.block, self.block_v6)
+    }
+
+    /// The pod's addresses, IPv4 first.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let v6 = self.block.zip(self.block_v6);
+        let v6 = v6.and_then(|(block, block_v6)| companion(block, block_v6, self.address));
+        [Some(self.address.into()), v6.map(IpAddr::from)].into_iter().flatten().collect()
     }
 }
 
@@ -83,6 +95,8 @@ struct Wire {
     netns_id: u64,
     network: String,
     block: Option<Prefix4>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    block_v6: Option<Prefix6>,
     mtu: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     ports: Vec<PortMapping>,
@@ -185,6 +199,7 @@ impl Ledger {
             netns_id: lease.netns_id,
             network: lease.network.to_string(),
             block: lease.block,
+            block_v6: lease.block_v6,
             mtu: lease.mtu,
             ports: lease.ports.clone(),
             bandwidth: lease.bandwidth,
@@ -228,6 +243,7 @@ fn read(path: &Path, name: &str) -> Result<Lease, String> {
         netns_id: wire.netns_id,
         network: wire.network.parse().map_err(|error| format!("{error}"))?,
         block: wire.block,
+        block_v6: wire.block_v6,
         mtu: wire.mtu,
         phase: wire.phase,
         ports: wire.ports,

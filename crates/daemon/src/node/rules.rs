@@ -4,28 +4,31 @@
 use std::{
     collections::BTreeMap,
     io::Write,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     process::{Command, Stdio},
     sync::{Mutex, MutexGuard},
 };
 
 use linux::{
     LinuxError,
-    netfilter::elements::Nfnetlink,
+    netfilter::elements::{Nfnetlink, TableFamily},
     pod::{Wirer, bridging::Uplink},
 };
-use vnet::pods::{
-    PodNetwork, bridging,
-    masquerade::Sets,
-    ports::PortMapping,
-    table::{HAIRPIN, HOST_PORTS, HOST_PORTS_AT, TABLE, fill, host_ports, n_rules, table},
-    wiring::{NODE_BRIDGE, Path, Wiring},
+use vnet::{
+    addr::Family,
+    pods::{
+        PodNetwork, bridging,
+        masquerade::Sets,
+        ports::PortMapping,
+        table::{HAIRPIN, HOST_PORTS, HOST_PORTS_AT, TABLE, fill, host_ports, n_rules, table},
+        wiring::{NODE_BRIDGE, Path, Wiring},
+    },
 };
 
 use super::NodeError;
 
-/// The host ports of each pod that has some.
-pub(super) type Ports = BTreeMap<Ipv4Addr, Vec<PortMapping>>;
+/// The host ports of each address of a pod that has some.
+pub(super) type Ports = BTreeMap<IpAddr, Vec<PortMapping>>;
 
 /// Pods whose frames a bridge lets pass.
 pub(super) type Ported = BTreeMap<Ipv4Addr, Wiring>;
@@ -34,6 +37,8 @@ pub(super) type Ported = BTreeMap<Ipv4Addr, Wiring>;
 pub(super) struct Rules {
     nic: String,
     network: PodNetwork,
+    /// IPv4, and IPv6 in dual-stack clusters: a table each.
+    families: &'static [Family],
     /// Held while anything of the table changes.
     loaded: Mutex<Loaded>,
 }
@@ -51,8 +56,9 @@ struct Loaded {
 
 impl Rules {
     /// The rules of a node with this NIC, not loaded yet.
-    pub(super) fn new(nic: &str, network: PodNetwork) -> Self {
-        Self { nic: nic.to_owned(), network, loaded: Mutex::default() }
+    pub(super) fn new(nic: &str, network: PodNetwork, is_dual_stack: bool) -> Self {
+        let families: &[_] = if is_dual_stack { &[Family::V4, Family::V6] } else { &[Family::V4] };
+        Self { nic: nic.to_owned(), network, families, loaded: Mutex::default() }
     }
 
     /// From now on these are the host ports of pods that were there before, and these have ports of a bridge.
@@ -106,7 +112,8 @@ impl Rules {
         if !loaded.is_there {
             self.load_whole(&loaded.ports, &sets)?;
         } else if loaded.sets != sets {
-            run(&fill(&sets))?;
+            let texts = self.families.iter().map(|family| fill(&sets, *family));
+            run(&texts.collect::<String>())?;
         }
         loaded.is_there = true;
         loaded.sets = sets;
@@ -122,7 +129,7 @@ impl Rules {
     ) -> Result<(), LinuxError> {
         let mut loaded = self.loaded();
         wirer.open_ports(wiring, ports)?;
-        loaded.ports.insert(wiring.address, ports.to_vec());
+        loaded.ports.extend(wiring.addresses().map(|address| (address, ports.to_vec())));
         Ok(())
     }
 
@@ -130,12 +137,12 @@ impl Rules {
     pub(super) fn close(
         &self,
         wirer: &mut Wirer,
-        address: Ipv4Addr,
+        wiring: &Wiring,
         ports: &[PortMapping],
     ) -> Result<(), LinuxError> {
         let mut loaded = self.loaded();
-        wirer.close_ports(address, ports)?;
-        loaded.ports.remove(&address);
+        wirer.close_ports(wiring, ports)?;
+        loaded.ports.retain(|address, _| wiring.addresses().all(|other| other != *address));
         Ok(())
     }
 
@@ -178,30 +185,51 @@ impl Rules {
     /// Whether everything is there, by number. Contents are not compared: `nft` merges and splits what it
     /// is given.
     fn is_whole(&self, socket: &mut Nfnetlink, loaded: &Loaded) -> Result<bool, NodeError> {
+        for family in self.families {
+            if !self.is_whole_of(*family, socket, loaded)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn is_whole_of(
+        &self,
+        family: Family,
+        socket: &mut Nfnetlink,
+        loaded: &Loaded,
+    ) -> Result<bool, NodeError> {
         for (set, wanted) in [("pods", &loaded.sets.pods), ("exempt", &loaded.sets.exempt)] {
-            if (socket.n_elements(TABLE, set)? == 0) != wanted.is_empty() {
+            let is_empty = !wanted.iter().any(|prefix| prefix.family() == family);
+            if (socket.n_elements(family, TABLE, set)? == 0) != is_empty {
                 return Ok(false);
             }
         }
-        let all = || loaded.ports.values().flatten();
-        let n_at = all().filter(|port| port.host.address.is_some()).count();
-        let exact = [
-            (HAIRPIN, loaded.ports.len()),
-            (HOST_PORTS_AT, n_at),
-            (HOST_PORTS, all().count() - n_at),
-        ];
-        for (set, wanted) in exact {
-            if socket.n_elements(TABLE, set)? != wanted {
+        let of_family = loaded.ports.iter().filter(|(address, _)| Family::of(**address) == family);
+        let (mut n_pods, mut n_at, mut n) = (0, 0, 0);
+        for (_, ports) in of_family {
+            let at = ports.iter().filter(|port| port.host.is_of(family));
+            let at: Vec<_> = at.map(|port| port.host.address.is_some()).collect();
+            n_pods += usize::from(!at.is_empty());
+            n_at += at.iter().filter(|is_at| **is_at).count();
+            n += at.len();
+        }
+        for (set, wanted) in [(HAIRPIN, n_pods), (HOST_PORTS_AT, n_at), (HOST_PORTS, n - n_at)] {
+            if socket.n_elements(family, TABLE, set)? != wanted {
                 return Ok(false);
             }
         }
-        Ok(socket.n_rules(TABLE)? == n_rules(self.network))
+        Ok(socket.n_rules(family, TABLE)? == n_rules(self.network, family))
     }
 
     fn load_whole(&self, ports: &Ports, sets: &Sets) -> Result<(), NodeError> {
-        let ports = ports.iter().map(|(address, ports)| (*address, ports.as_slice()));
-        let text = [table(self.way_out(), self.network), fill(sets), host_ports(ports)];
-        run(&text.concat())
+        let mut text = String::new();
+        for family in self.families {
+            text += &table(self.way_out(), self.network, *family);
+            text += &fill(sets, *family);
+        }
+        text += &host_ports(ports.iter().map(|(address, ports)| (*address, ports.as_slice())));
+        run(&text)
     }
 
     fn load_frames(&self, ported: &Ported, uplink: Uplink) -> Result<(), NodeError> {
@@ -216,13 +244,13 @@ impl Rules {
 
 /// Whether the table of frames has all its rules, and as many pods as it must have.
 fn are_frames_whole(ported: &Ported) -> Result<bool, NodeError> {
-    let mut socket = Nfnetlink::of_bridge()?;
+    let mut socket = Nfnetlink::open()?;
     for set in [bridging::MACS, bridging::SENDERS, bridging::HERE] {
-        if socket.n_elements(TABLE, set)? != ported.len() {
+        if socket.n_elements(TableFamily::Bridge, TABLE, set)? != ported.len() {
             return Ok(false);
         }
     }
-    Ok(socket.n_rules(TABLE)? == bridging::N_RULES)
+    Ok(socket.n_rules(TableFamily::Bridge, TABLE)? == bridging::N_RULES)
 }
 
 /// Has `nft` carry out `text` in one transaction. Once per change of the node, never per pod.

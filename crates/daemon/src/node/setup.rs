@@ -10,7 +10,7 @@ use std::{
 use linux::pod::Wirer;
 use serde_json::json;
 use vnet::{
-    addr::Prefix4,
+    addr::{Prefix4, Prefix6},
     pods::{
         PodNetwork,
         masquerade::{Settings, sets},
@@ -30,6 +30,8 @@ use super::{
 pub struct Learnt {
     /// The node's block, in modes that have one.
     pub block: Option<Prefix4>,
+    /// The node's block of IPv6, in dual-stack clusters.
+    pub block_v6: Option<Prefix6>,
     /// All its addresses.
     pub grant: Grant,
     /// Of these, the ones that it has offered back.
@@ -62,10 +64,20 @@ impl Setup {
     /// Forwarding and what else the kernel must do for any pod.
     pub fn prepare(&mut self, agent: &Agent) -> Result<(), NodeError> {
         write_sysctl("net/ipv4/ip_forward", "1")?;
+        if self.config.is_dual_stack {
+            write_sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            // Links of pods and the bridge, which are yet to be made: their own addresses can be used at once (the
+            // node asks for neighbours with them), and no pod is believed to be a router.
+            write_sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+            write_sysctl("net/ipv6/conf/default/accept_ra", "0")?;
+        }
         if matches!(self.config.network, PodNetwork::Kubenet | PodNetwork::NodeBridge) {
             // Two pods on one bridge that meet through a service: the answer must pass the rules
             // that translate it back.
             write_sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+            if self.config.is_dual_stack {
+                write_sysctl("net/bridge/bridge-nf-call-ip6tables", "1")?;
+            }
         }
         agent.rules.take_up(agent.ports(), agent.ported());
         Ok(agent.sweep(&mut self.wirer)?)
@@ -79,13 +91,14 @@ impl Setup {
     ) -> Result<(), NodeError> {
         self.masquerade = settings.unwrap_or_else(|| self.config.masquerade.clone());
         match &self.learnt {
-            Some(learnt) => self.fill(agent, &learnt.grant),
+            Some(learnt) => self.fill(agent, learnt),
             None => Ok(()),
         }
     }
 
-    fn fill(&self, agent: &Agent, grant: &Grant) -> Result<(), NodeError> {
-        agent.rules.fill(sets(self.config.network, grant, &self.masquerade))
+    fn fill(&self, agent: &Agent, learnt: &Learnt) -> Result<(), NodeError> {
+        let Learnt { grant, block_v6, .. } = learnt;
+        agent.rules.fill(sets(self.config.network, grant, *block_v6, &self.masquerade))
     }
 
     /// The node has these addresses: rules first, the network's file last.
@@ -95,7 +108,7 @@ impl Setup {
         }
         let mtu = self.wirer.mtu_of(&self.config.interface)?;
         if let (PodNetwork::Kubenet, Some(block)) = (self.config.network, learnt.block) {
-            self.wirer.ensure_bridge(&bridge(block, mtu))?;
+            self.wirer.ensure_bridge(&bridge(block, mtu).with_v6(learnt.block_v6))?;
         }
         let mut block = learnt.block;
         if self.config.network == PodNetwork::NodeBridge {
@@ -103,8 +116,8 @@ impl Setup {
             agent.rules.bridge(uplink)?;
             block = Some(uplink.network);
         }
-        self.fill(agent, &learnt.grant)?;
-        let node = Node { block, mtu, origin: learnt.origin.clone() };
+        self.fill(agent, &learnt)?;
+        let node = Node { block, block_v6: learnt.block_v6, mtu, origin: learnt.origin.clone() };
         agent.set_grant(&learnt.grant, &learnt.aside, node);
         tracing::info!(
             node = self.config.node,

@@ -4,7 +4,7 @@ use std::{convert::Infallible, path::PathBuf, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use vnet::{
-    addr::Prefix4,
+    addr::{Prefix4, Prefix6},
     pods::{PodNetwork, pool::Grant},
 };
 
@@ -38,7 +38,7 @@ pub async fn follow(source: &mut impl AddressSource, agent: &Arc<Agent>, setup: 
 }
 
 /// A file that says it once and for all: `{"version": 1, "block": "10.244.1.0/24"}` or
-/// `{"version": 1, "addresses": ["10.0.0.5", …]}`.
+/// `{"version": 1, "addresses": ["10.0.0.5", …]}`. With a block there may be one of IPv6: `"block_v6": "fd00:0:0:1::/80"`.
 pub struct FileSource {
     /// The file.
     pub path: PathBuf,
@@ -50,6 +50,7 @@ struct Wire {
     #[serde(rename = "version")]
     _version: u32,
     block: Option<Prefix4>,
+    block_v6: Option<Prefix6>,
     #[serde(default)]
     addresses: Vec<std::net::Ipv4Addr>,
 }
@@ -64,7 +65,7 @@ impl AddressSource for FileSource {
             .map_err(|source| NodeError::File { path: self.path.clone(), source })?;
         let wire: Wire = serde_json::from_slice(&bytes)
             .map_err(|source| NodeError::Addresses { path: self.path.clone(), source })?;
-        let learnt = learn(setup.config().network, wire.block, wire.addresses);
+        let learnt = learn(setup.config().network, wire.block, wire.block_v6, wire.addresses);
         setup.apply(agent, learnt)?;
         std::future::pending().await
     }
@@ -74,11 +75,12 @@ impl AddressSource for FileSource {
 pub(super) fn learn(
     network: PodNetwork,
     block: Option<Prefix4>,
+    block_v6: Option<Prefix6>,
     addresses: impl IntoIterator<Item = std::net::Ipv4Addr>,
 ) -> Learnt {
     let grant = match block {
         Some(block) => Grant::block(network, block),
         None => addresses.into_iter().collect(),
     };
-    Learnt { block, grant, aside: Vec::new(), origin: None }
+    Learnt { block, block_v6, grant, aside: Vec::new(), origin: None }
 }

@@ -375,6 +375,8 @@ impl Reader {
             },
             links: None,
             pod_cidr: after(words, "pods").map(parse),
+            pod_cidr6: None,
+            service_cidr6: None,
             service_cidr: parse("10.0.0.0/16"),
             dns_service_ip: Ipv4Addr::new(10, 0, 0, 10),
             outbound: match after(words, "outbound") {
@@ -398,6 +400,7 @@ impl Reader {
             pool: Name::new("pool"),
             instance: 0,
             pod_range: after(words, "range").map(parse),
+            pod_range6: None,
             phase: NodePhase::Ready,
             image: None,
             step: vnet::model::UpgradeStep::Idle,

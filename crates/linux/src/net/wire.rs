@@ -165,7 +165,9 @@ pub fn address_family(family: Family) -> AddressFamily {
     }
 }
 
-fn route_address(address: IpAddr) -> RouteAddress {
+/// An address as routes have it.
+#[must_use]
+pub fn route_address(address: IpAddr) -> RouteAddress {
     match address {
         IpAddr::V4(address) => RouteAddress::Inet(address),
         IpAddr::V6(address) => RouteAddress::Inet6(address),
@@ -260,14 +262,20 @@ pub fn neighbour(index: u32, address: impl Into<IpAddr>, mac: Mac) -> NeighbourM
     message.header.state = NeighbourState::Permanent;
     message.header.kind = RouteType::Unicast;
     message.attributes = vec![
-        NeighbourAttribute::Destination(match address {
-            IpAddr::V4(address) => NeighbourAddress::Inet(address),
-            IpAddr::V6(address) => NeighbourAddress::Inet6(address),
-        }),
+        NeighbourAttribute::Destination(neighbour_address(address)),
         NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
         NeighbourAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
     ];
     message
+}
+
+/// An address as neighbours have it.
+#[must_use]
+pub fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    }
 }
 
 /// Adds or replaces a permanent neighbour.

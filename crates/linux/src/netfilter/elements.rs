@@ -6,6 +6,7 @@
 
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 use nix::errno::Errno;
+use vnet::addr::Family;
 
 use crate::LinuxError;
 
@@ -30,16 +31,30 @@ const NEW_GENERATION: u16 = 15;
 const GET_GENERATION: u16 = 16;
 
 const NESTED: u16 = 0x8000;
-/// `NFPROTO_IPV4`, `NFPROTO_BRIDGE` (`linux/netfilter.h`).
-const IPV4: u8 = 2;
-const BRIDGE: u8 = 7;
 /// The length of a netlink header, and of one of nfnetlink behind it.
 const HEADER: usize = 16;
 const FAMILY_HEADER: usize = 4;
 
+/// What a table is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableFamily {
+    /// Packets of a family.
+    Ip(Family),
+    /// A bridge's frames.
+    Bridge,
+}
+
+impl From<Family> for TableFamily {
+    fn from(family: Family) -> Self {
+        Self::Ip(family)
+    }
+}
+
 /// One element to add or to delete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Element {
+    /// The family of the table that it is in.
+    pub family: TableFamily,
     /// The set or map.
     pub set: String,
     /// Its key: each field of a concatenation filled up to four bytes.
@@ -48,30 +63,20 @@ pub struct Element {
     pub value: Option<Vec<u8>>,
 }
 
-/// A socket of the namespace that it was opened in, for tables of one family.
+/// A socket of the namespace that it was opened in, for tables of any family.
 pub struct Nfnetlink {
     socket: Socket,
-    family: u8,
     sequence: u32,
 }
 
 impl Nfnetlink {
-    /// A socket of the calling thread's namespace, for tables of IPv4.
+    /// A socket of the calling thread's namespace.
     pub fn open() -> Result<Self, LinuxError> {
-        Self::of_family(IPV4)
-    }
-
-    /// The same for tables of a bridge's frames.
-    pub fn of_bridge() -> Result<Self, LinuxError> {
-        Self::of_family(BRIDGE)
-    }
-
-    fn of_family(family: u8) -> Result<Self, LinuxError> {
         let failed = |source| LinuxError::Netlink { source };
         let mut socket = Socket::new(NETLINK_NETFILTER).map_err(failed)?;
         socket.bind_auto().map_err(failed)?;
         socket.connect(&SocketAddr::new(0, 0)).map_err(failed)?;
-        Ok(Self { socket, family, sequence: 0 })
+        Ok(Self { socket, sequence: 0 })
     }
 
     /// Adds elements, all or none. One that is there already is fine; one that leads elsewhere is `EEXIST`.
@@ -88,7 +93,7 @@ impl Nfnetlink {
     pub fn has(&mut self, table: &str, element: &Element) -> Result<bool, LinuxError> {
         let key = Element { value: None, ..element.clone() };
         let body = element_list(table, &key);
-        let sequence = self.send(GET_ELEMENT, REQUEST | ACK, &body)?;
+        let sequence = self.send(element.family, GET_ELEMENT, REQUEST | ACK, &body)?;
         match self.answers(sequence) {
             Ok(_) => Ok(true),
             Err(error) if error.errno() == Some(Errno::ENOENT) => Ok(false),
@@ -98,7 +103,8 @@ impl Nfnetlink {
 
     /// The number of the namespace's rule set: another after every change that anybody makes.
     pub fn generation(&mut self) -> Result<u32, LinuxError> {
-        let sequence = self.send(GET_GENERATION, REQUEST | ACK, &[])?;
+        let sequence =
+            self.send(TableFamily::Ip(Family::V4), GET_GENERATION, REQUEST | ACK, &[])?;
         for (kind, body) in self.answers(sequence)? {
             if kind == NFTABLES << 8 | NEW_GENERATION
                 && let Some(value) = attribute(&body, 1).and_then(|value| value.first_chunk())
@@ -110,20 +116,29 @@ impl Nfnetlink {
     }
 
     /// How many rules a table has; 0 when it is not there.
-    pub fn n_rules(&mut self, table: &str) -> Result<usize, LinuxError> {
+    pub fn n_rules(
+        &mut self,
+        family: impl Into<TableFamily>,
+        table: &str,
+    ) -> Result<usize, LinuxError> {
         let mut body = Vec::new();
         put_text(&mut body, 1, table);
-        let sequence = self.send(GET_RULE, REQUEST | DUMP, &body)?;
+        let sequence = self.send(family.into(), GET_RULE, REQUEST | DUMP, &body)?;
         let answers = self.answers(sequence)?;
         Ok(answers.iter().filter(|(kind, _)| *kind == NFTABLES << 8 | NEW_RULE).count())
     }
 
     /// How many elements a set has, as the kernel counts (an interval is two); 0 when it is not there.
-    pub fn n_elements(&mut self, table: &str, set: &str) -> Result<usize, LinuxError> {
+    pub fn n_elements(
+        &mut self,
+        family: impl Into<TableFamily>,
+        table: &str,
+        set: &str,
+    ) -> Result<usize, LinuxError> {
         let mut body = Vec::new();
         put_text(&mut body, 1, table);
         put_text(&mut body, 2, set);
-        let sequence = self.send(GET_ELEMENT, REQUEST | DUMP, &body)?;
+        let sequence = self.send(family.into(), GET_ELEMENT, REQUEST | DUMP, &body)?;
         let answers = match self.answers(sequence) {
             Err(error) if error.errno() == Some(Errno::ENOENT) => return Ok(0),
             other => other?,
@@ -156,7 +171,7 @@ impl Nfnetlink {
                 NFTABLES << 8 | kind,
                 flags,
                 sequence,
-                (self.family, 0),
+                (number(element.family), 0),
                 &body,
             );
         }
@@ -196,10 +211,16 @@ impl Nfnetlink {
         self.sequence
     }
 
-    fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> Result<u32, LinuxError> {
+    fn send(
+        &mut self,
+        family: TableFamily,
+        kind: u16,
+        flags: u16,
+        body: &[u8],
+    ) -> Result<u32, LinuxError> {
         let sequence = self.next();
         let mut buffer = Vec::new();
-        put_message(&mut buffer, NFTABLES << 8 | kind, flags, sequence, (self.family, 0), body);
+        put_message(&mut buffer, NFTABLES << 8 | kind, flags, sequence, (number(family), 0), body);
         self.socket.send(&buffer, 0).map_err(|source| LinuxError::Netlink { source })?;
         Ok(sequence)
     }
@@ -238,6 +259,15 @@ impl Nfnetlink {
                 Err(source) => return Err(LinuxError::Netlink { source }),
             }
         }
+    }
+}
+
+/// `NFPROTO_IPV4`, `NFPROTO_IPV6`, `NFPROTO_BRIDGE` (`linux/netfilter.h`).
+fn number(family: TableFamily) -> u8 {
+    match family {
+        TableFamily::Ip(Family::V4) => 2,
+        TableFamily::Ip(Family::V6) => 10,
+        TableFamily::Bridge => 7,
     }
 }
 

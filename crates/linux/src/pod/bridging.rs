@@ -23,7 +23,7 @@ use super::{MAIN_TABLE, Wirer, index, is_gone};
 use crate::{
     LinuxError,
     net::{Netlink, Request, wire},
-    netfilter::elements::{Element, Nfnetlink},
+    netfilter::elements::{Element, Nfnetlink, TableFamily},
 };
 
 /// What a bridge has taken over from a NIC.
@@ -158,7 +158,7 @@ impl Wirer {
     fn frames(&mut self) -> Result<&mut Nfnetlink, LinuxError> {
         match &mut self.frames {
             Some(socket) => Ok(socket),
-            none => Ok(none.insert(Nfnetlink::of_bridge()?)),
+            none => Ok(none.insert(Nfnetlink::open()?)),
         }
     }
 }
@@ -174,7 +174,12 @@ fn elements(wiring: &Wiring) -> [Element; 3] {
     sender.extend(mac);
     sender.extend([0, 0]);
     sender.extend(address);
-    let element = |set: &str, key: Vec<u8>, value| Element { set: set.to_owned(), key, value };
+    let element = |set: &str, key: Vec<u8>, value| Element {
+        family: TableFamily::Bridge,
+        set: set.to_owned(),
+        key,
+        value,
+    };
     [
         element(MACS, address.to_vec(), Some(mac.to_vec())),
         element(SENDERS, sender, None),

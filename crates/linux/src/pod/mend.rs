@@ -3,16 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
+    RouteNetlinkMessage,
     link::{LinkAttribute, LinkFlags, LinkMessage},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 use vnet::{
-    addr::Prefix4,
+    addr::{Family, Prefix},
     pods::wiring::{Path, Wiring},
 };
 
@@ -46,13 +46,14 @@ impl Wirer {
             Path::Routed | Path::Switched(_) => None,
         });
         if let Some(bridge) = bridge {
-            let length = bridge.network.length();
-            let is_whole = match links.get(&bridge.name).filter(|link| link.is_up) {
-                Some(link) => {
-                    verify::has_address(&mut self.node, link.index, bridge.gateway, length)?
+            let mut is_whole = false;
+            if let Some(link) = links.get(&bridge.name).filter(|link| link.is_up) {
+                is_whole = true;
+                for (gateway, network) in bridge.addresses() {
+                    let length = network.length();
+                    is_whole &= verify::has_address(&mut self.node, link.index, gateway, length)?;
                 }
-                None => false,
-            };
+            }
             if !is_whole {
                 self.ensure_bridge(&bridge)?;
                 done.push(format!("bridge {}", bridge.name));
@@ -60,17 +61,22 @@ impl Wirer {
             }
         }
         let is_routed = wirings.iter().any(|wiring| wiring.path == Path::Routed);
-        let (routes, neighbours) = if is_routed {
-            (verify::routes(&mut self.node)?, self.permanent_neighbours()?)
-        } else {
-            (Vec::new(), BTreeSet::new())
-        };
-        let to_pods: BTreeSet<(Ipv4Addr, u32)> =
-            routes.iter().filter_map(verify::host_route).collect();
+        let is_dual_stack = wirings.iter().any(|wiring| wiring.address_v6.is_some());
+        let mut to_pods: BTreeSet<(IpAddr, u32)> = BTreeSet::new();
+        let mut neighbours = BTreeSet::new();
+        if is_routed {
+            let families: &[_] =
+                if is_dual_stack { &[Family::V4, Family::V6] } else { &[Family::V4] };
+            for family in families {
+                let routes = verify::routes(&mut self.node, *family)?;
+                to_pods.extend(routes.iter().filter_map(verify::host_route));
+                neighbours.append(&mut self.permanent_neighbours(*family)?);
+            }
+        }
         let mut requests = Vec::new();
         for wiring in wirings {
             let Some(link) = links.get(&wiring.host_link) else { continue };
-            let (name, address) = (&wiring.host_link, wiring.address);
+            let name = &wiring.host_link;
             let mut add = |request: Request, what: String| {
                 requests.push(request);
                 done.push(what);
@@ -91,16 +97,19 @@ impl Wirer {
                 continue;
             }
             // A link that was down has lost its routes, and may lose what comes before it is up.
-            if !link.is_up || !to_pods.contains(&(address, link.index)) {
-                let host = Prefix4::host(address);
-                let route = RouteNetlinkMessage::NewRoute(route(host, RouteTo::Link(link.index)));
-                let what = format!("route {host}");
-                add(Request::replace(route, format!("add {what} dev {name}")), what);
-            }
-            if !link.is_up || !neighbours.contains(&(address, link.index)) {
-                let neighbour = new_neighbour(link.index, address, wiring.pod_mac);
-                let what = format!("neighbour {address}");
-                add(Request::replace(neighbour, format!("add {what}")), what);
+            for address in wiring.addresses() {
+                if !link.is_up || !to_pods.contains(&(address, link.index)) {
+                    let host = Prefix::host(address);
+                    let to = RouteTo::Link(link.index);
+                    let route = RouteNetlinkMessage::NewRoute(route(host, to));
+                    let what = format!("route {host}");
+                    add(Request::replace(route, format!("add {what} dev {name}")), what);
+                }
+                if !link.is_up || !neighbours.contains(&(address, link.index)) {
+                    let neighbour = new_neighbour(link.index, address, wiring.pod_mac);
+                    let what = format!("neighbour {address}");
+                    add(Request::replace(neighbour, format!("add {what}")), what);
+                }
             }
         }
         for outcome in self.node.send_batch(&requests)? {
@@ -130,14 +139,22 @@ impl Wirer {
         Ok(links.collect())
     }
 
-    fn permanent_neighbours(&mut self) -> Result<BTreeSet<(Ipv4Addr, u32)>, LinuxError> {
+    fn permanent_neighbours(
+        &mut self,
+        family: Family,
+    ) -> Result<BTreeSet<(IpAddr, u32)>, LinuxError> {
         let mut question = NeighbourMessage::default();
-        question.header.family = AddressFamily::Inet;
+        question.header.family = wire::address_family(family);
         let answers = self.node.dump(&RouteNetlinkMessage::GetNeighbour(question))?;
         let neighbours = answers.into_iter().filter_map(|answer| {
             let RouteNetlinkMessage::NewNeighbour(found) = answer else { return None };
             let address = found.attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+                NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                    Some(IpAddr::from(*address))
+                }
+                NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                    Some(IpAddr::from(*address))
+                }
                 _ => None,
             })?;
             (found.header.state == NeighbourState::Permanent)

@@ -12,8 +12,8 @@ use super::{
     view::{View, mac_for},
 };
 use crate::{
-    addr::{Mac, Prefix4},
-    model::{Cluster, NetworkMode, Vnet},
+    addr::{Mac, Prefix, Prefix4},
+    model::{Cluster, NetworkMode, OverlayRanges, Vnet},
 };
 
 /// The address that a control plane speaks from inside the virtual network. API servers' addresses are
@@ -28,21 +28,20 @@ pub(super) fn pod_table(cluster: &Cluster) -> u32 {
     cluster.api_address.into()
 }
 
-/// The range of pods that the fabric can reach node by node.
-pub(super) fn pod_range(cluster: &Cluster) -> Option<Prefix4> {
+/// The ranges of pods that the fabric can reach node by node, IPv4 first.
+pub(super) fn pod_ranges(cluster: &Cluster) -> Vec<Prefix> {
     match cluster.mode {
-        NetworkMode::Kubenet | NetworkMode::Overlay => cluster.pod_cidr,
-        NetworkMode::Azure | NetworkMode::None => None,
+        NetworkMode::Kubenet | NetworkMode::Overlay => cluster.pod_cidrs(),
+        NetworkMode::Azure | NetworkMode::None => Vec::new(),
     }
 }
 
-/// The range of an overlay cluster's pods, and the number of the conntrack zone that its flows are in: the low bits
+/// The ranges of an overlay cluster's pods, and the number of the conntrack zone that its flows are in: the low bits
 /// of its API server's address, never 0 because that is everybody else's.
-pub(super) fn overlay(cluster: &Cluster) -> Option<(Prefix4, u16)> {
+pub(super) fn overlay(cluster: &Cluster) -> Option<(OverlayRanges, u16)> {
     let [.., high, low] = cluster.api_address.octets();
     let zone = u16::from_be_bytes([high, low]).max(1);
-    let range = cluster.pod_cidr.filter(|_| cluster.mode == NetworkMode::Overlay)?;
-    Some((range, zone))
+    Some((cluster.overlay_ranges()?, zone))
 }
 
 fn leg_mac(cluster: &Cluster, leg: &str) -> Mac {
@@ -89,8 +88,9 @@ pub(super) fn plane(lab: &str, cluster: &Cluster, vnet: Option<&Vnet>) -> Namesp
     state.sysctl(&format!("net/ipv4/conf/{leg}/rp_filter"), "0");
     state.address(&leg, platform_address(cluster), 32);
     state.neighbour(&leg, FAR_END, Mac::FABRIC);
-    let own = vnet.prefixes.iter().filter_map(|prefix| prefix.as_v4());
-    for prefix in own.chain(pod_range(cluster)) {
+    // AKS' tunnel speaks IPv4, to nodes' and pods' first addresses.
+    let all = vnet.prefixes.iter().copied().chain(pod_ranges(cluster));
+    for prefix in all.filter_map(Prefix::as_v4) {
         state.route(MAIN, prefix, Target::via(&leg, FAR_END));
     }
     state
@@ -113,13 +113,18 @@ pub(super) fn connect_vnet(
     state.route(MAIN, Prefix4::host(address), Target::Link(link.clone()));
     state.links.insert(link, Link { mac: Mac::FABRIC, mtu: MTU, peer });
 
-    let Some(range) = pod_range(cluster) else { return };
     let table = pod_table(cluster);
-    state.route(table, range, Target::Blackhole);
+    for range in pod_ranges(cluster) {
+        state.route(table, range, Target::Blackhole);
+    }
     for port in &view.ports {
-        let is_node = port.cluster.is_some_and(|it| it.meta.id == cluster.meta.id);
-        if let (true, Some(prefix)) = (is_node, port.pod_range) {
-            state.route(table, prefix, Target::via(&port.link, port.primary));
+        if !port.cluster.is_some_and(|it| it.meta.id == cluster.meta.id) {
+            continue;
+        }
+        for range in &port.pod_ranges {
+            if let Some(main) = port.main_address(range.family()) {
+                state.route(table, *range, Target::via(&port.link, main));
+            }
         }
     }
 }

@@ -19,14 +19,14 @@ use super::{
     view::View,
 };
 use crate::{
-    addr::{AddressSet, Family, Prefix4},
-    model::{Access, Direction, PortRange, Ports, RuleProtocol, Subnet},
+    addr::{AddressSet, Family},
+    model::{Access, Direction, OverlayRanges, PortRange, Ports, RuleProtocol, Subnet},
     name::ArmId,
     policy::{Gate, Rule},
 };
 
 /// A group as it is where it is attached: to default rules, an overlay's pods are part of the network.
-type Variant<'a> = (&'a ArmId, Option<Prefix4>);
+type Variant<'a> = (&'a ArmId, Option<OverlayRanges>);
 
 /// The chains that send packets to their gates. Jumped to from the hooks, in the order in which gates are met.
 pub(super) const CHAINS: &str = r#"
@@ -70,7 +70,7 @@ pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
     let mut variants: BTreeSet<Variant<'_>> = BTreeSet::new();
     let mut maps: BTreeMap<(&str, Direction), BTreeSet<String>> = BTreeMap::new();
     for port in &view.ports {
-        let pod_range = port.overlay_range();
+        let pod_ranges = port.overlay_ranges();
         let own = view.subnet_of(port.primary);
         let pod_subnets = view.pod_subnets(port);
         let group_of = |subnet: &'_ Subnet| view.group(subnet.security_group.as_ref());
@@ -80,11 +80,11 @@ pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
             let link = &port.link;
             let mut put = |map, element| maps.entry((map, direction)).or_default().insert(element);
             if let Some(group) = nic {
-                let chain = names::gate(&group.meta.id, direction, pod_range);
+                let chain = names::gate(&group.meta.id, direction, pod_ranges);
                 put("nic", format!("\"{link}\" : jump {chain}"));
             }
             if let Some(group) = subnet {
-                let chain = names::gate(&group.meta.id, direction, pod_range);
+                let chain = names::gate(&group.meta.id, direction, pod_ranges);
                 put("nodes", format!("\"{link}\" : goto {chain}"));
             }
             for (pods, prefix) in
@@ -100,17 +100,17 @@ pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
                 put("pods", format!("\"{link}\" . {prefix} : {verdict}"));
             }
         }
-        variants.extend([nic, subnet].iter().flatten().map(|group| (&group.meta.id, pod_range)));
+        variants.extend([nic, subnet].iter().flatten().map(|group| (&group.meta.id, pod_ranges)));
         for pods in pod_subnets {
             variants.extend(group_of(pods).map(|group| (&group.meta.id, None)));
         }
     }
     let pods_kind = format!("ifname . {} : verdict", ip_addr(family));
     for direction in [Direction::Outbound, Direction::Inbound] {
-        for (group, pod_range) in &variants {
+        for (group, pod_ranges) in &variants {
             let Some(security) = view.group(Some(*group)) else { continue };
-            let gate = Gate::new(view.region, view.vnet, security, *pod_range);
-            let name = names::gate(group, direction, *pod_range);
+            let gate = Gate::new(view.region, view.vnet, security, *pod_ranges);
+            let name = names::gate(group, direction, *pod_ranges);
             line(text, format_args!("\t# {group}"));
             list(text, &name, direction, gate.rules(direction), family);
         }

@@ -4,13 +4,15 @@
 //! resource's id keeps equal names in different resource groups apart; it does not change while the
 //! resource lives.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use uuid::Uuid;
 
 use crate::{
-    addr::Prefix4,
-    model::{Direction, Machine, Role},
+    model::{Direction, Machine, OverlayRanges, Role},
     name::ArmId,
 };
 
@@ -110,24 +112,27 @@ pub fn hop(vnet: &ArmId, address: IpAddr) -> String {
 }
 
 /// The chain of one list of a security group, in the nftables table of each virtual network where it is attached.
-/// To default rules a cluster's overlay range is part of the network, so each range has a chain of its own.
+/// To default rules a cluster's overlay ranges are part of the network, so each pair of them has a chain of its own.
 ///
 /// Every rule of the chain that decides has a counter and, as its comment, the security rule's name.
 /// The chain's own parts are named after it: `NAME-platform`, `NAME-n…`; see [`gate_of`].
 #[must_use]
-pub fn gate(group: &ArmId, direction: Direction, pod_range: Option<Prefix4>) -> String {
+pub fn gate(group: &ArmId, direction: Direction, pod_ranges: Option<OverlayRanges>) -> String {
     let direction = match direction {
         Direction::Inbound => "in",
         Direction::Outbound => "out",
     };
     let group = link_hash(group);
-    match pod_range {
-        None => format!("{GATE_PREFIX}{group}-{direction}"),
-        Some(range) => {
-            let (network, length) = (u32::from(range.network()), range.length());
-            format!("{GATE_PREFIX}{group}-{direction}-pods{network:08x}x{length}")
-        }
+    let Some(OverlayRanges { v4, v6 }) = pod_ranges else {
+        return format!("{GATE_PREFIX}{group}-{direction}");
+    };
+    let (network, length) = (u32::from(v4.network()), v4.length());
+    let mut name = format!("{GATE_PREFIX}{group}-{direction}-pods{network:08x}x{length}");
+    if let Some(v6) = v6 {
+        // The low half is free of hosts: such a range is a /80 at most, and its name must be short.
+        let _ = write!(name, "y{:x}x{}", u128::from(v6.network()) >> 48, v6.length());
     }
+    name
 }
 
 /// The group, as the hash that [`gate`] gives it, and the direction that a chain is about.
@@ -215,7 +220,8 @@ mod tests {
     #[test]
     fn a_chain_says_whose_it_is() {
         let group = ArmId::group("s", "g").sibling("Microsoft.Network/networkSecurityGroups", "n");
-        let range = Some(Prefix4::containing([10, 244, 0, 0].into(), 16));
+        let v4 = crate::addr::Prefix4::containing([10, 244, 0, 0].into(), 16);
+        let range = Some(OverlayRanges { v4, v6: None });
         for direction in [Direction::Inbound, Direction::Outbound] {
             for range in [None, range] {
                 let name = gate(&group, direction, range);

@@ -62,7 +62,7 @@ pub(super) fn vnet(
     }
     for cluster in &view.clusters {
         control::connect_vnet(&mut state, lab, cluster, view);
-        if control::pod_range(cluster).is_some() {
+        if !control::pod_ranges(cluster).is_empty() {
             let iif = names::control_port(&cluster.meta.id);
             let then = Then::Table(control::pod_table(cluster));
             state.rules.insert(from_link(PRIORITY_PODS, Family::V4, &iif, then));
@@ -179,8 +179,10 @@ fn plug_in(state: &mut NamespaceState, lab: &str, view: &View<'_>, port: &Port<'
         }
     }
     if let (true, Some(cluster)) = (port.is_overlay(), port.cluster) {
-        let then = Then::Table(control::pod_table(cluster));
-        state.rules.insert(from_link(PRIORITY_PODS, Family::V4, &link, then));
+        for range in control::pod_ranges(cluster) {
+            let then = Then::Table(control::pod_table(cluster));
+            state.rules.insert(from_link(PRIORITY_PODS, range.family(), &link, then));
+        }
     }
     let Some(subnet) = view.subnet_of(port.primary) else { return };
     if subnet.route_table.is_some() {

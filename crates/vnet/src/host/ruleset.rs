@@ -201,7 +201,7 @@ fn sources(text: &mut String, view: &View<'_>, services: &Services, family: Fami
     let fronts = services.addresses_by_member();
     for port in &view.ports {
         let link = &port.link;
-        let pods = port.pod_range.filter(|_| port.is_overlay() && family == Family::V4);
+        let pods = port.pod_range_of(family).filter(|_| port.is_overlay());
         let main = port.main_address(family);
         let fronts = main.and_then(|main| fronts.get(&main)).into_iter().flatten().copied();
         let own = port.addresses().filter(|address| Family::of(*address) == family);
@@ -230,7 +230,8 @@ fn overlays(text: &mut String, view: &View<'_>, family: Family) {
     let nodes = view.ports.iter().filter_map(|port| Some((port.link.clone(), port.cluster?)));
     let planes = view.clusters.iter().map(|it| (names::control_port(&it.meta.id), *it));
     for (link, cluster) in nodes.chain(planes) {
-        if let Some((range, zone)) = control::overlay(cluster).filter(|_| family == Family::V4) {
+        let Some((ranges, zone)) = control::overlay(cluster) else { continue };
+        for range in ranges.prefixes().filter(|range| range.family() == family) {
             overlay.insert(format!("\"{link}\" . {range} : goto overlay-{zone}"));
             zones.insert(zone);
         }

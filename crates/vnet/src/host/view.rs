@@ -11,10 +11,10 @@ use std::{
 
 use super::names;
 use crate::{
-    addr::{Family, Mac, Prefix4},
+    addr::{Family, Mac, Prefix},
     model::{
-        Cluster, Frontend, Holder, LoadBalancer, Machine, NetworkMode, Nic, Peering, PeeringState,
-        ProvisioningState, Role, SecurityGroup, Subnet, Vnet,
+        Cluster, Frontend, Holder, LoadBalancer, Machine, NetworkMode, Nic, OverlayRanges, Peering,
+        PeeringState, ProvisioningState, Role, SecurityGroup, Subnet, Vnet,
     },
     name::{ArmId, Name},
     region::Region,
@@ -50,8 +50,8 @@ pub(crate) struct Port<'a> {
     pub(crate) primary: Ipv4Addr,
     /// Its other addresses, of either family: secondary IP configurations, and what a pod subnet gave to the node.
     pub(crate) others: Vec<IpAddr>,
-    /// The node's part of the pod range: kubenet and overlay.
-    pub(crate) pod_range: Option<Prefix4>,
+    /// The node's parts of the pod ranges: kubenet and overlay.
+    pub(crate) pod_ranges: Vec<Prefix>,
 }
 
 /// A network that flows pass to and from: both sides of the peering are there, and both allow it.
@@ -220,9 +220,19 @@ impl Port<'_> {
         self.cluster.is_some_and(|cluster| cluster.mode == NetworkMode::Overlay)
     }
 
-    /// The range of the pods of the NIC's overlay cluster.
-    pub(crate) fn overlay_range(&self) -> Option<Prefix4> {
-        self.cluster.filter(|_| self.is_overlay()).and_then(|cluster| cluster.pod_cidr)
+    /// The ranges of the pods of the NIC's overlay cluster.
+    pub(crate) fn overlay_ranges(&self) -> Option<OverlayRanges> {
+        self.cluster.and_then(Cluster::overlay_ranges)
+    }
+
+    /// The node's part of the pod range of a family.
+    pub(crate) fn pod_range_of(&self, family: Family) -> Option<Prefix> {
+        self.pod_ranges.iter().copied().find(|range| range.family() == family)
+    }
+
+    /// Whether `address` is in the node's part of a pod range.
+    pub(crate) fn has_pod(&self, address: IpAddr) -> bool {
+        self.pod_ranges.iter().any(|range| range.contains(address))
     }
 }
 
@@ -293,10 +303,10 @@ fn port<'a>(
     if nic.vnet().as_ref() != Some(&vnet.meta.id) {
         return None;
     }
-    let (cluster, pod_range) = match &machine.role {
-        Role::Vm => (None, None),
+    let (cluster, pod_ranges) = match &machine.role {
+        Role::Vm => (None, Vec::new()),
         Role::Node(node) => {
-            (region.clusters.get(&node.cluster).map(|cluster| &**cluster), node.pod_range)
+            (region.clusters.get(&node.cluster).map(|cluster| &**cluster), node.pod_ranges())
         }
     };
     let mut others: Vec<IpAddr> = nic.configs.iter().skip(1).map(|config| config.address).collect();
@@ -308,7 +318,7 @@ fn port<'a>(
         cluster,
         primary: nic.address()?,
         others,
-        pod_range,
+        pod_ranges,
     })
 }
 

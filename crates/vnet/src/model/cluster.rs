@@ -1,13 +1,16 @@
 //! Managed clusters and their node pools.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Generation, Kept, Meta, NodeImage, NodePhase, ProvisioningState, Timestamp};
 use crate::{
-    addr::Prefix4,
+    addr::{Prefix, Prefix4, Prefix6},
     name::{ArmId, Name},
 };
 
@@ -93,8 +96,14 @@ pub struct Cluster {
     pub links: Option<NetworkLinks>,
     /// Kubenet and overlay always; `None` mode when given.
     pub pod_cidr: Option<Prefix4>,
+    /// The pods' range of IPv6: dual-stack kubenet and overlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_cidr6: Option<Prefix6>,
     /// The services' range.
     pub service_cidr: Prefix4,
+    /// The services' range of IPv6: dual-stack clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_cidr6: Option<Prefix6>,
     /// The cluster DNS' address in it.
     pub dns_service_ip: Ipv4Addr,
     /// How machines reach the internet.
@@ -118,6 +127,9 @@ pub struct Cluster {
 pub struct OutboundProfile {
     /// Where the addresses come from.
     pub addresses: OutboundAddresses,
+    /// How many addresses of IPv6 AKS makes beside managed ones, 0 to 100; `None` is one in a dual-stack cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed_v6: Option<u32>,
     /// SNAT ports per node and address, a multiple of 8; 0 is Azure's default by pool size.
     pub allocated_ports: u32,
     /// Minutes.
@@ -141,13 +153,72 @@ impl Default for OutboundProfile {
     fn default() -> Self {
         Self {
             addresses: OutboundAddresses::Managed(1),
+            managed_v6: None,
             allocated_ports: 0,
             idle_timeout_minutes: 30,
         }
     }
 }
 
+/// The ranges of an overlay cluster's pods: a routing domain of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OverlayRanges {
+    /// Of IPv4.
+    pub v4: Prefix4,
+    /// Of IPv6, in dual-stack clusters.
+    pub v6: Option<Prefix6>,
+}
+
+impl OverlayRanges {
+    /// All of them, IPv4 first.
+    pub fn prefixes(self) -> impl Iterator<Item = Prefix> {
+        both(Some(self.v4), self.v6).into_iter()
+    }
+
+    /// Whether `address` is in one of them.
+    #[must_use]
+    pub fn contains(self, address: IpAddr) -> bool {
+        self.prefixes().any(|range| range.contains(address))
+    }
+}
+
 impl Cluster {
+    /// The ranges of its pods, if it is an overlay cluster.
+    #[must_use]
+    pub fn overlay_ranges(&self) -> Option<OverlayRanges> {
+        let v4 = self.pod_cidr.filter(|_| self.mode == NetworkMode::Overlay)?;
+        Some(OverlayRanges { v4, v6: self.pod_cidr6 })
+    }
+
+    /// Whether its nodes, pods and services have IPv6 beside IPv4 (`ipFamilies`).
+    #[must_use]
+    pub fn is_dual_stack(&self) -> bool {
+        self.service_cidr6.is_some()
+    }
+
+    /// The pods' ranges, IPv4 first (`podCidrs`).
+    #[must_use]
+    pub fn pod_cidrs(&self) -> Vec<Prefix> {
+        both(self.pod_cidr, self.pod_cidr6)
+    }
+
+    /// How many managed outbound addresses of IPv6 it has.
+    #[must_use]
+    pub fn n_managed_v6(&self) -> u32 {
+        match self.outbound_profile.addresses {
+            OutboundAddresses::Managed(_) => {
+                self.outbound_profile.managed_v6.unwrap_or(u32::from(self.is_dual_stack()))
+            }
+            OutboundAddresses::PublicIps(_) | OutboundAddresses::Prefixes(_) => 0,
+        }
+    }
+
+    /// The services' ranges, IPv4 first (`serviceCidrs`).
+    #[must_use]
+    pub fn service_cidrs(&self) -> Vec<Prefix> {
+        both(Some(self.service_cidr), self.service_cidr6)
+    }
+
     /// The node pools in the order in which they were made, which is Azure's.
     #[must_use]
     pub fn pools_in_order(&self) -> Vec<&AgentPool> {
@@ -155,6 +226,11 @@ impl Cluster {
         pools.sort_by_key(|pool| pool.ordinal);
         pools
     }
+}
+
+/// What there is of both families, IPv4 first.
+fn both(v4: Option<Prefix4>, v6: Option<Prefix6>) -> Vec<Prefix> {
+    [v4.map(Prefix::from), v6.map(Prefix::from)].into_iter().flatten().collect()
 }
 
 /// A node pool.

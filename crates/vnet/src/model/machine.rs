@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Meta, NetworkMode, Timestamp};
 use crate::{
-    addr::{Family, Mac, Prefix4},
+    addr::{Family, Mac, Prefix, Prefix4, Prefix6},
     name::{ArmId, Name},
 };
 
@@ -123,6 +123,9 @@ pub struct NodeRole {
     pub instance: u32,
     /// The node's /24 of the cluster's pod CIDR: kubenet and overlay.
     pub pod_range: Option<Prefix4>,
+    /// The node's /80 of the cluster's pod CIDR of IPv6, in dual-stack clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_range6: Option<Prefix6>,
     /// Where the node is.
     pub phase: NodePhase,
     /// What it was made from; `None` is what its cluster and pool say, before any upgrade.
@@ -134,6 +137,15 @@ pub struct NodeRole {
     /// Whether it is there only for as long as an upgrade of its pool.
     #[serde(default)]
     pub is_surge: bool,
+}
+
+impl NodeRole {
+    /// The node's ranges of the cluster's pod CIDRs, IPv4 first (`spec.podCIDRs`).
+    #[must_use]
+    pub fn pod_ranges(&self) -> Vec<Prefix> {
+        let v4 = self.pod_range.map(Prefix::from);
+        [v4, self.pod_range6.map(Prefix::from)].into_iter().flatten().collect()
+    }
 }
 
 /// What a node is made from: a node whose image is not its pool's is made anew in an upgrade.

@@ -4,7 +4,7 @@
 use std::net::Ipv4Addr;
 
 use crate::{
-    addr::Prefix4,
+    addr::{Prefix, Prefix4, Prefix6},
     pods::{PodNetwork, pool::Grant},
 };
 
@@ -15,7 +15,7 @@ const LINK_LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 0, 0);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Destinations that see a pod's own address.
-    pub non_masquerade: Vec<Prefix4>,
+    pub non_masquerade: Vec<Prefix>,
     /// Whether 169.254.0.0/16 sees the node's address.
     pub masquerade_link_local: bool,
 }
@@ -24,14 +24,15 @@ impl Settings {
     /// What AKS tells it: the pod range keeps addresses in kubenet and overlay, the virtual network where
     /// pods have addresses of it (`azure-ip-masq-agent-config-reconciled`).
     #[must_use]
-    pub fn of_aks(network: PodNetwork, pods: Option<Prefix4>, vnet: &[Prefix4]) -> Self {
+    pub fn of_aks(network: PodNetwork, pods: &[Prefix], vnet: &[impl Into<Prefix> + Copy]) -> Self {
         match network {
             PodNetwork::Kubenet | PodNetwork::Overlay => Self {
-                non_masquerade: pods.into_iter().collect(),
+                non_masquerade: pods.to_vec(),
                 masquerade_link_local: network == PodNetwork::Overlay,
             },
             PodNetwork::NodeSubnet | PodNetwork::NodeBridge => {
-                Self { non_masquerade: vnet.to_vec(), masquerade_link_local: true }
+                let non_masquerade = vnet.iter().map(|prefix| (*prefix).into()).collect();
+                Self { non_masquerade, masquerade_link_local: true }
             }
             // No agent runs there: pods keep their address everywhere.
             PodNetwork::PodSubnet => Self::default(),
@@ -51,23 +52,30 @@ impl Settings {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sets {
     /// The node's pods.
-    pub pods: Vec<Prefix4>,
+    pub pods: Vec<Prefix>,
     /// Destinations that see a pod's own address.
-    pub exempt: Vec<Prefix4>,
+    pub exempt: Vec<Prefix>,
 }
 
-/// The sets of a node whose pods have these addresses. In a pod subnet `settings` mean nothing.
+/// The sets of a node whose pods have these addresses, and those of `block_v6` in dual-stack clusters. In a pod subnet
+/// `settings` mean nothing.
 #[must_use]
-pub fn sets(network: PodNetwork, grant: &Grant, settings: &Settings) -> Sets {
-    let pods = merged(grant.addresses().iter().map(|address| Prefix4::host(*address)));
+pub fn sets(
+    network: PodNetwork,
+    grant: &Grant,
+    block_v6: Option<Prefix6>,
+    settings: &Settings,
+) -> Sets {
+    let pods = grant.addresses().iter().map(|address| Prefix4::host(*address).into());
+    let pods = merged(pods.chain(block_v6.map(Prefix::from)));
     let exempt = match network {
         PodNetwork::PodSubnet => Vec::new(),
         PodNetwork::Kubenet
         | PodNetwork::NodeSubnet
         | PodNetwork::NodeBridge
         | PodNetwork::Overlay => {
-            let link_local =
-                (!settings.masquerade_link_local).then(|| Prefix4::containing(LINK_LOCAL, 16));
+            let link_local = (!settings.masquerade_link_local)
+                .then(|| Prefix4::containing(LINK_LOCAL, 16).into());
             merged(settings.non_masquerade.iter().copied().chain(link_local))
         }
     };
@@ -75,10 +83,10 @@ pub fn sets(network: PodNetwork, grant: &Grant, settings: &Settings) -> Sets {
 }
 
 /// The same addresses in the fewest prefixes, lowest first.
-fn merged(prefixes: impl Iterator<Item = Prefix4>) -> Vec<Prefix4> {
+fn merged(prefixes: impl Iterator<Item = Prefix>) -> Vec<Prefix> {
     let mut sorted: Vec<_> = prefixes.collect();
     sorted.sort_by_key(|prefix| (prefix.network(), prefix.length()));
-    let mut result: Vec<Prefix4> = Vec::new();
+    let mut result: Vec<Prefix> = Vec::new();
     for prefix in sorted {
         if result.last().is_some_and(|last| last.contains_prefix(prefix)) {
             continue;
@@ -95,8 +103,8 @@ fn merged(prefixes: impl Iterator<Item = Prefix4>) -> Vec<Prefix4> {
 }
 
 /// The prefix of which `a` and `b` are the two halves.
-fn join(a: Prefix4, b: Prefix4) -> Option<Prefix4> {
+fn join(a: Prefix, b: Prefix) -> Option<Prefix> {
     let length = a.length().checked_sub(1)?;
-    let joined = Prefix4::containing(a.network(), length);
+    let joined = Prefix::containing(a.network(), length);
     (a.length() == b.length() && a != b && joined.contains_prefix(b)).then_some(joined)
 }

@@ -2,10 +2,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
 };
 
-use crate::{addr::Prefix4, pods::PodNetwork};
+use crate::{
+    addr::{Prefix4, Prefix6},
+    pods::PodNetwork,
+};
 
 /// The addresses that a node was granted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,6 +48,21 @@ impl FromIterator<Ipv4Addr> for Grant {
     fn from_iter<I: IntoIterator<Item = Ipv4Addr>>(addresses: I) -> Self {
         Self { addresses: addresses.into_iter().collect() }
     }
+}
+
+/// The address of IPv6 that belongs to a pod's `address` in dual-stack clusters: as far from the beginning of
+/// `block_v6` as the other one from that of `block`, as Azure's own samples show it (`configure-kubenet-dual-stack`:
+/// 10.244.2.2 and fd12:3456:789a:0:2::2).
+///
+/// So whoever holds the one holds the other, and one record is enough for both. `None` when `address` is not of
+/// `block`, or `block_v6` is too small.
+#[must_use]
+pub fn companion(block: Prefix4, block_v6: Prefix6, address: Ipv4Addr) -> Option<Ipv6Addr> {
+    if !block.contains(address) {
+        return None;
+    }
+    let offset = u32::from(address) - u32::from(block.network());
+    block_v6.nth(offset.into())
 }
 
 /// Who holds which of a node's addresses.
@@ -124,15 +142,27 @@ impl<Owner: Clone + Ord> Pool<Owner> {
 
     /// The address of `owner`: the one it holds, or a free one from now on.
     pub fn take(&mut self, owner: &Owner) -> Result<Ipv4Addr, Exhausted> {
+        self.take_where(owner, |_| true)
+    }
+
+    /// Like [`Pool::take`], but none of those that are not `fit`.
+    pub fn take_where(
+        &mut self,
+        owner: &Owner,
+        fit: impl Fn(Ipv4Addr) -> bool,
+    ) -> Result<Ipv4Addr, Exhausted> {
         if let Some(address) = self.owners.get(owner) {
             return Ok(*address);
         }
         let behind = self.last.and_then(|last| {
             let mut after = self.granted.range(last..).skip_while(|address| **address == last);
-            after.find(|address| self.is_free(**address))
+            after.find(|address| self.is_free(**address) && fit(**address))
         });
         let address = behind
-            .or_else(|| self.granted.iter().find(|address| self.is_free(**address)))
+            .or_else(|| {
+                let mut all = self.granted.iter();
+                all.find(|address| self.is_free(**address) && fit(**address))
+            })
             .copied()
             .ok_or(Exhausted {
                 n_granted: self.granted.len(),

@@ -2,9 +2,11 @@
 //! hands to the plugin as `portMappings` and `bandwidth`
 //! (containernetworking/cni, `CONVENTIONS.md`, "Dynamic Plugin specific fields").
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{fmt, net::IpAddr, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+use crate::addr::Family;
 
 /// A transport protocol with ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -66,12 +68,18 @@ pub struct HostPort {
     /// Its protocol.
     pub transport: Transport,
     /// Only at this address of the node; `None` is all of them.
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// The port, never 0.
     pub port: u16,
 }
 
 impl HostPort {
+    /// Whether a packet of `family` could be for it.
+    #[must_use]
+    pub fn is_of(self, family: Family) -> bool {
+        self.address.is_none_or(|address| Family::of(address) == family)
+    }
+
     /// Whether a packet could be for both.
     #[must_use]
     pub fn overlaps(self, other: Self) -> bool {
@@ -84,6 +92,9 @@ impl HostPort {
 impl fmt::Display for HostPort {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.address {
+            Some(IpAddr::V6(address)) => {
+                write!(f, "[{address}]:{}/{}", self.port, self.transport.as_str())
+            }
             Some(address) => write!(f, "{address}:{}/{}", self.port, self.transport.as_str()),
             None => write!(f, "{}/{}", self.port, self.transport.as_str()),
         }

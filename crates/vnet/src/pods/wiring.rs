@@ -1,17 +1,20 @@
 //! How a pod is connected to its node. Not here: the kernel, which is `linux::pod`'s.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use uuid::Uuid;
 
 use crate::{
-    addr::{Mac, Prefix4},
-    pods::PodNetwork,
+    addr::{Mac, Prefix, Prefix4, Prefix6},
+    pods::{PodNetwork, pool::companion},
 };
 
 /// The gateway of routed pods: no host has it, the pod finds the node behind it by a fixed
 /// neighbour entry (azure-vnet, transparent mode).
 pub const ROUTED_GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+/// The same for IPv6 (Azure/azure-container-networking, `network/transparent_endpointclient_linux.go`:
+/// `virtualv6GwString`).
+pub const ROUTED_GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x1234, 0x5678, 0x9abc);
 /// The node's end of every routed pod (azure-vnet: a constant).
 pub const ROUTED_HOST_MAC: Mac = Mac([0xaa; 6]);
 /// The bridge of kubenet.
@@ -32,6 +35,8 @@ pub struct Wiring {
     pub mtu: u32,
     /// The pod's address.
     pub address: Ipv4Addr,
+    /// Its address of IPv6, in dual-stack clusters.
+    pub address_v6: Option<Ipv6Addr>,
     /// How packets get from one to the other.
     pub path: Path,
 }
@@ -69,6 +74,8 @@ pub struct Bridge {
     pub gateway: Ipv4Addr,
     /// The network that it and its pods are in.
     pub network: Prefix4,
+    /// Its address of IPv6 and the network that it and its pods are in, in dual-stack clusters.
+    pub v6: Option<(Ipv6Addr, Prefix6)>,
     /// Its MTU in bytes.
     pub mtu: u32,
 }
@@ -85,7 +92,57 @@ impl Path {
     }
 }
 
+/// One family of a pod's network: its address, and the way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The length that it has on the pod's interface.
+    pub length: u8,
+    /// The next hop of the pod's default route.
+    pub gateway: IpAddr,
+}
+
 impl Wiring {
+    /// IPv4 first, and IPv6 where the pod has it.
+    pub fn legs(&self) -> impl Iterator<Item = Leg> {
+        let v4 = Leg {
+            address: self.address.into(),
+            length: self.prefix_length(),
+            gateway: self.gateway().into(),
+        };
+        let v6 = self.address_v6.map(|address| {
+            let (gateway, length) = match &self.path {
+                Path::Routed | Path::Switched(_) | Path::Bridged(Bridge { v6: None, .. }) => {
+                    (ROUTED_GATEWAY_V6, 128)
+                }
+                Path::Bridged(Bridge { v6: Some((gateway, network)), .. }) => {
+                    (*gateway, network.length())
+                }
+            };
+            Leg { address: address.into(), length, gateway: gateway.into() }
+        });
+        [Some(v4), v6].into_iter().flatten()
+    }
+
+    /// The pod's addresses, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.legs().map(|leg| leg.address)
+    }
+
+    /// The same pod with an address of IPv6, where its node has a `block_v6` beside `block`: the one that is as far
+    /// from the beginning as its other one.
+    #[must_use]
+    pub fn with_v6(mut self, block: Option<Prefix4>, block_v6: Option<Prefix6>) -> Self {
+        if let (Some(block), Some(block_v6)) = (block, block_v6) {
+            self.address_v6 = companion(block, block_v6, self.address);
+            if let Path::Bridged(bridge) = self.path {
+                self.path = Path::Bridged(bridge.with_v6(Some(block_v6)));
+            }
+        }
+        self
+    }
+
     /// The length that the pod's address has on its interface.
     #[must_use]
     pub fn prefix_length(&self) -> u8 {
@@ -107,11 +164,27 @@ impl Wiring {
     }
 }
 
+impl Bridge {
+    /// The same bridge with the second address of `block` of IPv6.
+    #[must_use]
+    pub fn with_v6(self, block: Option<Prefix6>) -> Self {
+        let v6 = block.and_then(|block| Some((block.nth(1)?, block)));
+        Self { v6, ..self }
+    }
+
+    /// Its addresses and the networks that they are in, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = (IpAddr, Prefix)> {
+        let v4 = (self.gateway.into(), self.network.into());
+        let v6 = self.v6.map(|(gateway, network)| (gateway.into(), network.into()));
+        [Some(v4), v6].into_iter().flatten()
+    }
+}
+
 /// The bridge of a kubenet node whose block is `network`: `cbr0` with the first usable address.
 #[must_use]
 pub fn bridge(network: Prefix4, mtu: u32) -> Bridge {
     let gateway = network.nth(1).unwrap_or(network.network());
-    Bridge { name: BRIDGE.to_owned(), mac: mac_of(0x0a, gateway), gateway, network, mtu }
+    Bridge { name: BRIDGE.to_owned(), mac: mac_of(0x0a, gateway), gateway, network, v6: None, mtu }
 }
 
 /// The bridge of a node whose NIC is in `network`: Azure's router has a subnet's first usable address.
@@ -146,7 +219,15 @@ pub fn wiring(
         }
     };
     let host_link = host_link(prefix, attachment);
-    Wiring { host_link, host_mac, pod_mac: mac_of(0x0a, address), mtu, address, path }
+    Wiring {
+        host_link,
+        host_mac,
+        pod_mac: mac_of(0x0a, address),
+        mtu,
+        address,
+        address_v6: None,
+        path,
+    }
 }
 
 /// A name of `prefix` and 11 hexadecimal digits of a SHA-1, as azure-vnet makes it; at most the 15

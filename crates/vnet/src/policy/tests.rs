@@ -223,7 +223,7 @@ fn the_platform_is_forbidden_only_by_name() {
 
 #[test]
 fn an_overlays_pods_are_in_the_virtual_network_for_default_rules_alone() {
-    let pods = Some(prefix("10.244.0.0/16"));
+    let pods = Some(OverlayRanges { v4: prefix("10.244.0.0/16"), v6: None });
     let plain = Gate::new(&Region::default(), &vnet(), &group(&[]), pods);
     check(&plain, &[("in tcp 10.244.1.9 40000 > 10.244.0.7 80", "AllowVnetInBound")]);
     let rules = ["100 in allow * VirtualNetwork * > * *", "4096 in deny * * * > * *"];

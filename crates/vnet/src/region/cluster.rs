@@ -10,7 +10,7 @@ use super::{
     upgrades, uuid_of,
 };
 use crate::{
-    addr::Prefix4,
+    addr::{Prefix, Prefix4, Prefix6},
     command::{Accepted, Common, Outcome, PutCluster, PutPool},
     fault::Fault,
     kind,
@@ -65,6 +65,7 @@ impl Change {
         let route_table = (mode == NetworkMode::Kubenet).then(|| {
             node_group.sibling(kind::ROUTE_TABLE, &format!("aks-agentpool-{hash}-routetable"))
         });
+        let is_dual_stack = put.is_dual_stack.unwrap_or_default();
         let mut cluster = Cluster {
             created: self.now,
             version: put.version.unwrap_or_else(|| DEFAULT_VERSION.to_owned()),
@@ -75,6 +76,15 @@ impl Change {
             mode,
             links: put.links,
             pod_cidr: pod_cidr(mode, put.pod_cidr)?,
+            pod_cidr6: put.pod_cidr6.or_else(|| match mode {
+                NetworkMode::Kubenet | NetworkMode::Overlay if is_dual_stack => {
+                    Some(default_range6(ranges::POD_CIDR6))
+                }
+                _ => None,
+            }),
+            service_cidr6: is_dual_stack.then(|| {
+                put.service_cidr6.unwrap_or_else(|| default_range6(ranges::SERVICE_CIDR6))
+            }),
             service_cidr: put.service_cidr.unwrap_or_else(|| default_range(ranges::SERVICE_CIDR)),
             dns_service_ip: put.dns_service_ip.unwrap_or(ranges::DNS_SERVICE_IP),
             outbound,
@@ -89,6 +99,7 @@ impl Change {
             hash,
             meta,
         };
+        ranges::check_families(&cluster)?;
         check_links(&cluster)?;
         outbound::check_type(&cluster)?;
         self.make_node_group(&cluster, &group);
@@ -184,6 +195,9 @@ impl Change {
             cluster.meta.state = ProvisioningState::Upgrading;
         }
         check_pool_versions(&cluster)?;
+        if let Some(outbound) = put.outbound {
+            ranges::check_families(&Cluster { outbound, ..cluster.clone() })?;
+        }
         self.change_outbound(old, &mut cluster, put.outbound, put.outbound_profile)?;
         if is_migration {
             let pod_cidr = put.pod_cidr.or(old.pod_cidr);
@@ -359,11 +373,12 @@ impl Change {
     /// The virtual network of a cluster that was given none; the answer is its subnet.
     fn make_managed_vnet(&mut self, cluster: &Cluster) -> Result<ArmId, Fault> {
         let updating = ProvisioningState::Updating;
+        let range6 = cluster.is_dual_stack().then(|| managed_range6(cluster));
         let name = Name::new("aks-subnet");
         let subnet = Subnet {
             name: name.clone(),
             prefix: Prefix4::containing(MANAGED_SUBNET.0.into(), MANAGED_SUBNET.1),
-            prefix6: None,
+            prefix6: range6.and_then(|range| range.nth_subnet(64, 0)),
             security_group: None,
             nat_gateway: None,
             default_outbound: true,
@@ -379,7 +394,10 @@ impl Change {
         };
         let vnet = Vnet {
             meta: self.part_meta(&cluster.vnet, &cluster.meta.location, updating),
-            prefixes: vec![Prefix4::containing(MANAGED_VNET.0.into(), MANAGED_VNET.1).into()],
+            prefixes: [Prefix4::containing(MANAGED_VNET.0.into(), MANAGED_VNET.1).into()]
+                .into_iter()
+                .chain(range6.map(Prefix::from))
+                .collect(),
             subnets: BTreeMap::from([(name.clone(), subnet)]),
             peerings: BTreeMap::new(),
             default_outbound: self.lab_address()?,
@@ -421,6 +439,18 @@ fn check_fixed(old: &Cluster, put: &PutCluster) -> Result<(), Fault> {
         (
             !is_migration && put.pod_cidr.is_some_and(|range| Some(range) != old.pod_cidr),
             "networkProfile.podCidr",
+        ),
+        (
+            put.is_dual_stack.is_some_and(|it| it != old.is_dual_stack()),
+            "networkProfile.ipFamilies",
+        ),
+        (
+            put.pod_cidr6.is_some_and(|range| Some(range) != old.pod_cidr6),
+            "networkProfile.podCidrs",
+        ),
+        (
+            put.service_cidr6.is_some_and(|range| Some(range) != old.service_cidr6),
+            "networkProfile.serviceCidrs",
         ),
         (
             put.service_cidr.is_some_and(|range| range != old.service_cidr),
@@ -475,8 +505,19 @@ fn pod_cidr(mode: NetworkMode, wanted: Option<Prefix4>) -> Result<Option<Prefix4
     }
 }
 
+fn default_range6((network, length): (std::net::Ipv6Addr, u8)) -> Prefix6 {
+    Prefix6::containing(network, length)
+}
+
 fn default_range((network, length): (std::net::Ipv4Addr, u8)) -> Prefix4 {
     Prefix4::containing(network, length)
+}
+
+/// The unique local /56 of a dual-stack cluster's managed virtual network (RFC 4193); which one Azure draws is not known.
+fn managed_range6(cluster: &Cluster) -> Prefix6 {
+    let mut bytes = *uuid_of(&format!("{} vnet", cluster.meta.id.key())).as_bytes();
+    bytes[0] = 0xfd;
+    Prefix6::containing(bytes.into(), 56)
 }
 
 /// Eight digits that name the parts of a cluster, always the same for the same id. What the service computes

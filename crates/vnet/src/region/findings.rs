@@ -7,7 +7,7 @@ use std::{
 
 use super::Region;
 use crate::{
-    addr::{Mac, Prefix},
+    addr::{Family, Mac, Prefix},
     ipam,
     model::{
         Cluster, Frontend, Holder, InboundTarget, LoadBalancer, ProvisioningState, Subnet,
@@ -270,6 +270,7 @@ impl Region {
             findings.push(format!("{id} has no route table"));
         }
         let mut ranges = BTreeSet::new();
+        let mut ranges6 = BTreeSet::new();
         let mut hostnames = BTreeSet::new();
         let mut counts: BTreeMap<&Name, u32> = BTreeMap::new();
         for machine in self.nodes_of(id) {
@@ -285,6 +286,22 @@ impl Region {
                 if !ranges.insert(range) {
                     findings.push(format!("{name} has {range}, and so has another node"));
                 }
+            }
+            if let Some(range) = node.pod_range6 {
+                if !cluster.pod_cidr6.is_some_and(|pods| pods.contains_prefix(range)) {
+                    findings.push(format!("{name} has {range}, outside of the pod CIDR of IPv6"));
+                }
+                if !ranges6.insert(range) {
+                    findings.push(format!("{name} has {range}, and so has another node"));
+                }
+            }
+            if cluster.is_dual_stack()
+                && self
+                    .nics
+                    .get(&machine.nic)
+                    .is_some_and(|nic| nic.address_of(Family::V6).is_none())
+            {
+                findings.push(format!("{name} has no address of IPv6"));
             }
             if !cluster.pools.contains_key(&node.pool) {
                 findings.push(format!("{name} is of pool {}, which is not there", node.pool));

@@ -1,10 +1,14 @@
 //! The nodes of a cluster: machines with NICs, the addresses that they take, and what follows their number.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
 
 use super::{Change, etag, refusal, uuid_of};
 use crate::{
-    addr::Prefix4,
+    addr::{Family, Prefix4, Prefix6},
     fault::Fault,
     kind,
     model::{
@@ -12,7 +16,7 @@ use crate::{
         NodeRole, POD_BATCH, PodAllocation, ProvisioningState, Role, Tags, UpgradeStep,
     },
     name::{ArmId, Name},
-    sizing::{self, POD_RANGE_LENGTH, PoolSize},
+    sizing::{self, POD_RANGE_LENGTH, POD_RANGE6_LENGTH, PoolSize},
 };
 
 /// The load balancers that a cluster's cloud provider keeps, and their back-end pools
@@ -22,6 +26,11 @@ const BALANCERS: [&str; 2] = ["kubernetes", "kubernetes-internal"];
 pub(super) const INBOUND_POOL: &str = "kubernetes";
 /// See [`BALANCERS`].
 pub(super) const OUTBOUND_POOL: &str = "aksOutboundBackendPool";
+
+/// The same of IPv6 (`pkg/provider/azure_utils.go`, `getResourceByIPFamily`).
+pub(super) const INBOUND_POOL_V6: &str = "kubernetes-IPv6";
+/// AKS' own of IPv6; its name is made as the cloud provider makes names.
+pub(super) const OUTBOUND_POOL_V6: &str = "aksOutboundBackendPool-IPv6";
 
 impl Change {
     /// Makes `n` more nodes of a pool; surge nodes stay only for as long as an upgrade.
@@ -33,6 +42,7 @@ impl Change {
         is_surge: bool,
     ) -> Result<(), Fault> {
         let mut ranges = self.free_pod_ranges(cluster);
+        let mut ranges6 = self.free_pod_ranges6(cluster);
         for _ in 0..n {
             let pool = cluster.pools.get_mut(pool).expect("the pool was put before it grows");
             let instance = pool.next_instance;
@@ -43,7 +53,12 @@ impl Change {
                 Some(Some(range)) => Some(range),
                 Some(None) => return Err(no_pod_range()),
             };
-            self.add_node(cluster, &pool, (instance, is_surge), pod_range)?;
+            let pod_range6 = match ranges6.as_mut().map(Iterator::next) {
+                None => None,
+                Some(Some(range)) => Some(range),
+                Some(None) => return Err(no_pod_range()),
+            };
+            self.add_node(cluster, &pool, (instance, is_surge), (pod_range, pod_range6))?;
         }
         Ok(())
     }
@@ -67,12 +82,28 @@ impl Change {
         Some(pod_cidr.subnets(POD_RANGE_LENGTH).filter(move |range| !taken.contains(range)))
     }
 
+    /// The same of the pod CIDR of IPv6.
+    pub(super) fn free_pod_ranges6(
+        &self,
+        cluster: &Cluster,
+    ) -> Option<impl Iterator<Item = Prefix6> + use<>> {
+        let pod_cidr = cluster.pod_cidr6.filter(|_| cluster.pod_cidr.is_some())?;
+        let taken: BTreeSet<Prefix6> = self
+            .region
+            .nodes_of(&cluster.meta.id)
+            .into_iter()
+            .filter_map(|machine| machine.node()?.pod_range6)
+            .collect();
+        let all = (0..).map_while(move |index| pod_cidr.nth_subnet(POD_RANGE6_LENGTH, index));
+        Some(all.filter(move |range| !taken.contains(range)))
+    }
+
     fn add_node(
         &mut self,
         cluster: &Cluster,
         pool: &AgentPool,
         (instance, is_surge): (u32, bool),
-        pod_range: Option<Prefix4>,
+        (pod_range, pod_range6): (Option<Prefix4>, Option<Prefix6>),
     ) -> Result<(), Fault> {
         let scale_set = scale_set_name(cluster, &pool.name);
         let machine_id =
@@ -98,10 +129,16 @@ impl Change {
                 }
             }
         }
+        let mut addresses: Vec<IpAddr> = addresses.into_iter().map(IpAddr::from).collect();
+        if cluster.is_dual_stack() {
+            let config = name(addresses.len());
+            let holder = Holder::IpConfiguration { nic: nic_id.clone(), config };
+            addresses.push(self.hold(&pool.subnet, Family::V6, None, holder)?);
+        }
         let configs = addresses.into_iter().enumerate().map(|(i, address)| IpConfiguration {
             name: name(i),
             subnet: pool.subnet.clone(),
-            address: address.into(),
+            address,
             public_ip: None,
             application_groups: Vec::new(),
             allocation: Allocation::Dynamic,
@@ -125,6 +162,7 @@ impl Change {
                 pool: pool.name.clone(),
                 instance,
                 pod_range,
+                pod_range6,
                 phase: NodePhase::Creating,
                 image: Some(pool.image(cluster.mode)),
                 step: UpgradeStep::Idle,
@@ -197,7 +235,13 @@ impl Change {
             let id = cluster.node_group.sibling(kind::LOAD_BALANCER, name);
             let Some(balancer) = self.region.balancers.get(&id) else { continue };
             let mut next = balancer.as_ref().clone();
-            for (pool, members) in [(INBOUND_POOL, &inbound), (OUTBOUND_POOL, &outbound)] {
+            let pools = [
+                (INBOUND_POOL, &inbound),
+                (OUTBOUND_POOL, &outbound),
+                (INBOUND_POOL_V6, &inbound),
+                (OUTBOUND_POOL_V6, &outbound),
+            ];
+            for (pool, members) in pools {
                 if let Some(pool) = next.pools.get_mut(&Name::new(pool)) {
                     pool.members.clone_from(members);
                 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Change,
-    nodes::{INBOUND_POOL, OUTBOUND_POOL},
+    nodes::{INBOUND_POOL, INBOUND_POOL_V6, OUTBOUND_POOL, OUTBOUND_POOL_V6},
     pools, refusal, upgrades, uuid_of,
 };
 use crate::{
@@ -36,6 +36,8 @@ const GATEWAY_IDLE: u32 = 4;
 
 const BALANCER: &str = "kubernetes";
 const OUTBOUND_RULE: &str = "aksOutboundRule";
+/// The same for IPv6; its name is made as the cloud provider makes names.
+const OUTBOUND_RULE_V6: &str = "aksOutboundRule-IPv6";
 const TARGET: &str = "networkProfile.outboundType";
 
 /// What an outbound type has when nothing is asked of it.
@@ -142,6 +144,15 @@ fn check_profile(cluster: &Cluster) -> Result<(), Fault> {
     let refuse = |code: &str, message: String| {
         Err(Fault::bad(code, message).at(&format!("networkProfile.{what}")))
     };
+    if let Some(n) = profile.managed_v6.filter(|_| cluster.outbound == OutboundType::LoadBalancer) {
+        let most = BALANCER_ADDRESSES.end();
+        if n > *most || n > 0 && !cluster.is_dual_stack() {
+            let text = format!(
+                "{n} managed outbound IPs of IPv6 are not between 0 and {most}, or the cluster is not dual-stack."
+            );
+            return refuse(codes.0, text);
+        }
+    }
     if let OutboundAddresses::Managed(n) = profile.addresses
         && !limits.contains(&n)
     {
@@ -435,10 +446,13 @@ impl Change {
         );
         self.touch(&mut balancer.meta, updating);
         let wanted = self.outbound_frontends(cluster)?;
-        let kept: Vec<&Name> = wanted.iter().map(|(name, _)| name).collect();
+        let wanted6 = (0..cluster.n_managed_v6())
+            .map(|i| self.managed_ip(cluster, &format!("outbound IPv6 {i}"), None, Family::V6))
+            .collect::<Result<Vec<_>, _>>()?;
+        let kept: Vec<&Name> = wanted.iter().chain(&wanted6).map(|(name, _)| name).collect();
         self.remove_frontends(cluster, &mut balancer, &kept);
         // Whoever takes an address later must find it taken.
-        for (name, public_ip) in &wanted {
+        for (name, public_ip) in wanted.iter().chain(&wanted6) {
             if !balancer.frontends.contains_key(name) {
                 self.attach_public_ip(public_ip, &id, location, name)?;
                 let frontend = Frontend::Public { public_ip: public_ip.clone() };
@@ -456,6 +470,22 @@ impl Change {
             idle_timeout_minutes: cluster.outbound_profile.idle_timeout_minutes,
             enable_tcp_reset: true,
         };
+        if cluster.is_dual_stack() {
+            for pool in [INBOUND_POOL_V6, OUTBOUND_POOL_V6] {
+                let empty = BackendPool { members: Vec::new(), family: Family::V6 };
+                balancer.pools.entry(Name::new(pool)).or_insert(empty);
+            }
+        }
+        if wanted6.is_empty() {
+            balancer.outbound_rules.remove(&Name::new(OUTBOUND_RULE_V6));
+        } else {
+            let rule = OutboundRule {
+                frontends: wanted6.into_iter().map(|(name, _)| name).collect(),
+                pool: OUTBOUND_POOL_V6.into(),
+                ..rule.clone()
+            };
+            balancer.outbound_rules.insert(Name::new(OUTBOUND_RULE_V6), rule);
+        }
         balancer.outbound_rules.insert(Name::new(OUTBOUND_RULE), rule);
         self.region.balancers.insert(id, Arc::new(balancer));
         Ok(())
@@ -468,7 +498,7 @@ impl Change {
             OutboundAddresses::Managed(n) => (0..n)
                 .map(|i| {
                     let what = if i == 0 { "outbound".to_owned() } else { format!("outbound {i}") };
-                    self.managed_ip(cluster, &what, None)
+                    self.managed_ip(cluster, &what, None, Family::V4)
                 })
                 .collect(),
             OutboundAddresses::PublicIps(ids) => ids
@@ -487,7 +517,7 @@ impl Change {
                     let n = n.ok_or_else(|| refusal::reference(&id, &cluster.meta.id))?;
                     for i in 0..n {
                         let what = format!("outbound {} {i}", id.key());
-                        all.push(self.managed_ip(cluster, &what, Some(&id))?);
+                        all.push(self.managed_ip(cluster, &what, Some(&id), Family::V4)?);
                     }
                 }
                 Ok(all)
@@ -532,6 +562,7 @@ impl Change {
         cluster: &Cluster,
         what: &str,
         prefix: Option<&ArmId>,
+        family: Family,
     ) -> Result<(Name, ArmId), Fault> {
         let name = guid(cluster, what);
         let id = cluster.node_group.sibling(kind::PUBLIC_IP, name.as_str());
@@ -539,7 +570,7 @@ impl Change {
             let location = &cluster.meta.location;
             let address = match prefix {
                 Some(prefix) => self.address_of_prefix(prefix, &id, location)?,
-                None => self.lab_address()?.into(),
+                None => self.lab_address_of(family)?,
             };
             let public_ip = PublicIp {
                 meta: self.part_meta(&id, location, ProvisioningState::Updating),
@@ -556,10 +587,10 @@ impl Change {
 
     /// Takes the front ends of the way out from a load balancer, but for those that stay and those that Services use.
     fn remove_frontends(&mut self, cluster: &Cluster, balancer: &mut LoadBalancer, kept: &[&Name]) {
-        let Some(rule) = balancer.outbound_rules.get(&Name::new(OUTBOUND_RULE)) else { return };
-        let going: Vec<Name> = rule
-            .frontends
-            .iter()
+        let rules = [OUTBOUND_RULE, OUTBOUND_RULE_V6].map(Name::new);
+        let rules = rules.iter().filter_map(|name| balancer.outbound_rules.get(name));
+        let going: Vec<Name> = rules
+            .flat_map(|rule| &rule.frontends)
             .filter(|name| !kept.contains(name))
             .filter(|name| !balancer.rules.values().any(|rule| rule.frontend == **name))
             .cloned()
@@ -587,7 +618,7 @@ impl Change {
         let old = old.unwrap_or_default();
         let mut public_ips = Vec::new();
         for i in 0..n {
-            let (_, public_ip) = self.managed_ip(cluster, &format!("nat {i}"), None)?;
+            let (_, public_ip) = self.managed_ip(cluster, &format!("nat {i}"), None, Family::V4)?;
             if !old.contains(&public_ip) {
                 let user = id.to_string();
                 self.attach_public(&public_ip, &id, &cluster.meta.location, &user)?;
@@ -628,8 +659,12 @@ impl Change {
                 let Some(balancer) = self.region.balancers.get(&id) else { return };
                 let mut balancer = balancer.as_ref().clone();
                 self.remove_frontends(cluster, &mut balancer, &[]);
-                balancer.outbound_rules.remove(&Name::new(OUTBOUND_RULE));
-                balancer.pools.remove(&Name::new(OUTBOUND_POOL));
+                for (rule, pool) in
+                    [(OUTBOUND_RULE, OUTBOUND_POOL), (OUTBOUND_RULE_V6, OUTBOUND_POOL_V6)]
+                {
+                    balancer.outbound_rules.remove(&Name::new(rule));
+                    balancer.pools.remove(&Name::new(pool));
+                }
                 let state = if balancer.frontends.is_empty() {
                     ProvisioningState::Deleting
                 } else {

@@ -10,8 +10,8 @@ use crate::{
     model::{AgentPool, Cluster, Machine, NetworkMode, PoolMode, ProvisioningState},
     name::{ArmId, Name},
     sizing::{
-        self, MAX_KUBENET_NODES, MAX_NODES, MAX_POOL_NODES, MAX_POOLS, Need, POD_LIMITS, PoolSize,
-        Range,
+        self, MAX_DUAL_KUBENET_NODES, MAX_KUBENET_NODES, MAX_NODES, MAX_POOL_NODES, MAX_POOLS,
+        Need, POD_LIMITS, PoolSize, Range,
     },
 };
 
@@ -282,8 +282,9 @@ impl Change {
                 None => Err(refusal::reference(id, &cluster.meta.id)),
             })
         };
-        if cluster.mode == NetworkMode::Kubenet && n_nodes > MAX_KUBENET_NODES {
-            return Err(too_many_nodes(n_nodes, MAX_KUBENET_NODES));
+        let most = most_nodes(cluster);
+        if cluster.mode == NetworkMode::Kubenet && n_nodes > most {
+            return Err(too_many_nodes(n_nodes, most));
         }
         fits(nodes_need, NODE_SUBNET)?;
         fits(pods_need, POD_SUBNET)?;
@@ -318,12 +319,20 @@ pub(super) fn check_pools(cluster: &Cluster) -> Result<(), Fault> {
             "There has to be at least one system agent pool.",
         ));
     }
-    let most = if cluster.mode == NetworkMode::Kubenet { MAX_KUBENET_NODES } else { MAX_NODES };
+    let most = most_nodes(cluster);
     let nodes: u32 = staying(cluster).map(|pool| PoolSize::of(cluster.mode, pool).nodes).sum();
     if nodes > most {
         return Err(too_many_nodes(nodes, most));
     }
     Ok(())
+}
+
+fn most_nodes(cluster: &Cluster) -> u32 {
+    match (cluster.mode, cluster.is_dual_stack()) {
+        (NetworkMode::Kubenet, false) => MAX_KUBENET_NODES,
+        (NetworkMode::Kubenet, true) => MAX_DUAL_KUBENET_NODES,
+        (NetworkMode::Azure | NetworkMode::Overlay | NetworkMode::None, _) => MAX_NODES,
+    }
 }
 
 fn too_many_nodes(nodes: u32, most: u32) -> Fault {

@@ -4,15 +4,32 @@
 //! kubenet networking", prerequisites; AKS release notes of 2024-10-25 (the pod CIDR is compared with
 //! subnets, not with the whole virtual network).
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::refusal;
-use crate::{addr::Prefix4, fault::Fault, model::Cluster, model::Vnet};
+use crate::{
+    addr::{Prefix, Prefix4, Prefix6},
+    fault::Fault,
+    model::{Cluster, NetworkMode, OutboundType, Vnet},
+    sizing::POD_RANGE6_LENGTH,
+};
 
 /// Default of `podCidr` for kubenet and overlay.
 pub(super) const POD_CIDR: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 244, 0, 0), 16);
 /// Default of `serviceCidr`.
 pub(super) const SERVICE_CIDR: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 0, 0, 0), 16);
+/// Default of the second of `podCidrs`
+/// (MicrosoftDocs/azure-aks-docs, `configure-dual-stack.md`; the service itself draws one of RFC 4193).
+pub(super) const POD_CIDR6: (Ipv6Addr, u8) =
+    (Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0), 64);
+/// Default of the second of `serviceCidrs` (same page).
+pub(super) const SERVICE_CIDR6: (Ipv6Addr, u8) =
+    (Ipv6Addr::new(0xfd12, 0x3456, 0x789a, 1, 0, 0, 0, 0), 108);
+/// The service range of IPv6 must not be larger than a /108 (same page).
+const SHORTEST_SERVICE_CIDR6: u8 = 108;
+/// Pod ranges of IPv6: at most sixteen bits may number nodes
+/// (kubernetes/kubernetes, `pkg/controller/nodeipam/ipam/cidrset`: the most that a node's mask may be longer).
+const POD_CIDR6_LENGTHS: std::ops::RangeInclusive<u8> = POD_RANGE6_LENGTH - 16..=POD_RANGE6_LENGTH;
 /// Default of `dnsServiceIP`, whatever the service range is.
 pub(super) const DNS_SERVICE_IP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 10);
 
@@ -69,6 +86,7 @@ pub(super) fn check(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
     if let Some(pods) = cluster.pod_cidr {
         check_pods(pods, service, vnet)?;
     }
+    check_v6(cluster, vnet)?;
     for pool in cluster.pools.values() {
         for (subnet, at) in [
             (Some(&pool.subnet), "agentPoolProfile.vnetSubnetID"),
@@ -79,6 +97,118 @@ pub(super) fn check(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
                 check_reserved(subnet.prefix, at, "subnet")?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Refuses IPv6 where a cluster cannot have it.
+pub(super) fn check_families(cluster: &Cluster) -> Result<(), Fault> {
+    if !cluster.is_dual_stack() {
+        return Ok(());
+    }
+    let refuse = |code: &str, target: &str, text: &str| Err(Fault::bad(code, text).at(target));
+    if cluster.mode == NetworkMode::Azure {
+        return refuse(
+            "UnsupportedDualStackNetworkPlugin",
+            "networkProfile.ipFamilies",
+            "IP families [IPv4,IPv6] are not supported for network plugin azure without network plugin mode overlay.",
+        );
+    }
+    if matches!(
+        cluster.outbound,
+        OutboundType::ManagedNatGateway | OutboundType::UserAssignedNatGateway
+    ) {
+        return refuse(
+            "UnsupportedOutboundType",
+            "networkProfile.outboundType",
+            "A NAT gateway does not translate IPv6; a dual-stack cluster needs another outbound type.",
+        );
+    }
+    Ok(())
+}
+
+/// The same rules for the ranges of IPv6.
+fn check_v6(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
+    let Some(service) = cluster.service_cidr6 else { return Ok(()) };
+    let at = "networkProfile.serviceCIDRs";
+    if service.length() < SHORTEST_SERVICE_CIDR6 {
+        return Err(Fault::bad(
+            "InvalidServiceCidrIPv6MaskSize",
+            format!(
+                "The IPv6 service CIDR {service} is larger than a /{SHORTEST_SERVICE_CIDR6}, which is the largest that is \
+                 supported."
+            ),
+        )
+        .at(at));
+    }
+    let overlapping = |range: Prefix6| {
+        let all = vnet.subnets.values().flat_map(|subnet| subnet.prefixes());
+        all.filter_map(Prefix::as_v6).find(|subnet| subnet.overlaps(range))
+    };
+    if let Some(subnet) = overlapping(service) {
+        return Err(Fault::bad(
+            "ServiceCidrOverlapExistingSubnetsCidr",
+            format!(
+                "The specified service CIDR {service} is conflicted with an existing subnet CIDR {subnet}. Please see \
+                 https://aka.ms/aks/servicecidroverlap for how to fix the error."
+            ),
+        )
+        .at(at));
+    }
+    if let Some(pods) = cluster.pod_cidr6 {
+        let at = "networkProfile.podCIDRs";
+        if !POD_CIDR6_LENGTHS.contains(&pods.length()) {
+            let (least, most) = (POD_CIDR6_LENGTHS.start(), POD_CIDR6_LENGTHS.end());
+            let text = format!("The IPv6 pod CIDR {pods} is not between a /{least} and a /{most}.");
+            return Err(refusal::invalid(at, &text));
+        }
+        if pods.overlaps(service) {
+            return Err(Fault::bad(
+                "PodCidrOverlapServiceCidr",
+                format!("The specified pod CIDR {pods} is conflicted with service CIDR {service}."),
+            )
+            .at(at));
+        }
+        if let Some(subnet) = overlapping(pods) {
+            return Err(Fault::bad(
+                "PodCidrOverlapExistingSubnetsCidr",
+                format!(
+                    "The specified pod CIDR {pods} is conflicted with an existing subnet CIDR {subnet}."
+                ),
+            )
+            .at(at));
+        }
+    }
+    check_subnets_v6(cluster, vnet)
+}
+
+/// Refuses node subnets of IPv4 only, by AKS' two names for that: none of the virtual network's, or this one.
+fn check_subnets_v6(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
+    for pool in cluster.pools.values() {
+        let name = crate::name::Name::new(pool.subnet.name());
+        let Some(subnet) = vnet.subnets.get(&name).filter(|subnet| subnet.prefix6.is_none()) else {
+            continue;
+        };
+        let (code, text) = if vnet.is_dual_stack() {
+            (
+                "VnetSubnetMissingIPv6",
+                format!(
+                    "Subnet {} of agent pool {} has no IPv6 address prefix, which a dual-stack cluster needs.",
+                    subnet.name, pool.name
+                ),
+            )
+        } else {
+            (
+                "SingleStackVnetSubnetWithDualStackCluster",
+                format!(
+                    "Agent pool {} of a dual-stack cluster is in subnet {} of virtual network {}, which has IPv4 only.",
+                    pool.name,
+                    subnet.name,
+                    vnet.meta.id.name()
+                ),
+            )
+        };
+        return Err(Fault::bad(code, text).at("agentPoolProfile.vnetSubnetID"));
     }
     Ok(())
 }

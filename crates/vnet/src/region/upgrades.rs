@@ -17,8 +17,8 @@ use crate::{
     fault::Fault,
     kind,
     model::{
-        AgentPool, Cluster, Machine, NetworkMode, NodeImage, NodePhase, ProvisioningState, Role,
-        Upgrade, UpgradeStep, Verb,
+        AgentPool, Cluster, IpConfiguration, Machine, NetworkMode, NodeImage, NodePhase,
+        ProvisioningState, Role, Upgrade, UpgradeStep, Verb,
     },
     name::{ArmId, Name},
     region::Region,
@@ -266,20 +266,39 @@ impl Change {
             .map(|machine| machine.meta.id.clone())
             .collect();
         let Some(mut ranges) = self.free_pod_ranges(cluster) else { return Ok(()) };
+        let mut ranges6 = self.free_pod_ranges6(cluster);
         for id in without {
             let range = ranges.next().ok_or_else(nodes::no_pod_range)?;
-            self.change_node(&id, |_, node| node.pod_range = Some(range));
+            let range6 = match ranges6.as_mut() {
+                Some(ranges) => Some(ranges.next().ok_or_else(nodes::no_pod_range)?),
+                None => None,
+            };
+            self.change_node(&id, |_, node| {
+                node.pod_range = Some(range);
+                node.pod_range6 = range6;
+            });
         }
         Ok(())
     }
 
     /// Gives back every address of a node's NIC but the primary one.
     fn keep_primary(&mut self, machine: &ArmId) {
-        let Some(nic) = self.region.nic_of(machine).filter(|nic| nic.configs.len() > 1) else {
+        // That of IPv6 is primary for its family.
+        let is_extra = |(i, config): &(usize, &IpConfiguration)| *i > 0 && config.address.is_ipv4();
+        let Some(nic) = self.region.nic_of(machine) else { return };
+        let extra: Vec<IpConfiguration> = nic
+            .configs
+            .iter()
+            .enumerate()
+            .filter(is_extra)
+            .map(|(_, config)| config.clone())
+            .collect();
+        if extra.is_empty() {
             return;
-        };
+        }
         let mut nic = nic.as_ref().clone();
-        for config in nic.configs.drain(1..) {
+        nic.configs.retain(|config| !extra.contains(config));
+        for config in extra {
             self.release(&config.subnet, config.address);
         }
         self.touch(&mut nic.meta, ProvisioningState::Updating);

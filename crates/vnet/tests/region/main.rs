@@ -3,6 +3,7 @@
 
 mod article;
 mod clusters;
+mod dual;
 mod golden;
 mod inbound;
 mod laws;

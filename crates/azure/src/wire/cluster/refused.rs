@@ -43,7 +43,7 @@ pub(super) const KNOWN: [&str; 36] = [
 ];
 
 /// Features that this lab doesn't have. A firewall or an access rule that would not be enforced is among them.
-pub(super) const REFUSED: [Refusal; 34] = [
+pub(super) const REFUSED: [Refusal; 29] = [
     refusal("/sku/name", When::Is(&["Automatic"]), "AKS Automatic"),
     refusal("/identity/type", When::Is(&["UserAssigned"]), "user-assigned identities"),
     refusal("/identity/userAssignedIdentities", When::Given, "user-assigned identities"),
@@ -59,26 +59,12 @@ pub(super) const REFUSED: [Refusal; 34] = [
         "network policies",
     )
     .code("NetworkPolicyNotSupported"),
-    refusal("/properties/networkProfile/ipFamilies", When::Several, "IPv6 and dual stack")
-        .code("IPv6NotSupported"),
-    refusal("/properties/networkProfile/ipFamilies/*", When::Is(&["IPv6"]), "IPv6 and dual stack")
-        .code("IPv6NotSupported"),
-    refusal("/properties/networkProfile/podCidrs", When::Several, "IPv6 and dual stack")
-        .code("IPv6NotSupported"),
-    refusal("/properties/networkProfile/serviceCidrs", When::Several, "IPv6 and dual stack")
-        .code("IPv6NotSupported"),
     refusal(
         "/properties/networkProfile/loadBalancerSku",
         When::IsNot(&["", "standard"]),
         "load balancers of SKU Basic",
     )
     .code("InvalidLoadBalancerSku"),
-    refusal(
-        "/properties/networkProfile/loadBalancerProfile/managedOutboundIPs/countIPv6",
-        When::NotNumber(0),
-        "IPv6 and dual stack",
-    )
-    .code("IPv6NotSupported"),
     refusal(
         "/properties/networkProfile/natGatewayProfile/managedOutboundIPProfile/countIPv6",
         When::NotNumber(0),

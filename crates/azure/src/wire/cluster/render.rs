@@ -122,10 +122,10 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
     }
     if let Some(cidr) = cluster.pod_cidr {
         profile["podCidr"] = json!(cidr);
-        profile["podCidrs"] = json!([cidr]);
+        profile["podCidrs"] = json!(cluster.pod_cidrs());
     }
     profile["serviceCidr"] = json!(cluster.service_cidr);
-    profile["serviceCidrs"] = json!([cluster.service_cidr]);
+    profile["serviceCidrs"] = json!(cluster.service_cidrs());
     profile["dnsServiceIP"] = json!(cluster.dns_service_ip);
     profile["outboundType"] = json!(match cluster.outbound {
         OutboundType::LoadBalancer => "loadBalancer",
@@ -135,7 +135,8 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
         OutboundType::Block => "block",
         OutboundType::None => "none",
     });
-    profile["ipFamilies"] = json!(["IPv4"]);
+    let families: &[_] = if cluster.is_dual_stack() { &["IPv4", "IPv6"] } else { &["IPv4"] };
+    profile["ipFamilies"] = json!(families);
     profile
 }
 
@@ -143,7 +144,13 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
 fn balancer_profile(view: &View<'_>, cluster: &Cluster) -> Value {
     let asked = &cluster.outbound_profile;
     let mut profile = match &asked.addresses {
-        OutboundAddresses::Managed(count) => json!({ "managedOutboundIPs": { "count": count } }),
+        OutboundAddresses::Managed(count) => {
+            let mut managed = json!({ "count": count });
+            if cluster.n_managed_v6() > 0 {
+                managed["countIPv6"] = cluster.n_managed_v6().into();
+            }
+            json!({ "managedOutboundIPs": managed })
+        }
         OutboundAddresses::PublicIps(ids) => {
             json!({ "outboundIPs": { "publicIPs": references(ids.clone()) } })
         }

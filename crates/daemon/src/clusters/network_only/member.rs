@@ -27,7 +27,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use vnet::{
-    addr::{Family, Prefix4},
+    addr::{Family, Prefix4, Prefix6},
     command::Command,
     host::names,
     model::{Cluster, Machine, POD_BATCH},
@@ -172,12 +172,13 @@ fn config(
         node: machine.hostname.clone(),
         network,
         source: SourceConfig::Host,
-        masquerade: Settings::of_aks(network, cluster.pod_cidr, &prefixes),
+        masquerade: Settings::of_aks(network, &cluster.pod_cidrs(), &prefixes),
         socket: places.socket(),
         interface: names::ETH0.to_owned(),
         run_directory: places.folder.clone(),
         cni_directory: places.networks(),
         host_ports: true,
+        is_dual_stack: cluster.pod_cidr6.is_some(),
     })
 }
 
@@ -260,6 +261,7 @@ async fn answer(stream: UnixStream, hosted: Arc<Hosted>, hands: Hands) {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Offer {
     block: Option<Prefix4>,
+    block_v6: Option<Prefix6>,
     addresses: Vec<Ipv4Addr>,
 }
 
@@ -327,8 +329,8 @@ impl Upkeep {
             let n_addresses = offer.addresses.len();
             if self.offered.as_ref() != Some(&offer) {
                 let (hosted, given) = (self.hosted.clone(), offer.clone());
-                let offered =
-                    self.hands.run(move || hosted.offer(given.block, given.addresses)).await;
+                let offer_it = move || hosted.offer(given.block, given.block_v6, given.addresses);
+                let offered = self.hands.run(offer_it).await;
                 offered.map_err(|error| failed(&self.name, error.into()))?;
                 self.offered = Some(offer);
                 if !self.is_ready.swap(true, Ordering::AcqRel) {
@@ -350,9 +352,12 @@ impl Upkeep {
     fn offer(&self) -> Option<Offer> {
         let region = self.store.snapshot();
         let machine = region.machines.get(&self.machine)?;
+        let mut block_v6 = None;
         let (block, addresses) = match self.hosted.config().network {
             PodNetwork::Kubenet | PodNetwork::Overlay => {
-                (Some(machine.node()?.pod_range?), Vec::new())
+                let node = machine.node()?;
+                block_v6 = node.pod_range6;
+                (Some(node.pod_range?), Vec::new())
             }
             PodNetwork::NodeSubnet | PodNetwork::NodeBridge => {
                 let configs = region.nics.get(&machine.nic)?.configs.iter().skip(1);
@@ -360,7 +365,7 @@ impl Upkeep {
             }
             PodNetwork::PodSubnet => (None, region.pod_addresses_of(&self.machine)),
         };
-        Some(Offer { block, addresses })
+        Some(Offer { block, block_v6, addresses })
     }
 
     /// Asks the region for another number of addresses, in whole batches, as AKS's address management does for a

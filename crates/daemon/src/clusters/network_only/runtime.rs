@@ -195,8 +195,8 @@ pub(super) fn on_node<T>(
     work()
 }
 
-/// The address that a result gives to the container.
-pub(super) fn address_of(result: &Value) -> Option<std::net::Ipv4Addr> {
+/// The address of a family that a result gives to the container.
+pub(super) fn address_of<T: std::str::FromStr>(result: &Value) -> Option<T> {
     let mut addresses = result["ips"].as_array()?.iter();
     addresses.find_map(|ip| ip["address"].as_str()?.split('/').next()?.parse().ok())
 }
@@ -257,7 +257,7 @@ mod tests {
         let chain = network(r#"{"type":"first"},{"type":"second"}"#);
         let result = chain.add(&container).unwrap();
         assert_eq!((&result["by"], &result["previous"]), (&json!("second"), &json!("yes")));
-        assert_eq!(address_of(&result), Some([10, 1, 2, 3].into()));
+        assert_eq!(address_of(&result), Some(std::net::Ipv4Addr::new(10, 1, 2, 3)));
         chain.delete(&container, Some(&result)).unwrap();
         let said = fs::read_to_string(&log).unwrap();
         let said: Vec<&str> = said.lines().collect();

@@ -1,0 +1,212 @@
+//! Dual-stack clusters: nodes, pods and services with an address of each family, without Kubernetes and with it.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
+#![allow(dead_code, reason = "the laboratory is shared")]
+
+mod lab;
+
+use std::net::IpAddr;
+
+use lab::{
+    TestLab, eventually,
+    packets::{jsonpath, run_pod, wait_for_pods},
+};
+use serde_json::{Value, json};
+
+const DUAL: &str = "--ip-families ipv4,ipv6 --no-ssh-key";
+const OVERLAY: &str = "--network-plugin azure --network-plugin-mode overlay";
+/// An address that only the lab's internet has.
+const OUTSIDE: &str = "2001:db8:203::9";
+
+/// The public addresses of a family in a group.
+fn publics(lab: &TestLab, group: &str, version: &str) -> Vec<String> {
+    let all = lab.az(&format!("network public-ip list -g {group}")).json();
+    let of_version =
+        all.as_array().unwrap().iter().filter(|it| it["publicIPAddressVersion"] == version);
+    of_version.map(|it| it["ipAddress"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The pod that answers at an address, and the caller that it saw.
+fn heard(lab: &TestLab, from: &str, to: &str) -> Option<(String, String)> {
+    let said = lab.exec(from, &format!("curl -s --max-time 3 http://[{to}]:8080/")).stdout();
+    let field = |name: &str| {
+        let mut words = said.split_whitespace();
+        words.find_map(|word| word.strip_prefix(name)).map(str::to_owned)
+    };
+    let (caller, _) =
+        field("caller=")?.rsplit_once(':').map(|(a, b)| (a.to_owned(), b.to_owned()))?;
+    Some((field("pod=")?, caller.trim_matches(['[', ']']).to_owned()))
+}
+
+#[test]
+fn clusters_without_kubernetes() {
+    let lab = TestLab::up_with(&["--nodes", "network-only"]);
+    lab.az("group create -n rg -l eastus").succeeds();
+    refusals(&lab);
+    for (name, plugin) in [("overlay", OVERLAY), ("kubenet", "--network-plugin kubenet")] {
+        lab.az(&format!("aks create -g rg -n {name} {plugin} {DUAL} --node-count 2")).succeeds();
+        let shown = lab.az(&format!("aks show -g rg -n {name}")).json();
+        let profile = &shown["networkProfile"];
+        assert_eq!(profile["ipFamilies"], json!(["IPv4", "IPv6"]));
+        assert_eq!(profile["podCidr"], "10.244.0.0/16");
+        assert_eq!(profile["podCidrs"], json!(["10.244.0.0/16", "fd12:3456:789a::/64"]));
+        assert_eq!(profile["serviceCidrs"], json!(["10.0.0.0/16", "fd12:3456:789a:1::/108"]));
+        assert_eq!(
+            profile["loadBalancerProfile"]["managedOutboundIPs"],
+            json!({ "count": 1, "countIPv6": 1 })
+        );
+        let status = lab.aksnet(&["status", "-o", "json"]).json();
+        let clusters = status["clusters"].as_array().unwrap();
+        let cluster = clusters.iter().find(|it| it["name"] == name).unwrap();
+        let nodes: Vec<&str> = cluster["nodes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|node| node["name"].as_str().unwrap())
+            .collect();
+        for (pod, node) in [("a", 0), ("b", 0), ("c", 1)] {
+            lab.aksnet(&["pod", "run", pod, "-c", name, "--node", nodes[node]]).succeeds();
+        }
+        let list = lab.aksnet(&["pod", "list", "-o", "json"]).json();
+        let six = |pod: &str| {
+            let all: &Vec<Value> = list["pods"].as_array().unwrap();
+            let it = all.iter().find(|it| it["name"] == pod && it["cluster"] == name).unwrap();
+            it["addressIPv6"].as_str().unwrap().to_owned()
+        };
+        let (a, b, c) = (six("a"), six("b"), six("c"));
+        let from = |pod: &str| format!("{name}:{pod}");
+        for (pod, to) in [("b", &b), ("c", &c)] {
+            assert_eq!(
+                heard(&lab, &from("a"), to),
+                Some((pod.to_owned(), a.clone())),
+                "{name}: a to {pod}"
+            );
+            assert_eq!(
+                heard(&lab, &from(pod), &a),
+                Some(("a".to_owned(), to.clone())),
+                "{name}: {pod} to a"
+            );
+        }
+        let outside = lab.exec(&from("a"), &format!("curl -s --max-time 5 http://[{OUTSIDE}]/"));
+        let group = format!("MC_rg_{name}_eastus");
+        assert_eq!(publics(&lab, &group, "IPv6"), [outside.succeeds().trim()], "{name}: outside");
+        let v4 = lab.exec(&from("a"), "curl -s --max-time 5 http://203.0.113.9/").succeeds();
+        assert_eq!(publics(&lab, &group, "IPv4"), [v4.trim()], "{name}: outside by IPv4");
+    }
+    // Kubenet: a route per node and family, by the next hop of the same family.
+    let tables = lab.az("network route-table list -g MC_rg_kubenet_eastus").json();
+    let routes = tables[0]["routes"].as_array().unwrap();
+    let of_v6 = routes.iter().filter(|it| it["addressPrefix"].as_str().unwrap().contains(':'));
+    assert_eq!((routes.len(), of_v6.clone().count()), (4, 2), "{routes:?}");
+    for route in of_v6 {
+        let hop: IpAddr = route["nextHopIpAddress"].as_str().unwrap().parse().unwrap();
+        assert!(hop.is_ipv6(), "{route}");
+    }
+    lab.aksnet(&["down"]).succeeds();
+    assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// Refused by Azure's codes, before anything is made.
+fn refusals(lab: &TestLab) {
+    for (arguments, code) in [
+        (format!("--network-plugin azure {DUAL}"), "UnsupportedDualStackNetworkPlugin"),
+        (
+            format!("{OVERLAY} {DUAL} --service-cidrs 10.0.0.0/16,fd12:3456:789a:1::/64"),
+            "InvalidServiceCidrIPv6MaskSize",
+        ),
+        (format!("{OVERLAY} {DUAL} --pod-cidrs 10.244.0.0/16"), "InvalidParameter"),
+        (
+            format!("{OVERLAY} {DUAL} --pod-cidrs fd12:3456:789a::/64,10.244.0.0/16"),
+            "UnexpectedIPVersionCIDR",
+        ),
+    ] {
+        let said = lab.az(&format!("aks create -g rg -n no {arguments} --node-count 1")).fails();
+        assert!(said.contains(code), "{arguments}: {said}");
+    }
+    assert_eq!(lab.az("aks list").json(), json!([]));
+}
+
+/// A server of both families that says who called it, and a call.
+const ECHO: &str = "import socket\n\
+s = socket.socket(socket.AF_INET6); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n\
+s.bind(('::', 9000)); s.listen(16)\n\
+while True:\n    c, peer = s.accept(); c.sendall(peer[0].encode()); c.close()\n";
+
+fn seen(lab: &TestLab, from: &str, to: &str) -> String {
+    let line = format!(
+        "python3 -c \"import socket; s = socket.create_connection(('{to}', 9000), 3); print(s.recv(64).decode(), end='')\""
+    );
+    lab.exec(from, &line).stdout()
+}
+
+#[test]
+fn a_cluster_of_kubernetes() {
+    let lab = TestLab::up();
+    lab.az("group create -n rg -l eastus").succeeds();
+    lab.az(&format!("aks create -g rg -n dual {OVERLAY} {DUAL} --node-count 2")).succeeds();
+    lab.az("aks get-credentials -g rg -n dual").succeeds();
+    let nodes = jsonpath(&lab, "dual", "nodes", ".items[*].metadata.name");
+    let nodes: Vec<&str> = nodes.split_whitespace().collect();
+    for node in &nodes {
+        let ranges = jsonpath(&lab, "dual", &format!("node {node}"), ".spec.podCIDRs");
+        let ranges: Vec<String> = serde_json::from_str(&ranges).unwrap();
+        assert!(ranges.len() == 2 && ranges[1].starts_with("fd12:3456:789a:"), "{ranges:?}");
+        let path = ".status.addresses[?(@.type=='InternalIP')].address";
+        let addresses = jsonpath(&lab, "dual", &format!("node {node}"), path);
+        assert_eq!(addresses.split_whitespace().count(), 2, "{addresses}");
+    }
+    run_pod(&lab, "dual", "a", nodes[0]);
+    run_pod(&lab, "dual", "b", nodes[0]);
+    run_pod(&lab, "dual", "c", nodes[1]);
+    wait_for_pods(&lab, "dual");
+    let six = |pod: &str| {
+        let both = jsonpath(&lab, "dual", &format!("pod {pod}"), ".status.podIPs[*].ip");
+        let both: Vec<IpAddr> = both.split_whitespace().map(|it| it.parse().unwrap()).collect();
+        assert!(both.len() == 2 && both[0].is_ipv4() && both[1].is_ipv6(), "{both:?}");
+        both[1].to_string()
+    };
+    let (a, b, c) = (six("a"), six("b"), six("c"));
+    let pod = |name: &str| format!("dual:default/{name}");
+    let mut echoes: Vec<_> = ["b", "c"]
+        .map(|it| lab.exec_in_background(&pod(it), &format!("exec python3 -c \"{ECHO}\"")))
+        .into();
+    eventually("both echo", || {
+        [("b", &b), ("c", &c)].iter().all(|(it, to)| !seen(&lab, &pod(it), to).is_empty())
+    });
+    assert_eq!(seen(&lab, &pod("a"), &b), a, "pod to pod on its node");
+    let capture = lab.exec_in_background(
+        nodes[1],
+        &format!("timeout 20 tcpdump -lnni eth0 -c 1 'ip6 dst host {c} and tcp dst port 9000'"),
+    );
+    let capture = std::thread::spawn(move || capture.wait_with_output().unwrap());
+    while !capture.is_finished() {
+        assert_eq!(seen(&lab, &pod("a"), &c), a, "pod to pod on another node");
+    }
+    let captured = String::from_utf8_lossy(&capture.join().unwrap().stdout).into_owned();
+    assert!(
+        captured.contains(&format!("IP6 {a}.")) && captured.contains(&format!("> {c}.9000:")),
+        "{captured}"
+    );
+
+    lab.apply(
+        "dual",
+        "{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"echo\"},\
+        \"spec\":{\"selector\":{\"app\":\"c\"},\"ipFamilyPolicy\":\"RequireDualStack\",\
+        \"ports\":[{\"port\":9000}]}}",
+    );
+    let services = jsonpath(&lab, "dual", "service echo", ".spec.clusterIPs[*]");
+    let services: Vec<&str> = services.split_whitespace().collect();
+    assert!(services.len() == 2 && services[1].starts_with("fd12:3456:789a:1::"), "{services:?}");
+    for service in services {
+        eventually("the service is programmed", || !seen(&lab, &pod("a"), service).is_empty());
+    }
+    let outside = lab.exec(&pod("a"), &format!("curl -s --max-time 5 http://[{OUTSIDE}]/"));
+    assert_eq!(publics(&lab, "MC_rg_dual_eastus", "IPv6"), [outside.succeeds().trim()], "outside");
+    for echo in &mut echoes {
+        let _ =
+            std::process::Command::new("pkill").args(["-9", "-P", &echo.id().to_string()]).status();
+        let _ = echo.kill();
+        let _ = echo.wait();
+    }
+    lab.aksnet(&["down"]).succeeds();
+    assert_eq!(lab.traces(), Vec::<String>::new());
+}

@@ -1,0 +1,200 @@
+//! Clusters whose nodes, pods and services have IPv6 beside IPv4.
+
+use vnet::{
+    addr::Family,
+    command::{Command, PutCluster},
+    model::{NetworkMode, NodePhase, OutboundAddresses, OutboundProfile, OutboundType},
+    name::Name,
+};
+
+use crate::support::{Lab, cluster, id, pool, pool_in, prefix, put_cluster, put_subnet, subnet};
+
+fn dual(mode: NetworkMode, subnet: Option<&str>) -> PutCluster {
+    let first = subnet.map_or_else(|| pool("nodepool1", 2), |it| pool_in("nodepool1", 2, it));
+    PutCluster { is_dual_stack: Some(true), ..cluster(mode, vec![first]) }
+}
+
+/// Each node: addresses, and ranges of pods.
+fn nodes(lab: &Lab) -> Vec<String> {
+    let nodes = lab.region.nodes_of(&id("cluster c"));
+    let text = nodes.into_iter().map(|machine| {
+        let nic = lab.region.nic_of(&machine.meta.id).unwrap();
+        let addresses: Vec<_> = nic.configs.iter().map(|it| it.address.to_string()).collect();
+        let ranges = machine.node().unwrap().pod_ranges();
+        let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+        format!("{} pods {}", addresses.join(" "), ranges.join(" "))
+    });
+    text.collect()
+}
+
+fn own_vnet(subnet6: Option<&str>) -> Lab {
+    let mut lab = Lab::new();
+    lab.vnet("v", &["10.1.0.0/16", "fd00:db8::/48"]);
+    let mut nodes = subnet("nodes", "10.1.0.0/24");
+    nodes.prefix6 = subnet6.map(prefix);
+    lab.must(put_subnet("v", nodes));
+    lab
+}
+
+#[test]
+fn nodes_have_both_families_in_a_subnet_of_ones_own() {
+    for mode in [NetworkMode::Overlay, NetworkMode::Kubenet] {
+        let mut lab = own_vnet(Some("fd00:db8::/64"));
+        lab.cluster("c", dual(mode, Some("v/nodes"))).unwrap();
+        lab.up("c", NodePhase::Ready);
+        assert_eq!(
+            nodes(&lab),
+            [
+                "10.1.0.4 fd00:db8::4 pods 10.244.0.0/24 fd12:3456:789a::/80",
+                "10.1.0.5 fd00:db8::5 pods 10.244.1.0/24 fd12:3456:789a:0:1::/80",
+            ],
+            "{mode:?}"
+        );
+        let cluster = &lab.region.clusters[&id("cluster c")];
+        let texts = |ranges: Vec<vnet::addr::Prefix>| {
+            ranges.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(cluster.pod_cidrs()), ["10.244.0.0/16", "fd12:3456:789a::/64"]);
+        assert_eq!(texts(cluster.service_cidrs()), ["10.0.0.0/16", "fd12:3456:789a:1::/108"]);
+    }
+}
+
+#[test]
+fn a_managed_network_is_dual_stack_and_so_is_the_way_out() {
+    let mut lab = Lab::new();
+    lab.cluster("c", dual(NetworkMode::Overlay, None)).unwrap();
+    lab.up("c", NodePhase::Ready);
+    let cluster = lab.region.clusters[&id("cluster c")].clone();
+    let network = &lab.region.vnets[&cluster.vnet];
+    assert!(network.is_dual_stack());
+    let nodes = &network.subnets[&Name::new("aks-subnet")];
+    assert_eq!(nodes.prefix6.unwrap().length(), 64);
+    let balancer = cluster.node_group.sibling(vnet::kind::LOAD_BALANCER, "kubernetes");
+    let balancer = &lab.region.balancers[&balancer];
+    let pools: Vec<_> = balancer
+        .pools
+        .iter()
+        .map(|(name, pool)| format!("{name} {:?} {}", pool.family, pool.members.len()))
+        .collect();
+    assert_eq!(
+        pools,
+        [
+            "aksOutboundBackendPool V4 2",
+            "aksOutboundBackendPool-IPv6 V6 2",
+            "kubernetes V4 2",
+            "kubernetes-IPv6 V6 2",
+        ]
+    );
+    let rules: Vec<_> = balancer
+        .outbound_rules
+        .iter()
+        .map(|(name, rule)| (name.to_string(), rule.frontends.len()))
+        .collect();
+    assert_eq!(rules, [("aksOutboundRule".to_owned(), 1), ("aksOutboundRule-IPv6".to_owned(), 1)]);
+    let of_v6 = |lab: &Lab| {
+        lab.region.public_ips.values().filter(|it| Family::of(it.address) == Family::V6).count()
+    };
+    assert_eq!(of_v6(&lab), 1);
+    // More of them, and none.
+    for n in [3, 0] {
+        let profile = OutboundProfile { managed_v6: Some(n), ..OutboundProfile::default() };
+        let mut put = dual(NetworkMode::Overlay, None);
+        put.outbound_profile = Some(profile);
+        lab.must(put_cluster("c", put));
+        lab.up("c", NodePhase::Ready);
+        assert_eq!(of_v6(&lab), usize::try_from(n).unwrap());
+    }
+}
+
+#[test]
+fn what_a_dual_stack_cluster_cannot_be_is_refused_by_azures_names() {
+    let check = |change: &dyn Fn(&mut PutCluster), code: &str| {
+        let mut lab = own_vnet(Some("fd00:db8::/64"));
+        let mut put = dual(NetworkMode::Overlay, Some("v/nodes"));
+        change(&mut put);
+        assert_eq!(lab.refused(put_cluster("c", put)).code, code);
+    };
+    check(&|put| put.mode = Some(NetworkMode::Azure), "UnsupportedDualStackNetworkPlugin");
+    check(
+        &|put| put.service_cidr6 = Some(prefix("fd12:3456:789a:1::/107")),
+        "InvalidServiceCidrIPv6MaskSize",
+    );
+    check(
+        &|put| put.service_cidr6 = Some(prefix("fd12:3456:789a::/108")),
+        "PodCidrOverlapServiceCidr",
+    );
+    check(
+        &|put| put.service_cidr6 = Some(prefix("fd00:db8::/108")),
+        "ServiceCidrOverlapExistingSubnetsCidr",
+    );
+    check(
+        &|put| put.pod_cidr6 = Some(prefix("fd00:db8::/64")),
+        "PodCidrOverlapExistingSubnetsCidr",
+    );
+    check(&|put| put.pod_cidr6 = Some(prefix("fd77::/48")), "InvalidParameter");
+    check(&|put| put.pod_cidr6 = Some(prefix("fd77::/80")), "InsufficientPodCidr");
+    check(
+        &|put| put.outbound = Some(OutboundType::UserAssignedNatGateway),
+        "UnsupportedOutboundType",
+    );
+    let put = || put_cluster("c", dual(NetworkMode::Overlay, Some("v/nodes")));
+    assert_eq!(own_vnet(None).refused(put()).code, "VnetSubnetMissingIPv6");
+    let mut lab = Lab::new();
+    lab.vnet("v", &["10.1.0.0/16"]);
+    lab.subnet("v", "nodes", "10.1.0.0/24");
+    assert_eq!(lab.refused(put()).code, "SingleStackVnetSubnetWithDualStackCluster");
+    let mut many = dual(NetworkMode::Kubenet, None);
+    many.pools[0].count = Some(201);
+    assert_eq!(lab.refused(put_cluster("d", many)).code, "AgentPoolMaxCountExceeded");
+    let mut single = cluster(NetworkMode::Overlay, vec![pool("nodepool1", 2)]);
+    single.outbound_profile = Some(OutboundProfile {
+        managed_v6: Some(1),
+        addresses: OutboundAddresses::Managed(1),
+        ..OutboundProfile::default()
+    });
+    assert_eq!(
+        lab.refused(put_cluster("e", single)).code,
+        "InvalidLoadBalancerProfileManagedOutboundIPCount"
+    );
+}
+
+#[test]
+fn families_and_ranges_stay_as_they_were_made() {
+    let mut lab = own_vnet(Some("fd00:db8::/64"));
+    lab.cluster("c", dual(NetworkMode::Overlay, Some("v/nodes"))).unwrap();
+    lab.up("c", NodePhase::Ready);
+    let mut check = |change: &dyn Fn(&mut PutCluster), target: &str| {
+        let mut put = dual(NetworkMode::Overlay, Some("v/nodes"));
+        change(&mut put);
+        let fault = lab.refused(put_cluster("c", put));
+        assert_eq!(
+            (fault.code.as_str(), fault.target.as_deref()),
+            ("PropertyChangeNotAllowed", Some(target))
+        );
+    };
+    check(&|put| put.is_dual_stack = Some(false), "networkProfile.ipFamilies");
+    check(&|put| put.pod_cidr6 = Some(prefix("fd77::/64")), "networkProfile.podCidrs");
+    check(&|put| put.service_cidr6 = Some(prefix("fd77::/108")), "networkProfile.serviceCidrs");
+}
+
+/// A node that goes gives back all that it has; the next one gets it, surge nodes of an upgrade included.
+#[test]
+fn addresses_and_ranges_come_back() {
+    let mut lab = own_vnet(Some("fd00:db8::/64"));
+    lab.cluster("c", dual(NetworkMode::Kubenet, Some("v/nodes"))).unwrap();
+    lab.up("c", NodePhase::Ready);
+    let before = nodes(&lab);
+    // From kubenet to overlay: all nodes are made anew, and keep both addresses and both ranges.
+    lab.must(put_cluster("c", dual(NetworkMode::Overlay, Some("v/nodes"))));
+    assert_eq!(nodes(&lab).len(), 3, "a surge node");
+    for _ in 0..20 {
+        lab.upgrade_step("c", NodePhase::Ready);
+        let generation = lab.region.generation;
+        lab.must(Command::ClusterReal { cluster: id("cluster c"), generation });
+    }
+    assert_eq!(nodes(&lab), before);
+    lab.delete("cluster c");
+    lab.must(Command::ClusterGone { cluster: id("cluster c") });
+    lab.fabric();
+    assert_eq!(lab.held("v/nodes"), 0);
+}
