@@ -27,7 +27,7 @@ fn publics(lab: &TestLab, group: &str, version: &str) -> Vec<String> {
 
 /// The pod that answers at an address, and the caller that it saw.
 fn heard(lab: &TestLab, from: &str, to: &str) -> Option<(String, String)> {
-    let said = lab.exec(from, &format!("curl -s --max-time 3 http://[{to}]:8080/")).stdout();
+    let said = lab.exec(from, &format!("curl -s --max-time 3 http://[{to}]/")).stdout();
     let field = |name: &str| {
         let mut words = said.split_whitespace();
         words.find_map(|word| word.strip_prefix(name)).map(str::to_owned)
@@ -52,7 +52,7 @@ fn clusters_without_kubernetes() {
         assert_eq!(profile["serviceCidrs"], json!(["10.0.0.0/16", "fd12:3456:789a:1::/108"]));
         assert_eq!(
             profile["loadBalancerProfile"]["managedOutboundIPs"],
-            json!({ "count": 1, "countIPv6": 1 })
+            json!({ "count": 1, "countIpv6": 1 })
         );
         let status = lab.aksnet(&["status", "-o", "json"]).json();
         let clusters = status["clusters"].as_array().unwrap();
