@@ -15,7 +15,7 @@ use std::{
 use super::{
     cuts, names,
     platform::logged_drop,
-    ruleset::{elements, ip, ip_addr, line},
+    ruleset::{digest, elements, ip, line},
     view::View,
 };
 use crate::{
@@ -39,7 +39,7 @@ pub(super) const CHAINS: &str = r#"
 	}
 
 	chain subnet_out {
-		iifname . $ip saddr vmap @pods_out
+		iifname vmap @pods_out
 		iifname vmap @nodes_out
 	}
 
@@ -52,7 +52,7 @@ pub(super) const CHAINS: &str = r#"
 	}
 
 	chain subnet_in {
-		oifname . $ip daddr vmap @pods_in
+		oifname vmap @pods_in
 		oifname vmap @nodes_in
 	}
 
@@ -69,6 +69,7 @@ pub(super) const CHAINS: &str = r#"
 pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
     let mut variants: BTreeSet<Variant<'_>> = BTreeSet::new();
     let mut maps: BTreeMap<(&str, Direction), BTreeSet<String>> = BTreeMap::new();
+    let mut lists: BTreeMap<(String, Direction), Vec<String>> = BTreeMap::new();
     for port in &view.ports {
         let pod_ranges = port.overlay_ranges();
         let own = view.subnet_of(port.primary);
@@ -87,6 +88,7 @@ pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
                 let chain = names::gate(&group.meta.id, direction, pod_ranges);
                 put("nodes", format!("\"{link}\" : goto {chain}"));
             }
+            let mut pods_of = Vec::new();
             for (pods, prefix) in
                 pod_subnets.iter().filter_map(|it| Some((*it, it.prefix_of(family)?)))
             {
@@ -97,7 +99,13 @@ pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
                     None if subnet.is_some() => "return".to_owned(),
                     None => continue,
                 };
-                put("pods", format!("\"{link}\" . {prefix} : {verdict}"));
+                pods_of.push(format!("{prefix} {verdict}"));
+            }
+            if !pods_of.is_empty() {
+                let chain =
+                    format!("pods-{}-{}", way(direction), &digest(&pods_of.join(" "))[..10]);
+                put("pods", format!("\"{link}\" : goto {chain}"));
+                lists.insert((chain, direction), pods_of);
             }
         }
         variants.extend([nic, subnet].iter().flatten().map(|group| (&group.meta.id, pod_ranges)));
@@ -105,7 +113,6 @@ pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
             variants.extend(group_of(pods).map(|group| (&group.meta.id, None)));
         }
     }
-    let pods_kind = format!("ifname . {} : verdict", ip_addr(family));
     for direction in [Direction::Outbound, Direction::Inbound] {
         for (group, pod_ranges) in &variants {
             let Some(security) = view.group(Some(*group)) else { continue };
@@ -114,15 +121,36 @@ pub(super) fn render(text: &mut String, view: &View<'_>, family: Family) {
             line(text, format_args!("\t# {group}"));
             list(text, &name, direction, gate.rules(direction), family);
         }
-        let suffix = if direction == Direction::Inbound { "in" } else { "out" };
-        for (map, kind, flags) in [
-            ("nic", "ifname : verdict", ""),
-            ("nodes", "ifname : verdict", ""),
-            ("pods", &pods_kind, "flags interval"),
-        ] {
+        for map in ["nic", "nodes", "pods"] {
             let members = maps.remove(&(map, direction)).unwrap_or_default();
-            elements(text, &format!("map {map}_{suffix}"), kind, flags, &members);
+            elements(
+                text,
+                &format!("map {map}_{}", way(direction)),
+                "ifname : verdict",
+                "",
+                &members,
+            );
         }
+    }
+    for ((chain, direction), pods_of) in lists {
+        let (link, address) = match direction {
+            Direction::Inbound => ("oifname", "daddr"),
+            Direction::Outbound => ("iifname", "saddr"),
+        };
+        line(text, format_args!("\tchain {chain} {{"));
+        for pods in pods_of {
+            line(text, format_args!("\t\t{} {address} {pods}", ip(family)));
+        }
+        // What is no pod's is the node's.
+        line(text, format_args!("\t\t{link} vmap @nodes_{}", way(direction)));
+        line(text, format_args!("\t}}"));
+    }
+}
+
+fn way(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Inbound => "in",
+        Direction::Outbound => "out",
     }
 }
 

@@ -4,8 +4,16 @@
 //!
 //! The table is always rendered whole. Rules are few and the same in every virtual network; what differs
 //! is in sets, maps and chains of their own. Whatever drops has a counter, and a comment that says why.
+//!
+//! No set has intervals in a concatenation. When a table is replaced, the kernel lets packets meet the new rules a moment
+//! before such a set has its elements (`nft_set_commit_update` in `nf_tables_commit`, net/netfilter/nf_tables_api.c), so
+//! what is dropped for not being in it is lost. It is the slowest kind, too.
 
-use std::{collections::BTreeSet, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    net::{Ipv4Addr, Ipv6Addr},
+};
 
 use super::{
     balancing::Services,
@@ -16,7 +24,10 @@ use super::{
     services, translation,
     view::View,
 };
-use crate::addr::{Family, Prefix};
+use crate::{
+    addr::Family,
+    sizing::{POD_RANGE_LENGTH, POD_RANGE6_LENGTH},
+};
 
 /// The name of the table.
 pub const TABLE: &str = "aksnet";
@@ -107,7 +118,7 @@ pub(super) fn render(view: &View<'_>, networks: &Networks<'_>, services: &Servic
         };
         let translation = translation::chains(*family);
         for chains in [early, CHAINS, input, gates::CHAINS, services::CHAINS, &translation] {
-            text.push_str(&chains.replace("$ip", ip));
+            text.push_str(&chains.replace("$ip", ip).replace("$mask", &mask(*family)));
         }
         text.push_str("}\n");
     }
@@ -136,9 +147,8 @@ const EARLY_4: &str = r#"
 	# so flows of their pods have states of their own.
 	chain early {
 		type filter hook prerouting priority raw; policy accept;
-		iifname "nic-*" iifname != @forwarding iifname . ip saddr != @sources counter drop comment "not an address of the NIC"
-		iifname . ip saddr vmap @overlay
-		iifname . ip daddr vmap @overlay
+		iifname "nic-*" iifname . ip saddr != @sources iifname . ip saddr & $mask != @ranges iifname != @forwarding counter drop comment "not an address of the NIC"
+		iifname vmap @overlay
 	}
 "#;
 
@@ -148,9 +158,8 @@ const EARLY_6: &str = r#"
 	chain early {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "nic-*" ip6 saddr { ::, fe80::/10 } counter drop comment "link-local"
-		iifname "nic-*" iifname != @forwarding iifname . ip6 saddr != @sources counter drop comment "not an address of the NIC"
-		iifname . ip6 saddr vmap @overlay
-		iifname . ip6 daddr vmap @overlay
+		iifname "nic-*" iifname . ip6 saddr != @sources iifname . ip6 saddr & $mask != @ranges iifname != @forwarding counter drop comment "not an address of the NIC"
+		iifname vmap @overlay
 	}
 "#;
 
@@ -189,80 +198,98 @@ const CHAINS: &str = r#"
 		iifname "uplink" counter drop comment "nobody asked the internet"
 		oifname "uplink" iifname . $ip saddr != @leaving counter drop comment "no outbound method"
 		iifname @joined oifname @joined counter drop comment "peering leads no further"
-		iifname @joined iifname . $ip saddr != @remote counter drop comment "forwarded traffic is not allowed"
+		iifname vmap @remote
 		goto inbound
 	}
 "#;
 
-/// Who may send as whom.
+/// The netmask of a node's pod range.
+fn mask(family: Family) -> String {
+    match family {
+        Family::V4 => Ipv4Addr::from(u32::MAX << (32 - POD_RANGE_LENGTH)).to_string(),
+        Family::V6 => Ipv6Addr::from(u128::MAX << (128 - POD_RANGE6_LENGTH)).to_string(),
+    }
+}
+
+/// Who may send as whom: NICs' own addresses and those of front ends behind which they are, and the ranges of nodes'
+/// pods, by their first address.
 fn sources(text: &mut String, view: &View<'_>, services: &Services, family: Family) {
     let mut sources = BTreeSet::new();
+    let mut ranges = BTreeSet::new();
     let mut forwarding = BTreeSet::new();
     let fronts = services.addresses_by_member();
     for port in &view.ports {
         let link = &port.link;
-        let pods = port.pod_range_of(family).filter(|_| port.is_overlay());
         let main = port.main_address(family);
         let fronts = main.and_then(|main| fronts.get(&main)).into_iter().flatten().copied();
         let own = port.addresses().filter(|address| Family::of(*address) == family);
-        for address in own.chain(fronts) {
-            // Intervals of a set must not overlap.
-            if pods.is_none_or(|pods| !pods.contains(address)) {
-                sources.insert(format!("\"{link}\" . {address}"));
-            }
-        }
-        if let Some(pods) = pods {
-            sources.insert(format!("\"{link}\" . {pods}"));
-        }
+        sources.extend(own.chain(fronts).map(|address| format!("\"{link}\" . {address}")));
+        let pods = port.pod_range_of(family).filter(|_| port.is_overlay());
+        ranges.extend(pods.map(|range| format!("\"{link}\" . {}", range.network())));
         if port.nic.ip_forwarding {
             forwarding.insert(format!("\"{link}\""));
         }
     }
     let kind = format!("ifname . {}", ip_addr(family));
-    elements(text, "set sources", &kind, "flags interval", &sources);
+    elements(text, "set sources", &kind, "", &sources);
+    elements(text, "set ranges", &kind, "", &ranges);
     elements(text, "set forwarding", "ifname", "", &forwarding);
 }
 
-/// Which links and addresses belong to an overlay, and the state of which one that is.
+/// Which links belong to an overlay, and which state the flows of its addresses have.
 fn overlays(text: &mut String, view: &View<'_>, family: Family) {
     let mut overlay = BTreeSet::new();
-    let mut zones = BTreeSet::new();
+    let mut zones = BTreeMap::new();
+    let ip = ip(family);
     let nodes = view.ports.iter().filter_map(|port| Some((port.link.clone(), port.cluster?)));
     let planes = view.clusters.iter().map(|it| (names::control_port(&it.meta.id), *it));
     for (link, cluster) in nodes.chain(planes) {
         let Some((ranges, zone)) = control::overlay(cluster) else { continue };
         for range in ranges.prefixes().filter(|range| range.family() == family) {
-            overlay.insert(format!("\"{link}\" . {range} : goto overlay-{zone}"));
-            zones.insert(zone);
+            overlay.insert(format!("\"{link}\" : jump overlay-{zone}"));
+            zones.insert(zone, range);
         }
     }
-    let kind = format!("ifname . {} : verdict", ip_addr(family));
-    elements(text, "map overlay", &kind, "flags interval", &overlay);
-    for zone in zones {
+    elements(text, "map overlay", "ifname : verdict", "", &overlay);
+    for (zone, range) in zones {
         line(text, format_args!("\tchain overlay-{zone} {{"));
-        line(text, format_args!("\t\tct zone set {zone}"));
+        line(text, format_args!("\t\t{ip} saddr {range} ct zone set {zone} return"));
+        line(text, format_args!("\t\t{ip} daddr {range} ct zone set {zone}"));
         line(text, format_args!("\t}}"));
     }
 }
 
 /// The links to peers, and the sources that may come in on each.
 fn joined(text: &mut String, view: &View<'_>, networks: &Networks<'_>, family: Family) {
-    let mut joined: BTreeSet<String> =
-        view.peers.iter().map(|peer| format!("\"{}\"", peer.link)).collect();
-    let mut remote = BTreeSet::new();
+    // Nothing comes in on a link but what somebody lets.
+    let mut allowed: BTreeMap<String, Option<Vec<String>>> =
+        view.peers.iter().map(|peer| (peer.link.clone(), Some(Vec::new()))).collect();
     for (peer, link) in networks.links_from(view) {
-        joined.insert(format!("\"{link}\""));
-        if peer.peering.allow_forwarded {
-            remote.insert(format!("\"{link}\" . {}", Prefix::everything(family)));
-        } else {
-            let own = peer.peering.remote_prefixes.iter();
-            let own = own.filter(|prefix| prefix.family() == family);
-            remote.extend(own.map(|prefix| format!("\"{link}\" . {prefix}")));
-        }
+        let own = peer.peering.remote_prefixes.iter();
+        let own = own.filter(|prefix| prefix.family() == family).map(ToString::to_string);
+        let own = (!peer.peering.allow_forwarded).then(|| own.collect());
+        allowed.insert(link, own);
+    }
+    let joined: BTreeSet<String> = allowed.keys().map(|link| format!("\"{link}\"")).collect();
+    let mut remote = BTreeSet::new();
+    let mut lists = BTreeMap::new();
+    for (link, own) in allowed {
+        let Some(own) = own else { continue };
+        let chain = format!("remote-{}", &digest(&own.join(" "))[..10]);
+        remote.insert(format!("\"{link}\" : jump {chain}"));
+        lists.insert(chain, own);
     }
     elements(text, "set joined", "ifname", "", &joined);
-    let kind = format!("ifname . {}", ip_addr(family));
-    elements(text, "set remote", &kind, "flags interval", &remote);
+    elements(text, "map remote", "ifname : verdict", "", &remote);
+    for (chain, own) in lists {
+        line(text, format_args!("\tchain {chain} {{"));
+        if !own.is_empty() {
+            let (ip, own) = (ip(family), own.join(", "));
+            line(text, format_args!("\t\t{ip} saddr {{ {own} }} return"));
+        }
+        line(text, format_args!("\t\tcounter drop comment \"forwarded traffic is not allowed\""));
+        line(text, format_args!("\t}}"));
+    }
 }
 
 /// Writes a set or a map.
