@@ -423,7 +423,6 @@ async fn what_the_lab_has_not_is_refused() {
         ("/properties/networkProfile/networkDataplane", json!("cilium")),
         ("/properties/networkProfile/networkPolicy", json!("calico")),
         ("/properties/networkProfile/outboundType", json!("managedNATGatewayV2")),
-        ("/properties/networkProfile/ipFamilies", json!(["IPv4", "IPv6"])),
         ("/properties/networkProfile/loadBalancerSku", json!("basic")),
         ("/properties/apiServerAccessProfile", json!({ "enablePrivateCluster": true })),
         ("/properties/apiServerAccessProfile", json!({ "authorizedIPRanges": ["1.2.3.0/24"] })),

@@ -10,7 +10,7 @@ use linux::{
     nft,
 };
 use nix::errno::Errno;
-use std::process::Command;
+use std::{fmt::Write as _, process::Command};
 use vnet::{
     addr::Family,
     host::{TABLE, delta, digest},
@@ -74,7 +74,7 @@ fn families_have_tables_of_their_own() {
     let refused = socket.delete("t", &[six.clone(), entry(81, 1)]).unwrap_err();
     assert_eq!(refused.errno(), Some(Errno::ENOENT));
     assert_eq!(counts(&mut socket), [1, 1]);
-    socket.delete("t", &[six.clone()]).unwrap();
+    socket.delete("t", std::slice::from_ref(&six)).unwrap();
     assert_eq!(counts(&mut socket), [1, 0]);
     assert!(!socket.has("t", &six).unwrap());
 }
@@ -141,12 +141,12 @@ fn table(elements: [&str; 8]) -> String {
     ];
     let mut text = format!("table ip {TABLE} {{\n");
     for ((head, kind, flags), elements) in heads.into_iter().zip(elements) {
-        text += &format!("\t{head} {{\n\t\ttype {kind}\n");
+        writeln!(text, "\t{head} {{\n\t\ttype {kind}").unwrap();
         if !flags.is_empty() {
-            text += &format!("\t\t{flags}\n");
+            writeln!(text, "\t\t{flags}").unwrap();
         }
         if !elements.is_empty() {
-            text += &format!("\t\telements = {{ {elements} }}\n");
+            writeln!(text, "\t\telements = {{ {elements} }}").unwrap();
         }
         text += "\t}\n";
     }
@@ -155,19 +155,19 @@ fn table(elements: [&str; 8]) -> String {
 
 #[test]
 fn changed_elements_are_those_that_nft_would_have_loaded() {
-    let (changed, loaded) = (
+    let (updated, loaded) = (
         Namespace(format!("nftchanged{}", std::process::id())),
         Namespace(format!("nftloaded{}", std::process::id())),
     );
-    let netns = Netns::create(&changed.0).unwrap();
+    let netns = Netns::create(&updated.0).unwrap();
     let beside = Netns::create(&loaded.0).unwrap();
-    let mut changer = Changer::open_in(&netns).unwrap();
+    let mut socket = Changer::open_in(&netns).unwrap();
     let mut before = table([""; 8]);
     nft::load(&netns, &before).unwrap();
-    let links = "\"eth0\", \"nic-0123456789a\"";
+    let nics = "\"eth0\", \"nic-0123456789a\"";
     for elements in [
         [
-            links,
+            nics,
             "\"eth0\" . 10.1.0.4, \"eth0\" . 10.244.0.0/24, \"nic-0123456789a\" . 0.0.0.0/0",
             "\"eth0\" . 10.0.0.0/8 : goto one-1, \"eth1\" . 10.1.0.0/16 : return",
             "\"eth0\" : jump one-1, \"eth1\" : goto one-1",
@@ -190,8 +190,8 @@ fn changed_elements_are_those_that_nft_would_have_loaded() {
         ["", "", "", "", "", "", "", ""],
     ] {
         let after = table(elements);
-        let changes = delta(&before, &after).expect("only elements differ");
-        changer.change(TABLE, &changes, &digest(&before), &digest(&after)).unwrap();
+        let difference = delta(&before, &after).expect("only elements differ");
+        socket.change(TABLE, &difference, &digest(&before), &digest(&after)).unwrap();
         assert_eq!(nft::loaded(&netns).unwrap(), Some(digest(&after)));
         nft::load(&beside, &after).unwrap();
         let listing = |namespace: &Namespace| {
@@ -199,24 +199,24 @@ fn changed_elements_are_those_that_nft_would_have_loaded() {
                 namespace.nft("list ruleset").lines().map(str::to_owned).collect();
             lines.sort();
             // The order of elements is the hash's.
-            lines.iter_mut().for_each(|line| {
+            for line in &mut lines {
                 let mut parts: Vec<&str> = line.split([',', '{', '}']).map(str::trim).collect();
                 parts.sort_unstable();
                 *line = parts.join(",");
-            });
+            }
             let mut words: Vec<String> =
                 lines.iter().flat_map(|line| line.split(',').map(str::to_owned)).collect();
             words.sort();
             words
         };
-        assert_eq!(listing(&changed), listing(&loaded));
+        assert_eq!(listing(&updated), listing(&loaded));
         before = after;
     }
     // From a text that is not loaded: nothing at all.
-    let other = table([links, "", "", "", "", "", "", ""]);
-    let changes = delta(&before, &other).unwrap();
-    let refused = changer.change(TABLE, &changes, &digest(&other), &digest(&other));
+    let other = table([nics, "", "", "", "", "", "", ""]);
+    let difference = delta(&before, &other).unwrap();
+    let refused = socket.change(TABLE, &difference, &digest(&other), &digest(&other));
     assert_eq!(refused.unwrap_err().errno(), Some(Errno::ENOENT));
     assert_eq!(nft::loaded(&netns).unwrap(), Some(digest(&before)));
-    assert!(!changed.nft("list ruleset").contains("eth0"));
+    assert!(!updated.nft("list ruleset").contains("eth0"));
 }

@@ -408,7 +408,7 @@ pub struct PutCluster {
     pub pod_cidr6: Option<Prefix6>,
     /// The services' range, default 10.0.0.0/16.
     pub service_cidr: Option<Prefix4>,
-    /// The services' range of IPv6, default fd12:3456:789a:1::/108.
+    /// The services' range of IPv6, default `fd12:3456:789a:1::/108`.
     pub service_cidr6: Option<Prefix6>,
     /// Default 10.0.0.10.
     pub dns_service_ip: Option<Ipv4Addr>,

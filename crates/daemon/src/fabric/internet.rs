@@ -58,7 +58,7 @@ async fn accept(listener: TcpListener) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                drop(tokio::spawn(answer(stream, peer.ip().to_canonical().to_string())))
+                drop(tokio::spawn(answer(stream, peer.ip().to_canonical().to_string())));
             }
             // Out of files, most likely: others end, and then there are some.
             Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,

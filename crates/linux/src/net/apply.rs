@@ -428,7 +428,7 @@ impl Worker<'_> {
     fn route_to(&mut self, target: &Target) -> Result<RouteTo, LinuxError> {
         Ok(match target {
             Target::Link(link) => RouteTo::Link(self.index(link)?),
-            Target::Via(link, gateway) => RouteTo::Via(self.index(link)?, (*gateway).into()),
+            Target::Via(link, gateway) => RouteTo::Via(self.index(link)?, *gateway),
             Target::Local(link) => RouteTo::Local(self.index(link)?),
             Target::Blackhole => RouteTo::Blackhole,
             Target::Unreachable => RouteTo::Unreachable,

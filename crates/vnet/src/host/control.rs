@@ -118,7 +118,7 @@ pub(super) fn connect_vnet(
         state.route(table, range, Target::Blackhole);
     }
     for port in &view.ports {
-        if !port.cluster.is_some_and(|it| it.meta.id == cluster.meta.id) {
+        if port.cluster.is_none_or(|it| it.meta.id != cluster.meta.id) {
             continue;
         }
         for range in &port.pod_ranges {

@@ -6,7 +6,7 @@
 //! is in sets, maps and chains of their own. Whatever drops has a counter, and a comment that says why.
 //!
 //! No set has intervals in a concatenation. When a table is replaced, the kernel lets packets meet the new rules a moment
-//! before such a set has its elements (`nft_set_commit_update` in `nf_tables_commit`, net/netfilter/nf_tables_api.c), so
+//! before such a set has its elements (`nft_set_commit_update` in `nf_tables_commit`, `net/netfilter/nf_tables_api.c`), so
 //! what is dropped for not being in it is lost. It is the slowest kind, too.
 
 use std::{

@@ -52,7 +52,7 @@ impl FromIterator<Ipv4Addr> for Grant {
 
 /// The address of IPv6 that belongs to a pod's `address` in dual-stack clusters: as far from the beginning of
 /// `block_v6` as the other one from that of `block`, as Azure's own samples show it (`configure-kubenet-dual-stack`:
-/// 10.244.2.2 and fd12:3456:789a:0:2::2).
+/// 10.244.2.2 and `fd12:3456:789a:0:2::2`).
 ///
 /// So whoever holds the one holds the other, and one record is enough for both. `None` when `address` is not of
 /// `block`, or `block_v6` is too small.

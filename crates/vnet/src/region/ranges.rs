@@ -10,7 +10,7 @@ use super::refusal;
 use crate::{
     addr::{Prefix, Prefix4, Prefix6},
     fault::Fault,
-    model::{Cluster, NetworkMode, OutboundType, Vnet},
+    model::{Cluster, NetworkMode, OutboundType, Subnet, Vnet},
     sizing::POD_RANGE6_LENGTH,
 };
 
@@ -142,7 +142,7 @@ fn check_v6(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
         .at(at));
     }
     let overlapping = |range: Prefix6| {
-        let all = vnet.subnets.values().flat_map(|subnet| subnet.prefixes());
+        let all = vnet.subnets.values().flat_map(Subnet::prefixes);
         all.filter_map(Prefix::as_v6).find(|subnet| subnet.overlaps(range))
     };
     if let Some(subnet) = overlapping(service) {

@@ -269,13 +269,13 @@ impl Change {
         let mut ranges6 = self.free_pod_ranges6(cluster);
         for id in without {
             let range = ranges.next().ok_or_else(nodes::no_pod_range)?;
-            let range6 = match ranges6.as_mut() {
+            let of_ipv6 = match ranges6.as_mut() {
                 Some(ranges) => Some(ranges.next().ok_or_else(nodes::no_pod_range)?),
                 None => None,
             };
             self.change_node(&id, |_, node| {
                 node.pod_range = Some(range);
-                node.pod_range6 = range6;
+                node.pod_range6 = of_ipv6;
             });
         }
         Ok(())
