@@ -199,6 +199,16 @@ fn a_cluster_of_kubernetes() {
     for service in services {
         eventually("the service is programmed", || !seen(&lab, &pod("a"), service).is_empty());
     }
+    lab.apply(
+        "dual",
+        "{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"six\"},\
+        \"spec\":{\"type\":\"LoadBalancer\",\"ipFamilies\":[\"IPv6\"],\"selector\":{\"app\":\"c\"},\
+        \"ports\":[{\"port\":9000}]}}",
+    );
+    eventually("what cannot be had is said", || {
+        let events = jsonpath(&lab, "dual", "events", ".items[*].message");
+        events.contains("service default/six is of IPv6 alone")
+    });
     let outside = lab.exec(&pod("a"), &format!("curl -s --max-time 5 http://[{OUTSIDE}]/"));
     assert_eq!(publics(&lab, "MC_rg_dual_eastus", "IPv6"), [outside.succeeds().trim()], "outside");
     for echo in &mut echoes {

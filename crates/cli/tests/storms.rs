@@ -244,18 +244,26 @@ enum Belief {
 
 type Beliefs = Mutex<BTreeMap<String, Belief>>;
 
-/// One step of somebody who makes and deletes VMs and route tables.
-///
-/// No security rules: they have the network's table replaced whole, and a packet that is in the middle of the old one
-/// then finds the old one's maps empty (`nft_mapelem_deactivate`, `net/netfilter/nf_tables_api.c`).
+/// One step of somebody who makes and deletes VMs, route tables and security rules. A rule has the network's table
+/// replaced whole.
 fn change_azure(arm: &Arm, lab: &TestLab, chance: &mut Chance, beliefs: &Beliefs) {
     let n = chance.below(4);
-    if chance.below(2) == 0 {
-        let key = format!("table{n}");
-        let path = format!("Microsoft.Network/routeTables/{key}");
-        let body = json!({ "location": "eastus", "properties": { "routes": [] } });
-        put_or_delete(arm, &key, &path, &body, beliefs);
-        return;
+    match chance.below(3) {
+        0 => {
+            let key = format!("table{n}");
+            let path = format!("Microsoft.Network/routeTables/{key}");
+            let body = json!({ "location": "eastus", "properties": { "routes": [] } });
+            return put_or_delete(arm, &key, &path, &body, beliefs);
+        }
+        1 => {
+            let key = format!("rule{n}");
+            let path = format!("Microsoft.Network/networkSecurityGroups/guard/securityRules/{key}");
+            let body = json!({ "properties": { "priority": 200 + n, "direction": "Inbound", "access": "Deny",
+                "protocol": "Tcp", "sourceAddressPrefix": "*", "sourcePortRange": "*",
+                "destinationAddressPrefix": "*", "destinationPortRange": "9999" } });
+            return put_or_delete(arm, &key, &path, &body, beliefs);
+        }
+        _ => {}
     }
     let key = format!("vm{n}");
     let belief = beliefs.lock().unwrap().get(&key).copied().unwrap_or(Belief::Absent);
@@ -339,10 +347,12 @@ fn laws(lab: &TestLab, arm: &Arm, azure: &Beliefs, of_pods: &Beliefs, all_nodes:
     };
     let there = || {
         let mut there = machines();
-        let (code, list) = arm.call("GET", "Microsoft.Network/routeTables", None);
-        assert_eq!(code, 200, "{list}");
-        there
-            .extend(list["value"].as_array().unwrap().iter().map(|it| text(it, "name").to_owned()));
+        for kind in ["routeTables", "networkSecurityGroups/guard/securityRules"] {
+            let (code, list) = arm.call("GET", &format!("Microsoft.Network/{kind}"), None);
+            assert_eq!(code, 200, "{list}");
+            let names = list["value"].as_array().unwrap().iter();
+            there.extend(names.map(|it| text(it, "name").to_owned()));
+        }
         there
     };
     let of = |wanted: Belief| -> Vec<String> {

@@ -541,7 +541,7 @@ fn what_the_runtime_adds_is_read_or_refused() {
     let Request::Add { ports, bandwidth, .. } = request else { panic!("{request:?}") };
     let said: Vec<_> =
         ports.iter().map(|one| format!("{} to {}", one.host, one.pod_port)).collect();
-    assert_eq!(said, ["8080/tcp to 80", "10.0.0.4:53/udp to 5353"]);
+    assert_eq!(said, ["8080/tcp to 80", "10.0.0.4:53/udp to 5353", "[fd00::1]:81/tcp to 81"]);
     assert_eq!((bandwidth.ingress, bandwidth.egress.unwrap().bits_per_second), (None, 8000));
     let port = |port: Value, pod: Value, protocol: &str, address: &str| {
         json!({ "portMappings": [

@@ -93,6 +93,24 @@ fn is_wanted(service: &Service) -> bool {
         && service.metadata.deletion_timestamp.is_none()
 }
 
+/// The families of a Service's addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Families {
+    Ipv4,
+    Ipv6,
+    Both,
+}
+
+fn families(service: &Service) -> Families {
+    let families = service.spec.as_ref().and_then(|spec| spec.ip_families.as_deref());
+    let has = |family: &str| families.is_some_and(|all| all.iter().any(|it| it == family));
+    match (has("IPv4"), has("IPv6")) {
+        (true, true) => Families::Both,
+        (false, true) => Families::Ipv6,
+        (_, false) => Families::Ipv4,
+    }
+}
+
 fn balancer_id(managed: &Managed, internal: bool) -> ArmId {
     let name = if internal { "kubernetes-internal" } else { "kubernetes" };
     managed.node_group.sibling("Microsoft.Network/loadBalancers", name)
@@ -117,6 +135,10 @@ async fn ensure(
     managed: &Managed,
     service: &Service,
 ) -> Result<Option<Balanced>, ControllerError> {
+    let families = families(service);
+    if families == Families::Ipv6 {
+        return Err(ControllerError::Family { service: full_name(service) });
+    }
     let wanted = Wanted::of(service);
     let members = members(cluster, managed);
     let id = balancer_id(managed, wanted.internal);
@@ -145,6 +167,10 @@ async fn ensure(
     cluster
         .event(service, EventType::Normal, "EnsuringLoadBalancer", "Ensuring load balancer")
         .await;
+    if families == Families::Both {
+        let note = "The load balancer has a front end of IPv4 only: those of IPv6 are not supported by this version of aksnet yet";
+        cluster.event(service, EventType::Warning, "UnsupportedIPFamily", note).await;
+    }
     if members.is_empty() {
         let note = "There are no available nodes for LoadBalancer";
         cluster.event(service, EventType::Warning, "UnAvailableLoadBalancer", note).await;
