@@ -26,7 +26,7 @@ use super::{
 use crate::{
     model::{
         InboundTarget, Kept, Machine, Meta, NextHop, Nic, Peering, ProvisioningState, Role, Subnet,
-        Tags, Vnet,
+        Tags, UpgradeStep, Vnet,
     },
     name::ArmId,
     region::Region,
@@ -49,7 +49,7 @@ pub struct Change {
 /// compilation to say.
 #[must_use]
 pub fn change(lab: &str, before: &Region, after: &Region, health: &Health) -> Option<Change> {
-    if !is_same_around(before, after) {
+    if !is_same_around(before, after) || any_starts_anew(before, after) {
         return None;
     }
     let mut kept = changed(before, after)?;
@@ -67,6 +67,15 @@ pub fn change(lab: &str, before: &Region, after: &Region, health: &Health) -> Op
         }
     });
     is_of_elements.then_some(change)
+}
+
+/// Whether an upgrade has stopped a node. Its namespace went with it, which nothing in a fabric says: who looks at
+/// namespaces finds that it is missing.
+fn any_starts_anew(before: &Region, after: &Region) -> bool {
+    let starts =
+        |machine: &Machine| machine.node().is_some_and(|node| node.step == UpgradeStep::Starting);
+    let started = |id| before.machines.get(id).is_some_and(|machine| starts(machine));
+    after.machines.iter().any(|(id, machine)| starts(machine) && !started(id))
 }
 
 impl Change {

@@ -2,6 +2,7 @@
 
 use vnet::{
     command::{Command, PutCluster, PutPool},
+    host::{Health, change},
     kind,
     model::{NetworkMode, NodePhase, PoolMode, ProvisioningState, UpgradeStep},
     name::Name,
@@ -124,6 +125,19 @@ fn a_loop_that_reports_late_or_twice_changes_nothing() {
     lab.must(Command::NodeStopped { machine });
     lab.must(Command::ClusterGone { cluster: id("cluster c") });
     assert_eq!(lab.held("v/nodes"), 0);
+}
+
+#[test]
+fn a_node_that_was_stopped_has_its_namespace_looked_for() {
+    let mut lab = lab(NetworkMode::Overlay, 2, "1", "10.1.0.0/24");
+    upgrade(&mut lab).unwrap();
+    lab.upgrade_step("c", NodePhase::Ready);
+    let machine = lab.region.nodes_of(&id("cluster c"))[0].meta.id.clone();
+    lab.must(Command::NodeDrained { machine: machine.clone() });
+    let before = lab.region.clone();
+    lab.must(Command::NodeStopped { machine });
+    // The fabric of both is the same; what a namespace should be does not say that it is gone.
+    assert_eq!(change("lab", &before, &lab.region, &Health::default()), None);
 }
 
 #[test]
