@@ -13,7 +13,7 @@ use vnet::{
     region::Region,
 };
 
-use super::{NetworkOnly, Pod, PodPhase, RunPods, blocking, is_leaving, report, together};
+use super::{NetworkOnly, Pod, PodPhase, RunPods, blocking, is_leaving, pods::together, report};
 use crate::clusters::ClustersError;
 
 impl NetworkOnly {
