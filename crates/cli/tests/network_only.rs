@@ -12,6 +12,7 @@ use std::{collections::BTreeMap, process::Command, thread};
 
 use lab::{
     TestLab, eventually,
+    network_only::{nodes, pods},
     packets::{Echo, Seen, seen_from},
 };
 use serde_json::{Value, json};
@@ -100,29 +101,10 @@ fn parse(line: &str) -> Option<(String, String)> {
     Some(((*fields.get("pod")?).to_owned(), caller.to_owned()))
 }
 
-/// Pods by name, of all clusters: `CLUSTER:NAME`.
-fn pods(lab: &TestLab) -> BTreeMap<String, Value> {
-    let list = lab.aksnet(&["pod", "list", "-o", "json"]).json();
-    let pods = list["pods"].as_array().unwrap().iter();
-    let key = |pod: &Value| {
-        format!("{}:{}", pod["cluster"].as_str().unwrap(), pod["name"].as_str().unwrap())
-    };
-    pods.map(|pod| (key(pod), pod.clone())).collect()
-}
-
 fn held(lab: &TestLab, subnet: &str) -> u64 {
     let status = lab.aksnet(&["status", "-o", "json"]).json();
     let subnets = status["subnets"].as_array().unwrap();
     subnets.iter().find(|it| it["name"] == subnet).unwrap()["held"].as_u64().unwrap()
-}
-
-fn nodes(lab: &TestLab, cluster: &str) -> Vec<(String, String)> {
-    let status = lab.aksnet(&["status", "-o", "json"]).json();
-    let clusters = status["clusters"].as_array().unwrap();
-    let cluster = clusters.iter().find(|it| it["name"] == cluster).unwrap();
-    let text = |node: &Value, key: &str| node[key].as_str().unwrap().to_owned();
-    let nodes = cluster["nodes"].as_array().unwrap().iter();
-    nodes.map(|node| (text(node, "name"), text(node, "address"))).collect()
 }
 
 #[test]

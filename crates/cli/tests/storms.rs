@@ -24,7 +24,10 @@ use std::{
     time::Duration,
 };
 
-use lab::{TestLab, eventually};
+use lab::{
+    TestLab, eventually,
+    network_only::{nodes, pods},
+};
 use linux::netns::Netns;
 use serde_json::{Value, json};
 
@@ -147,27 +150,8 @@ fn cluster(name: &str) -> String {
     format!("Microsoft.ContainerService/managedClusters/{name}")
 }
 
-/// Pods by `CLUSTER:NAME`.
-fn pods(lab: &TestLab) -> BTreeMap<String, Value> {
-    let list = lab.aksnet(&["pod", "list", "-o", "json"]).json();
-    let pods = list["pods"].as_array().unwrap().iter();
-    let key = |pod: &Value| {
-        format!("{}:{}", pod["cluster"].as_str().unwrap(), pod["name"].as_str().unwrap())
-    };
-    pods.map(|pod| (key(pod), pod.clone())).collect()
-}
-
 fn text<'a>(value: &'a Value, key: &str) -> &'a str {
     value[key].as_str().unwrap_or_else(|| panic!("no {key}: {value}"))
-}
-
-/// The nodes of a cluster by name, with their addresses.
-fn nodes(lab: &TestLab, cluster: &str) -> Vec<(String, String)> {
-    let status = lab.aksnet(&["status", "-o", "json"]).json();
-    let clusters = status["clusters"].as_array().unwrap();
-    let cluster = clusters.iter().find(|it| it["name"] == cluster).unwrap();
-    let nodes = cluster["nodes"].as_array().unwrap().iter();
-    nodes.map(|node| (text(node, "name").to_owned(), text(node, "address").to_owned())).collect()
 }
 
 /// A pod that sends numbers to a pod of another node, which sends them back.

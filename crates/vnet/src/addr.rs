@@ -9,6 +9,25 @@ use std::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+/// What is written down as the text that it is shown as, and read back by parsing that.
+macro_rules! kept_as_text {
+    ($type:ty, $error:ty) => {
+        impl TryFrom<String> for $type {
+            type Error = $error;
+
+            fn try_from(text: String) -> Result<Self, Self::Error> {
+                text.parse()
+            }
+        }
+
+        impl From<$type> for String {
+            fn from(value: $type) -> Self {
+                value.to_string()
+            }
+        }
+    };
+}
+
 mod either;
 mod set;
 
@@ -138,19 +157,7 @@ impl fmt::Display for Prefix4 {
     }
 }
 
-impl TryFrom<String> for Prefix4 {
-    type Error = Prefix4Error;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<Prefix4> for String {
-    fn from(prefix: Prefix4) -> Self {
-        prefix.to_string()
-    }
-}
+kept_as_text!(Prefix4, Prefix4Error);
 
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -200,16 +207,4 @@ impl FromStr for Mac {
     }
 }
 
-impl TryFrom<String> for Mac {
-    type Error = MacError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<Mac> for String {
-    fn from(mac: Mac) -> Self {
-        mac.to_string()
-    }
-}
+kept_as_text!(Mac, MacError);

@@ -187,19 +187,7 @@ impl fmt::Display for Prefix6 {
     }
 }
 
-impl TryFrom<String> for Prefix6 {
-    type Error = PrefixError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<Prefix6> for String {
-    fn from(prefix: Prefix6) -> Self {
-        prefix.to_string()
-    }
-}
+kept_as_text!(Prefix6, PrefixError);
 
 impl Prefix {
     /// The prefix of `length` bits that contains `address`.
@@ -379,19 +367,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-impl TryFrom<String> for Prefix {
-    type Error = PrefixError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
-    }
-}
-
-impl From<Prefix> for String {
-    fn from(prefix: Prefix) -> Self {
-        prefix.to_string()
-    }
-}
+kept_as_text!(Prefix, PrefixError);
 
 #[cfg(test)]
 mod tests {

@@ -205,54 +205,34 @@ impl Change {
 
     /// The lowest free address of the lab's internet.
     pub(super) fn lab_address(&mut self) -> Result<Ipv4Addr, Fault> {
-        let taken: Vec<Prefix4> =
-            self.taken_lab_addresses().into_iter().filter_map(Prefix::as_v4).collect();
-        let single: BTreeSet<Ipv4Addr> =
-            taken.iter().filter(|it| it.length() == 32).map(|it| it.network()).collect();
-        let prefixes: Vec<Prefix4> = taken.into_iter().filter(|it| it.length() < 32).collect();
         let internet = lab_internet();
-        let is_free = |address: &Ipv4Addr| {
-            !single.contains(address) && !prefixes.iter().any(|prefix| prefix.contains(*address))
-        };
-        let address = (FIRST_LAB_ADDRESS..internet.n_addresses() - 1)
-            .filter_map(|offset| internet.nth(offset))
-            .find(is_free)
-            .ok_or_else(|| {
-                Fault::bad(
-                    "PublicIPCountLimitReached",
-                    format!("No address of {internet} is free."),
-                )
-            })?;
+        let offsets = FIRST_LAB_ADDRESS..internet.n_addresses() - 1;
+        let all = offsets.filter_map(|offset| internet.nth(offset));
+        let address = self.lowest_free(all).ok_or_else(|| none_is_free(internet.into()))?;
         self.claimed.insert(address.into());
         Ok(address)
     }
 
     /// The lowest free IPv6 address of the lab's internet.
     pub(super) fn lab_address6(&mut self) -> Result<Ipv6Addr, Fault> {
-        let taken = self.taken_lab_addresses();
-        let single: BTreeSet<IpAddr> = taken
-            .iter()
-            .filter(|it| it.length() == it.family().bits())
-            .map(|it| it.network())
-            .collect();
-        let prefixes: Vec<Prefix6> =
-            taken.iter().filter(|it| it.length() < 128).filter_map(|it| it.as_v6()).collect();
         let internet = lab_internet6();
         // There are more than anybody can take.
-        let address = (u128::from(FIRST_LAB_ADDRESS)..)
-            .map_while(|offset| internet.nth(offset))
-            .find(|address| {
-                !single.contains(&IpAddr::from(*address))
-                    && !prefixes.iter().any(|prefix| prefix.contains(*address))
-            })
-            .ok_or_else(|| {
-                Fault::bad(
-                    "PublicIPCountLimitReached",
-                    format!("No address of {internet} is free."),
-                )
-            })?;
+        let all = (u128::from(FIRST_LAB_ADDRESS)..).map_while(|offset| internet.nth(offset));
+        let address = self.lowest_free(all).ok_or_else(|| none_is_free(internet.into()))?;
         self.claimed.insert(address.into());
         Ok(address)
+    }
+
+    /// The first of these addresses of the lab's internet that nobody has.
+    fn lowest_free<A: Copy + Into<IpAddr>>(&self, mut all: impl Iterator<Item = A>) -> Option<A> {
+        let is_single = |prefix: &Prefix| prefix.length() == prefix.family().bits();
+        let (single, prefixes): (Vec<Prefix>, Vec<Prefix>) =
+            self.taken_lab_addresses().into_iter().partition(is_single);
+        let single: BTreeSet<IpAddr> = single.into_iter().map(Prefix::network).collect();
+        all.find(|address| {
+            let address = (*address).into();
+            !single.contains(&address) && !prefixes.iter().any(|prefix| prefix.contains(address))
+        })
     }
 
     /// The lowest free address of a family of the lab's internet.
@@ -361,6 +341,10 @@ impl Change {
         }
         Ok(UPDATED)
     }
+}
+
+fn none_is_free(internet: Prefix) -> Fault {
+    Fault::bad("PublicIPCountLimitReached", format!("No address of {internet} is free."))
 }
 
 /// Refuses an address that a caller chose and cannot have

@@ -20,9 +20,7 @@ use serde_json::{Value, json};
 use store::Store;
 use vnet::{
     addr::{Family, Prefix4},
-    command::{
-        Command as Ask, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutSubnet,
-    },
+    command::{Command as Ask, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer},
     host::names,
     kind,
     model::{
@@ -35,6 +33,7 @@ use vnet::{
 use crate::{
     lab::{GROUP, Lab},
     machine,
+    reconcile::subnet,
 };
 
 /// How often each subject has its turn.
@@ -394,22 +393,6 @@ fn region() -> anyhow::Result<Store> {
         })?;
     }
     Ok(store)
-}
-
-fn subnet(name: &str, prefix: Prefix4, security_group: Option<ArmId>) -> PutSubnet {
-    PutSubnet {
-        prefix6: None,
-        name: name.into(),
-        prefix,
-        route_table: None,
-        security_group,
-        nat_gateway: None,
-        default_outbound: None,
-        delegations: Vec::new(),
-        private_endpoint_network_policies: None,
-        private_link_service_network_policies: None,
-        kept: BTreeMap::new(),
-    }
 }
 
 fn machine(store: &Store, name: &str, vnet: &str, subnet: &str) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use daemon::reconcile::now;
 use serde_json::{Value, json};
 use store::Store;
 use vnet::{
-    addr::Family,
+    addr::{Family, Prefix4},
     command::{Command, Common, PutIpConfiguration, PutSubnet},
     host::{Health, compile_fabric},
     kind,
@@ -58,19 +58,7 @@ async fn one_size(lab: &str, n: usize) -> anyhow::Result<Value> {
     change(Command::PutVnet {
         common: common(vnet_id()),
         prefixes: vec!["10.0.0.0/16".parse()?],
-        subnets: Some(vec![PutSubnet {
-            prefix6: None,
-            name: "s".into(),
-            prefix: "10.0.0.0/16".parse()?,
-            route_table: None,
-            security_group: None,
-            nat_gateway: None,
-            default_outbound: None,
-            delegations: Vec::new(),
-            private_endpoint_network_policies: None,
-            private_link_service_network_policies: None,
-            kept: BTreeMap::new(),
-        }]),
+        subnets: Some(vec![subnet("s", "10.0.0.0/16".parse()?, None)]),
     })?;
     for number in 0..n {
         change(put_nic(number, false))?;
@@ -187,4 +175,21 @@ fn milliseconds(times: &[Duration]) -> Value {
         times.iter().map(|time| (time.as_secs_f64() * 10_000.0).round() / 10.0).collect();
     sorted.sort_by(f64::total_cmp);
     json!({ "median": sorted.get(sorted.len() / 2), "best": sorted.first(), "worst": sorted.last() })
+}
+
+/// A subnet with a security group or none, and nothing else.
+pub(super) fn subnet(name: &str, prefix: Prefix4, security_group: Option<ArmId>) -> PutSubnet {
+    PutSubnet {
+        prefix6: None,
+        name: name.into(),
+        prefix,
+        route_table: None,
+        security_group,
+        nat_gateway: None,
+        default_outbound: None,
+        delegations: Vec::new(),
+        private_endpoint_network_policies: None,
+        private_link_service_network_policies: None,
+        kept: BTreeMap::new(),
+    }
 }
