@@ -21,6 +21,7 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 
 pub mod agent;
+mod answers;
 pub mod config;
 pub mod hosted;
 pub mod kubernetes;

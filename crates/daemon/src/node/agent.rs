@@ -1,4 +1,4 @@
-//! The agent's verbs: what happens to one attachment. Not here: the socket, and where addresses
+//! The agent's verbs: what happens to one attachment. Not here: the words of answers, the socket, and where addresses
 //! come from.
 //!
 //! *Expected flow.* ADD takes an address (in memory, under a short lock), writes the lease down, wires
@@ -23,12 +23,12 @@ use std::{
 use cni::{
     queue,
     spec::{Code, Failure},
-    talk::{Added, Address, Attachment, Interface, Pod, Reply, Request, Route},
+    talk::{Added, Attachment, Pod, Reply, Request},
 };
 use linux::pod::{PodError, Sandbox, Wirer, bandwidth};
 use tokio::sync::Notify;
 use vnet::{
-    addr::{Family, Prefix, Prefix4, Prefix6},
+    addr::{Prefix4, Prefix6},
     pods::{
         PodNetwork,
         pool::{Exhausted, Grant, Pool, companion},
@@ -38,6 +38,7 @@ use vnet::{
 };
 
 use super::{
+    answers::{added, not_enough, not_wired, not_written, reserved},
     chain,
     config::Config,
     ledger::{Found, Lease, Ledger, Phase},
@@ -660,65 +661,4 @@ impl Drop for Busy<'_> {
 /// Whether the namespace that a lease was made for is still at its path.
 fn is_same_namespace(lease: &Lease) -> bool {
     Sandbox::open(&lease.netns).is_ok_and(|sandbox| sandbox.id() == lease.netns_id)
-}
-
-fn added(interface: &str, wiring: &Wiring) -> Added {
-    let end = |name: &str, mac: vnet::addr::Mac, in_container| Interface {
-        name: name.to_owned(),
-        mac: mac.to_string(),
-        mtu: wiring.mtu,
-        in_container,
-    };
-    Added {
-        interfaces: vec![
-            end(&wiring.host_link, wiring.host_mac, false),
-            end(interface, wiring.pod_mac, true),
-        ],
-        addresses: addresses_of(wiring, 1),
-        routes: wiring
-            .legs()
-            .map(|leg| Route {
-                destination: Prefix::everything(Family::of(leg.address)).to_string(),
-                gateway: Some(leg.gateway),
-            })
-            .collect(),
-    }
-}
-
-/// Without routes, as azure-ipam: through which gateway is the other plugin's business.
-fn reserved(wiring: &Wiring) -> Added {
-    Added { interfaces: Vec::new(), addresses: addresses_of(wiring, 0), routes: Vec::new() }
-}
-
-fn addresses_of(wiring: &Wiring, interface: usize) -> Vec<Address> {
-    let addresses = wiring.legs().map(|leg| Address {
-        interface,
-        address: format!("{}/{}", leg.address, leg.length),
-        gateway: leg.gateway,
-    });
-    addresses.collect()
-}
-
-/// In CNS's words (Azure/azure-container-networking, `cns/restserver/ipam.go`), which people search for.
-fn not_enough(node: &Node, why: &Exhausted) -> Failure {
-    let message = match &node.origin {
-        Some((subnet, status)) => format!(
-            "not enough IPs available of type IPv4 for {subnet}, waiting on Azure CNS to allocate more with NC Status: {status}"
-        ),
-        None => "not enough IPs available, waiting on Azure CNS to allocate more".to_owned(),
-    };
-    Failure::new(Code::TryAgain, &message)
-        .details(format!("{why}; CNS return code 32, FailedToAllocateIPConfig"))
-}
-
-fn not_wired(error: &PodError) -> Failure {
-    let code = match error {
-        PodError::NotNamespace { .. } | PodError::OwnNamespace { .. } => Code::Environment,
-        PodError::InterfaceExists { .. } | PodError::Linux(_) => Code::Wiring,
-    };
-    Failure::new(code, "the pod cannot be connected").details(chain(error))
-}
-
-fn not_written(error: &super::ledger::LedgerError) -> Failure {
-    Failure::new(Code::Io, "the lease cannot be written down").details(chain(error))
 }
