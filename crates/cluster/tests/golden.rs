@@ -55,6 +55,7 @@ fn cluster(mode: NetworkMode) -> Cluster {
         principal: Uuid::nil(),
         mode,
         links: None,
+        dataplane: vnet::model::Dataplane::Azure,
         pod_cidr,
         pod_cidr6: None,
         service_cidr6: None,

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vnet::{
     addr::{Family, Prefix, Prefix4},
     host::platform::Resolver,
-    model::{AgentPool, Cluster, Machine, NetworkLinks, NetworkMode, PoolMode},
+    model::{AgentPool, Cluster, Dataplane, Machine, NetworkLinks, NetworkMode, PoolMode},
     pods::PodNetwork,
 };
 
@@ -56,6 +56,8 @@ pub struct Node<'a> {
 pub enum Plugin {
     /// The lab's plugin and its agent.
     Aksnet(PodNetwork),
+    /// Cilium, with addresses from the lab's agent.
+    Cilium(PodNetwork),
     /// Whatever the user installs.
     Own,
 }
@@ -63,16 +65,36 @@ pub enum Plugin {
 impl Plugin {
     /// Who wires the pods of a pool's nodes that get their addresses so.
     #[must_use]
-    pub fn of(cluster: &Cluster, mode: NetworkMode, pool: &AgentPool) -> Self {
-        match mode {
-            NetworkMode::Kubenet => Self::Aksnet(PodNetwork::Kubenet),
-            NetworkMode::Overlay => Self::Aksnet(PodNetwork::Overlay),
-            NetworkMode::Azure if pool.pod_subnet.is_some() => Self::Aksnet(PodNetwork::PodSubnet),
-            NetworkMode::Azure if cluster.links == Some(NetworkLinks::Bridge) => {
-                Self::Aksnet(PodNetwork::NodeBridge)
+    pub fn of(
+        cluster: &Cluster,
+        mode: NetworkMode,
+        dataplane: Dataplane,
+        pool: &AgentPool,
+    ) -> Self {
+        let network = match mode {
+            NetworkMode::Kubenet => PodNetwork::Kubenet,
+            NetworkMode::Overlay => PodNetwork::Overlay,
+            NetworkMode::Azure if pool.pod_subnet.is_some() => PodNetwork::PodSubnet,
+            NetworkMode::Azure
+                if cluster.links == Some(NetworkLinks::Bridge) && dataplane.is_azure() =>
+            {
+                PodNetwork::NodeBridge
             }
-            NetworkMode::Azure => Self::Aksnet(PodNetwork::NodeSubnet),
-            NetworkMode::None => Self::Own,
+            NetworkMode::Azure => PodNetwork::NodeSubnet,
+            NetworkMode::None => return Self::Own,
+        };
+        match dataplane {
+            Dataplane::Azure => Self::Aksnet(network),
+            Dataplane::Cilium => Self::Cilium(network),
+        }
+    }
+
+    /// How its pods get addresses, where the lab gives them.
+    #[must_use]
+    pub fn network(self) -> Option<PodNetwork> {
+        match self {
+            Self::Aksnet(network) | Self::Cilium(network) => Some(network),
+            Self::Own => None,
         }
     }
 }
@@ -97,10 +119,17 @@ impl Node<'_> {
         image.map_or(self.cluster.mode, |image| image.mode)
     }
 
+    /// Who forwards its pods' packets; an old node of a cluster that is being migrated has the old data plane.
+    #[must_use]
+    pub fn dataplane(&self) -> Dataplane {
+        let image = self.machine.node().and_then(|node| node.image.as_ref());
+        image.map_or(self.cluster.dataplane, |image| image.dataplane)
+    }
+
     /// Who wires this node's pods.
     #[must_use]
     pub fn plugin(&self) -> Plugin {
-        Plugin::of(self.cluster, self.mode(), self.pool)
+        Plugin::of(self.cluster, self.mode(), self.dataplane(), self.pool)
     }
 
     /// Its NIC's addresses, IPv4 first.
@@ -170,7 +199,7 @@ fn label_value(text: &str) -> String {
 #[must_use]
 pub fn node(input: &Node<'_>) -> Computer {
     let mut programs = vec![containerd(), kubelet(input), kube_proxy()];
-    if let Plugin::Aksnet(_) = input.plugin() {
+    if input.plugin().network().is_some() {
         programs.push(Program::new(
             "agent",
             super::AKSNET,
@@ -248,7 +277,7 @@ fn files(input: &Node<'_>) -> Vec<TextFile> {
         TextFile::public("/etc/resolv.conf", input.resolver.to_string()),
     ];
     files.extend(TextFile::pair(&format!("{PKI}/kubelet-server"), &certificates.kubelet_server));
-    if let Plugin::Aksnet(mode) = input.plugin() {
+    if let Some(mode) = input.plugin().network() {
         files.push(config("/etc/kubernetes/agent.kubeconfig", "agent", &certificates.agent));
         files.push(json("/etc/aksnet/agent.json", &agent_config(input, mode)));
     }
@@ -396,7 +425,9 @@ fn kube_proxy_config(input: &Node<'_>) -> Value {
             config["detectLocalMode"] = json!("ClusterCIDR");
             config["clusterCIDR"] = json!(super::listed(&ranges));
         }
-        (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, true) => {}
+        // Cilium is in kube-proxy's place; such nodes have none.
+        (Plugin::Cilium(_), _)
+        | (Plugin::Aksnet(PodNetwork::Kubenet | PodNetwork::Overlay) | Plugin::Own, true) => {}
     }
     config
 }

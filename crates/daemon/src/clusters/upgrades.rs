@@ -148,7 +148,7 @@ impl Pass<'_> {
         node: &NodeRole,
         pool: &AgentPool,
     ) {
-        let is_new = node.image.as_ref() == Some(&pool.image(self.cluster.mode));
+        let is_new = node.image.as_ref() == Some(&pool.image(self.cluster));
         if is_new && upgrades.told.contains(&(machine.hostname.clone(), "Drain")) {
             let message = format!("Successfully upgraded node: {}", machine.hostname);
             self.tell(upgrades, machine, "Upgrade", &message).await;

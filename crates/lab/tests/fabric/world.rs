@@ -374,6 +374,7 @@ impl Reader {
                 _ => panic!("mode {mode}"),
             },
             links: None,
+            dataplane: vnet::model::Dataplane::Azure,
             pod_cidr: after(words, "pods").map(parse),
             pod_cidr6: None,
             service_cidr6: None,

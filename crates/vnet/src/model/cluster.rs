@@ -38,6 +38,24 @@ pub enum NetworkLinks {
     Bridge,
 }
 
+/// `networkDataplane`: who forwards the packets of a cluster's pods, on its nodes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dataplane {
+    /// The nodes' own routes and filters, and kube-proxy.
+    #[default]
+    Azure,
+    /// Cilium's programs in eBPF, which take kube-proxy's place and enforce network policies.
+    Cilium,
+}
+
+impl Dataplane {
+    /// Whether it is what clusters have unless they ask for another; such is not written down.
+    #[must_use]
+    pub fn is_azure(&self) -> bool {
+        *self == Self::Azure
+    }
+}
+
 impl NetworkMode {
     /// Whether a node in `phase` is as it should be: without a CNI it cannot be Ready.
     #[must_use]
@@ -94,6 +112,9 @@ pub struct Cluster {
     /// `networkMode`, when it was given; `Transparent` else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub links: Option<NetworkLinks>,
+    /// Who forwards pods' packets; `Cilium` only where addresses are Azure's.
+    #[serde(default, skip_serializing_if = "Dataplane::is_azure")]
+    pub dataplane: Dataplane,
     /// Kubenet and overlay always; `None` mode when given.
     pub pod_cidr: Option<Prefix4>,
     /// The pods' range of IPv6: dual-stack kubenet and overlay.
@@ -309,10 +330,15 @@ fn half_an_hour() -> u32 {
 }
 
 impl AgentPool {
-    /// What its nodes are made from, in a cluster of `mode`.
+    /// What its nodes are made from, in its `cluster`.
     #[must_use]
-    pub fn image(&self, mode: NetworkMode) -> NodeImage {
-        NodeImage { version: self.version.clone(), mode, number: self.image }
+    pub fn image(&self, cluster: &Cluster) -> NodeImage {
+        NodeImage {
+            version: self.version.clone(),
+            mode: cluster.mode,
+            dataplane: cluster.dataplane,
+            number: self.image,
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Meta, NetworkMode, Timestamp};
+use super::{Dataplane, Meta, NetworkMode, Timestamp};
 use crate::{
     addr::{Family, Mac, Prefix, Prefix4, Prefix6},
     name::{ArmId, Name},
@@ -156,6 +156,9 @@ pub struct NodeImage {
     pub version: String,
     /// How its pods get addresses.
     pub mode: NetworkMode,
+    /// Who forwards its pods' packets.
+    #[serde(default, skip_serializing_if = "Dataplane::is_azure")]
+    pub dataplane: Dataplane,
     /// Counts the upgrades of the pool.
     pub number: u32,
 }

@@ -15,7 +15,7 @@ use crate::{
     fault::Fault,
     kind,
     model::{
-        Cluster, NetworkLinks, NetworkMode, OutboundType, PoolMode, ProvisioningState,
+        Cluster, Dataplane, NetworkLinks, NetworkMode, OutboundType, PoolMode, ProvisioningState,
         ResourceGroup, RouteTable, Subnet, Vnet,
     },
     name::{ArmId, Name},
@@ -75,6 +75,7 @@ impl Change {
             principal: uuid_of(&format!("{} principal", id.key())),
             mode,
             links: put.links,
+            dataplane: Dataplane::Azure,
             pod_cidr: pod_cidr(mode, put.pod_cidr)?,
             pod_cidr6: put.pod_cidr6.or_else(|| match mode {
                 NetworkMode::Kubenet | NetworkMode::Overlay if is_dual_stack => {

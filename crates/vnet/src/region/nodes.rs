@@ -164,7 +164,7 @@ impl Change {
                 pod_range,
                 pod_range6,
                 phase: NodePhase::Creating,
-                image: Some(pool.image(cluster.mode)),
+                image: Some(pool.image(cluster)),
                 step: UpgradeStep::Idle,
                 is_surge,
             }),

@@ -32,7 +32,7 @@ impl Region {
         let node = machine.node()?;
         let cluster = self.clusters.get(&node.cluster)?;
         let pool = cluster.pools.get(&node.pool)?;
-        Some(node.image.clone().unwrap_or_else(|| pool.image(cluster.mode)))
+        Some(node.image.clone().unwrap_or_else(|| pool.image(cluster)))
     }
 
     /// Whether nodes of the cluster wait for their turn in an upgrade, or have it.
@@ -40,7 +40,7 @@ impl Region {
     pub fn is_upgrading(&self, cluster: &ArmId) -> bool {
         let Some(there) = self.clusters.get(cluster) else { return false };
         there.pools.values().filter(|pool| pool.upgrade.is_some()).any(|pool| {
-            let target = pool.image(there.mode);
+            let target = pool.image(there);
             let nodes = Turns::of(self, there, pool, &target);
             !nodes.surge.is_empty() || !nodes.busy.is_empty() || !nodes.waiting.is_empty()
         })
@@ -138,7 +138,7 @@ impl Change {
         let Some(pool) = cluster.pools.get(pool).filter(|pool| pool.upgrade.is_none()) else {
             return false;
         };
-        !Turns::of(&self.region, cluster, pool, &pool.image(cluster.mode)).waiting.is_empty()
+        !Turns::of(&self.region, cluster, pool, &pool.image(cluster)).waiting.is_empty()
     }
 
     /// Writes down what nodes are made from, before what their cluster and pool say changes.
@@ -152,7 +152,7 @@ impl Change {
             .collect();
         for id in without {
             self.change_node(&id, |_, node| {
-                node.image = before.pools.get(&node.pool).map(|pool| pool.image(before.mode));
+                node.image = before.pools.get(&node.pool).map(|pool| pool.image(before));
             });
         }
     }
@@ -166,7 +166,7 @@ impl Change {
         let mut ended: Vec<Name> = Vec::new();
         for pool in cluster.pools.values() {
             let Some(upgrade) = pool.upgrade else { continue };
-            let target = pool.image(cluster.mode);
+            let target = pool.image(&cluster);
             let turns = Turns::of(&self.region, &cluster, pool, &target);
             let is_up = |machine: &Arc<Machine>| {
                 machine.node().is_some_and(|node| cluster.mode.is_up(node.phase))
@@ -223,7 +223,7 @@ impl Change {
         let target = self.region.machines.get(id).and_then(|machine| {
             let node = machine.node()?;
             let cluster = self.region.clusters.get(&node.cluster)?;
-            Some(cluster.pools.get(&node.pool)?.image(cluster.mode))
+            Some(cluster.pools.get(&node.pool)?.image(cluster))
         });
         let is_stopping = self.is_at(id, |step| step == UpgradeStep::Stopping)?;
         let Some(target) = target.filter(|_| is_stopping) else { return Ok(UNCHANGED) };

@@ -164,8 +164,9 @@ fn config(
 ) -> Option<Config> {
     let pool = cluster.pools.get(&machine.node()?.pool)?;
     // In an upgrade nodes of both kinds live side by side.
-    let mode = region.image_of(machine).map_or(cluster.mode, |image| image.mode);
-    let Plugin::Aksnet(network) = Plugin::of(cluster, mode, pool) else { return None };
+    let image = region.image_of(machine)?;
+    // Addresses are the same whoever forwards packets, and without Kubernetes the agent's plugin does.
+    let network = Plugin::of(cluster, image.mode, image.dataplane, pool).network()?;
     let vnet = region.vnets.get(&cluster.vnet);
     let prefixes = vnet.map_or_else(Vec::new, |vnet| vnet.prefixes4());
     Some(Config {
