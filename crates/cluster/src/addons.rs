@@ -6,6 +6,11 @@ use kube::{
     Client,
     api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, TypeMeta},
 };
+use vnet::model::Cluster;
+
+mod cilium;
+
+pub use cilium::{CILIUM_VERSION, Features, agent_image, operator_image};
 
 /// The cluster's name server, as AKS names its image.
 pub const COREDNS_IMAGE: &str = "mcr.microsoft.com/oss/kubernetes/coredns:v1.14.7";
@@ -20,6 +25,31 @@ pub enum Group {
     Base,
     /// The name server: when its image can be pulled.
     Dns,
+    /// Cilium's agents and operator, where nodes are for them: when their images can be pulled.
+    Cilium,
+}
+
+/// What add-ons depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Values {
+    /// The name server's address.
+    pub dns_service_ip: Ipv4Addr,
+    /// The API server's public name.
+    pub api_server: String,
+    /// What Cilium is to do.
+    pub features: Features,
+}
+
+impl Values {
+    /// Those of a cluster.
+    #[must_use]
+    pub fn of(cluster: &Cluster) -> Self {
+        Self {
+            dns_service_ip: cluster.dns_service_ip,
+            api_server: cluster.fqdn.clone(),
+            features: Features::default(),
+        }
+    }
 }
 
 impl Group {
@@ -30,6 +60,7 @@ impl Group {
                 include_str!("addons/nodenetworkconfigs.yaml"),
             ],
             Self::Dns => &[include_str!("addons/coredns.yaml")],
+            Self::Cilium => &cilium::FILES,
         }
     }
 }
@@ -47,33 +78,37 @@ pub struct AddonError {
     pub source: kube::Error,
 }
 
-/// A group for a cluster with this DNS service address, in the order in which it is applied.
+/// A group for a cluster with these values, in the order in which it is applied.
 ///
 /// # Panics
 /// Never: the manifests are part of the program, and a test reads them.
 #[must_use]
-pub fn render(group: Group, dns_service_ip: Ipv4Addr) -> Vec<DynamicObject> {
+pub fn render(group: Group, values: &Values) -> Vec<DynamicObject> {
+    let dns = [
+        ("${DNS_SERVICE_IP}", values.dns_service_ip.to_string()),
+        ("${COREDNS_IMAGE}", COREDNS_IMAGE.to_owned()),
+    ];
+    let blanks: Vec<_> = dns.into_iter().chain(cilium::blanks(values)).collect();
     let fill = |text: &str| {
-        text.replace("${DNS_SERVICE_IP}", &dns_service_ip.to_string())
-            .replace("${COREDNS_IMAGE}", COREDNS_IMAGE)
+        blanks.iter().fold(text.to_owned(), |text, (blank, value)| text.replace(blank, value))
     };
-    group
+    let mut objects: Vec<DynamicObject> = group
         .files()
         .iter()
         .flat_map(|file| file.split("\n---\n"))
         .map(|text| {
             serde_saphyr::from_str(&fill(text)).expect("the add-ons are Kubernetes objects")
         })
-        .collect()
+        .collect();
+    if group == Group::Cilium {
+        cilium::settle(&mut objects, values.features);
+    }
+    objects
 }
 
 /// Puts a group into a cluster by server-side apply. Doing it again changes nothing.
-pub async fn apply(
-    client: &Client,
-    group: Group,
-    dns_service_ip: Ipv4Addr,
-) -> Result<(), AddonError> {
-    for object in render(group, dns_service_ip) {
+pub async fn apply(client: &Client, group: Group, values: &Values) -> Result<(), AddonError> {
+    for object in render(group, values) {
         let types = object.types.clone().unwrap_or_default();
         let name = object.metadata.name.clone().unwrap_or_default();
         let api = api(client, &types, object.metadata.namespace.as_deref());
@@ -97,12 +132,20 @@ fn api(client: &Client, types: &TypeMeta, namespace: Option<&str>) -> Api<Dynami
 mod tests {
     use super::*;
 
+    fn values(features: Features) -> Values {
+        Values {
+            dns_service_ip: Ipv4Addr::new(10, 9, 0, 10),
+            api_server: "demo.hcp.eastus.azmk8s.io".to_owned(),
+            features,
+        }
+    }
+
     #[test]
     fn all_manifests_are_objects() {
-        let address = Ipv4Addr::new(10, 0, 0, 10);
-        let lines: Vec<String> = [Group::Base, Group::Dns]
+        let values = values(Features::default());
+        let lines: Vec<String> = [Group::Base, Group::Dns, Group::Cilium]
             .into_iter()
-            .flat_map(|group| render(group, address))
+            .flat_map(|group| render(group, &values))
             .map(|object| {
                 let kind = object.types.as_ref().map_or("", |types| &types.kind);
                 format!("{kind} {}", object.metadata.name.as_deref().unwrap_or("?"))
@@ -120,14 +163,50 @@ mod tests {
         ConfigMap coredns
         Service kube-dns
         Deployment coredns
+        ServiceAccount cilium
+        ServiceAccount cilium-operator
+        ClusterRole cilium
+        ClusterRole cilium-operator
+        ClusterRoleBinding cilium
+        ClusterRoleBinding cilium-operator
+        MutatingAdmissionPolicy aks-kube-service-host-fqdn
+        MutatingAdmissionPolicyBinding aks-kube-service-host-fqdn
+        ConfigMap cilium-config
+        ConfigMap cni-configuration
+        DaemonSet cilium
+        Deployment cilium-operator
         ");
     }
 
     #[test]
     fn every_blank_is_filled() {
-        let text =
-            serde_json::to_string(&render(Group::Dns, Ipv4Addr::new(10, 9, 0, 10))).expect("JSON");
-        assert!(!text.contains("${"), "{text}");
-        assert!(text.contains(r#""clusterIP":"10.9.0.10""#));
+        for group in [Group::Dns, Group::Cilium] {
+            let objects = render(group, &values(Features::default()));
+            let text = serde_json::to_string(&objects).expect("JSON");
+            assert!(!text.contains("${"), "{text}");
+            let wanted = match group {
+                Group::Dns => r#""clusterIP":"10.9.0.10""#,
+                _ => r#""value":"demo.hcp.eastus.azmk8s.io""#,
+            };
+            assert!(text.contains(wanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn pods_of_cilium_begin_anew_when_its_settings_change() {
+        let checksum = |features| {
+            let objects = render(Group::Cilium, &values(features));
+            let annotations: Vec<String> = objects
+                .iter()
+                .filter_map(|object| object.data.pointer("/spec/template/metadata/annotations"))
+                .map(|it| it["cilium.io/cilium-configmap-checksum"].to_string())
+                .collect();
+            assert_eq!(annotations.len(), 2);
+            assert_eq!(annotations[0], annotations[1]);
+            annotations[0].clone()
+        };
+        let observed = Features { observability: true, dns_policies: false };
+        assert_eq!(checksum(observed), checksum(observed));
+        assert_ne!(checksum(observed), checksum(Features::default()));
     }
 }

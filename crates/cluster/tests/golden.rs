@@ -11,8 +11,8 @@ use uuid::Uuid;
 use vnet::{
     host::platform::Resolver,
     model::{
-        AgentPool, Cluster, Machine, Meta, NetworkMode, NodePhase, NodeRole, OutboundType,
-        PoolMode, ProvisioningState, Role, Timestamp,
+        AgentPool, Cluster, Dataplane, Machine, Meta, NetworkMode, NodePhase, NodeRole,
+        OutboundType, PoolMode, ProvisioningState, Role, Timestamp,
     },
     name::{ArmId, Name},
 };
@@ -55,7 +55,7 @@ fn cluster(mode: NetworkMode) -> Cluster {
         principal: Uuid::nil(),
         mode,
         links: None,
-        dataplane: vnet::model::Dataplane::Azure,
+        dataplane: Dataplane::Azure,
         pod_cidr,
         pod_cidr6: None,
         service_cidr6: None,
@@ -106,8 +106,8 @@ fn certificates(cluster: &Cluster) -> ClusterCertificates {
     .expect("certificates")
 }
 
-fn render_node(mode: NetworkMode, pod_subnet: Option<&str>) -> Computer {
-    let cluster = cluster(mode);
+fn render_node(mode: NetworkMode, dataplane: Dataplane, pod_subnet: Option<&str>) -> Computer {
+    let cluster = Cluster { dataplane, ..cluster(mode) };
     let pool = pool(&cluster, pod_subnet);
     let certificates = certificates(&cluster);
     let address = Ipv4Addr::new(10, 224, 0, 4);
@@ -181,7 +181,7 @@ fn control_planes() {
 
 #[test]
 fn nodes_of_overlay_clusters() {
-    insta::assert_snapshot!(render(&render_node(NetworkMode::Overlay, None)));
+    insta::assert_snapshot!(render(&render_node(NetworkMode::Overlay, Dataplane::Azure, None)));
 }
 
 #[test]
@@ -189,28 +189,33 @@ fn registries() {
     insta::assert_snapshot!(render(&images::registry(Ipv4Addr::new(198, 19, 0, 10))));
 }
 
-/// What differs between the modes: the agent's configuration and how kube-proxy tells pods.
+/// What differs between the modes: the agent's configuration, and how kube-proxy tells pods, if there is one.
 #[test]
 fn modes() {
     let mut text = String::new();
-    for (mode, pod_subnet) in [
-        (NetworkMode::Kubenet, None),
-        (NetworkMode::Azure, None),
-        (NetworkMode::Azure, Some("pods")),
-        (NetworkMode::Overlay, None),
-        (NetworkMode::None, None),
+    for (mode, dataplane, pod_subnet) in [
+        (NetworkMode::Kubenet, Dataplane::Azure, None),
+        (NetworkMode::Azure, Dataplane::Azure, None),
+        (NetworkMode::Azure, Dataplane::Azure, Some("pods")),
+        (NetworkMode::Overlay, Dataplane::Azure, None),
+        (NetworkMode::None, Dataplane::Azure, None),
+        (NetworkMode::Azure, Dataplane::Cilium, None),
+        (NetworkMode::Azure, Dataplane::Cilium, Some("pods")),
+        (NetworkMode::Overlay, Dataplane::Cilium, None),
     ] {
-        let computer = render_node(mode, pod_subnet);
-        writeln!(text, "{mode:?}, pod subnet {pod_subnet:?}").expect("text");
+        let computer = render_node(mode, dataplane, pod_subnet);
+        writeln!(text, "{mode:?}, data plane {dataplane:?}, pod subnet {pod_subnet:?}")
+            .expect("text");
         let names: Vec<&str> = computer.programs.iter().map(|program| program.name).collect();
         writeln!(text, "  programs: {}", names.join(" ")).expect("text");
         let read = |path: &str| {
             let file = computer.files.iter().find(|file| file.path == path);
             file.map(|file| serde_json::from_str::<serde_json::Value>(&file.text).expect("JSON"))
         };
-        let proxy = read("/etc/kubernetes/kube-proxy.json").expect("a file");
-        for key in ["detectLocalMode", "detectLocal", "clusterCIDR"] {
-            writeln!(text, "  kube-proxy {key}: {}", proxy[key]).expect("text");
+        if let Some(proxy) = read("/etc/kubernetes/kube-proxy.json") {
+            for key in ["detectLocalMode", "detectLocal", "clusterCIDR"] {
+                writeln!(text, "  kube-proxy {key}: {}", proxy[key]).expect("text");
+            }
         }
         if let Some(agent) = read("/etc/aksnet/agent.json") {
             writeln!(text, "  agent: {agent}").expect("text");

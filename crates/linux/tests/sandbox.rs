@@ -210,3 +210,16 @@ fn says_why_it_cannot_start() {
     let err = Sandbox::start(&launcher(), &world.run_dir(), &spec).expect_err("no such namespace");
     assert!(err.to_string().contains("/run/netns/sbxtest-none"), "{err}");
 }
+
+#[test]
+fn settings_of_the_whole_machine_are_read_and_not_written() {
+    let world = World::new("guarded");
+    // The value that is there, so that the machine is as it was even if it were taken.
+    let script = "for name in timer_migration unprivileged_bpf_disabled; do \
+                    file=/proc/sys/kernel/$name; value=$(cat $file) || continue; \
+                    if echo $value 2>/dev/null >$file; then echo written; else echo kept; fi; \
+                  done >/var/lib/sbxtest/answers; echo $value >/proc/sys/net/ipv4/ip_forward; sleep 60";
+    world.start(&world.spec(script));
+    eventually("the answers", || world.state("answers").lines().count() == 2);
+    assert_eq!(world.state("answers"), "kept\nkept\n");
+}

@@ -21,6 +21,8 @@ use crate::{
     pki::{NodeCertificates, Pair},
 };
 
+/// Says which nodes Cilium's agents are for, in the words of AKS (its DaemonSet `cilium` selects them by it).
+pub const CILIUM_LABEL: (&str, &str) = ("kubernetes.azure.com/ebpf-dataplane", "cilium");
 const PKI: &str = "/etc/kubernetes/pki";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 
@@ -132,6 +134,11 @@ impl Node<'_> {
         Plugin::of(self.cluster, self.mode(), self.dataplane(), self.pool)
     }
 
+    /// Cilium forwards services' packets in kube-proxy's place.
+    fn has_kube_proxy(&self) -> bool {
+        !matches!(self.plugin(), Plugin::Cilium(_))
+    }
+
     /// Its NIC's addresses, IPv4 first.
     fn addresses(&self) -> Vec<IpAddr> {
         let v6 = self.address_v6.map(IpAddr::from);
@@ -173,6 +180,9 @@ impl Node<'_> {
             labels.insert("kubernetes.azure.com/azure-cni-overlay".to_owned(), "true".to_owned());
             labels.insert("kubernetes.azure.com/podnetwork-type".to_owned(), "overlay".to_owned());
         }
+        if let Plugin::Cilium(_) = self.plugin() {
+            labels.insert(CILIUM_LABEL.0.to_owned(), CILIUM_LABEL.1.to_owned());
+        }
         if let Some(subnet) = &self.pool.pod_subnet {
             let vnet = subnet.parent();
             for (name, value) in [
@@ -198,7 +208,10 @@ fn label_value(text: &str) -> String {
 /// The computer that a node is.
 #[must_use]
 pub fn node(input: &Node<'_>) -> Computer {
-    let mut programs = vec![containerd(), kubelet(input), kube_proxy()];
+    let mut programs = vec![containerd(), kubelet(input)];
+    if input.has_kube_proxy() {
+        programs.push(kube_proxy());
+    }
     if input.plugin().network().is_some() {
         programs.push(Program::new(
             "agent",
@@ -269,14 +282,17 @@ fn files(input: &Node<'_>) -> Vec<TextFile> {
         ),
         TextFile::public(&format!("{PKI}/ca.crt"), input.authority),
         json("/etc/kubernetes/kubelet.json", &kubelet_config(input)),
-        json("/etc/kubernetes/kube-proxy.json", &kube_proxy_config(input)),
         config("/etc/kubernetes/kubelet.conf", "kubelet", &certificates.kubelet),
-        config("/etc/kubernetes/kube-proxy.conf", "kube-proxy", &certificates.kube_proxy),
         hosts(Some((&input.machine.hostname, input.address)), (&cluster.fqdn, cluster.api_address)),
         TextFile::public("/etc/hostname", format!("{}\n", input.machine.hostname)),
         TextFile::public("/etc/resolv.conf", input.resolver.to_string()),
     ];
     files.extend(TextFile::pair(&format!("{PKI}/kubelet-server"), &certificates.kubelet_server));
+    if input.has_kube_proxy() {
+        files.push(json("/etc/kubernetes/kube-proxy.json", &kube_proxy_config(input)));
+        let (user, client) = ("kube-proxy", &certificates.kube_proxy);
+        files.push(config("/etc/kubernetes/kube-proxy.conf", user, client));
+    }
     if let Some(mode) = input.plugin().network() {
         files.push(config("/etc/kubernetes/agent.kubeconfig", "agent", &certificates.agent));
         files.push(json("/etc/aksnet/agent.json", &agent_config(input, mode)));
@@ -297,6 +313,9 @@ pub fn agent_config(input: &Node<'_>, mode: PodNetwork) -> Value {
         "socket": "/run/aksnet/agent.sock",
         "interface": "eth0",
     });
+    if let Plugin::Cilium(_) = input.plugin() {
+        config["dataplane"] = json!("cilium");
+    }
     if let Some(range) = input.cluster.pod_cidr6 {
         config["pod_cidr_v6"] = json!(range);
     }

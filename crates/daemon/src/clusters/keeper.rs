@@ -9,7 +9,7 @@ use std::{
 };
 
 use cluster::{
-    addons::{self, Group},
+    addons::{self, Group, Values},
     pki::ClusterCertificates,
     programs::{ControlPlane, control_plane},
     view,
@@ -307,7 +307,7 @@ impl Keeper {
             if group == Group::Dns && !*self.shared.images.borrow() {
                 return Ok(false);
             }
-            let applied = addons::apply(client, group, cluster.dns_service_ip).await;
+            let applied = addons::apply(client, group, &Values::of(cluster)).await;
             applied.map_err(self.api("applying add-ons"))?;
             self.applied.push(group);
         }

@@ -30,6 +30,8 @@ use super::{ClustersError, Shared, blocking, is_leaving, places::Places, records
 
 /// Where Debian's reference plugins are. Nodes of AKS have them too.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
+/// The names of the lab's plugin: as a network's own, and as the one that Cilium asks for addresses.
+const OWN_PLUGINS: [&str; 2] = ["aksnet-cni", "azure-ipam"];
 /// How long pods may take to leave a node.
 const DRAIN_PATIENCE: Duration = Duration::from_mins(1);
 
@@ -155,10 +157,12 @@ fn install_plugins(places: &Places, folder: &Path) -> Result<(), ClustersError> 
     }
     let plugin = places.cni_plugin();
     if plugin.exists() {
-        let target = folder.join("aksnet-cni");
-        let beside = folder.join(".aksnet-cni.new");
-        fs::copy(&plugin, &beside).map_err(file("copy", &plugin))?;
-        fs::rename(&beside, &target).map_err(file("write", &target))?;
+        for name in OWN_PLUGINS {
+            let target = folder.join(name);
+            let beside = folder.join(".plugin.new");
+            fs::copy(&plugin, &beside).map_err(file("copy", &plugin))?;
+            fs::rename(&beside, &target).map_err(file("write", &target))?;
+        }
     }
     Ok(())
 }

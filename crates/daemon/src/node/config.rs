@@ -8,6 +8,7 @@ use std::{
 use serde::Deserialize;
 use vnet::{
     addr::{Prefix, Prefix4, Prefix6},
+    model::Dataplane,
     pods::{PodNetwork, masquerade::Settings},
 };
 
@@ -37,6 +38,8 @@ pub struct Config {
     pub cni_directory: PathBuf,
     /// Whether pods may have `hostPort`s; as in AKS, they may unless this says otherwise.
     pub host_ports: bool,
+    /// Who connects its pods: with [`Dataplane::Cilium`] the agent gives addresses only.
+    pub dataplane: Dataplane,
 }
 
 /// Where the agent learns which addresses its node has.
@@ -120,6 +123,16 @@ struct Wire {
     cni_directory: PathBuf,
     #[serde(default = "yes")]
     host_ports: bool,
+    #[serde(default)]
+    dataplane: WireDataplane,
+}
+
+#[derive(Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WireDataplane {
+    #[default]
+    Azure,
+    Cilium,
 }
 
 fn yes() -> bool {
@@ -197,6 +210,10 @@ impl Config {
             run_directory,
             cni_directory: wire.cni_directory,
             host_ports: wire.host_ports,
+            dataplane: match wire.dataplane {
+                WireDataplane::Azure => Dataplane::Azure,
+                WireDataplane::Cilium => Dataplane::Cilium,
+            },
         })
     }
 }

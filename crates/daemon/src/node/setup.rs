@@ -124,7 +124,8 @@ impl Setup {
             n_addresses = learnt.grant.addresses().len(),
             "the node has pod addresses"
         );
-        if !learnt.grant.addresses().is_empty() {
+        // Cilium writes the network's file itself, when its own part is ready.
+        if self.config.dataplane.is_azure() && !learnt.grant.addresses().is_empty() {
             self.write_network()?;
         }
         self.learnt = Some(learnt);

@@ -19,6 +19,11 @@ use super::{
 /// Where the old root is while the new one takes its place.
 const OLD: &str = ".old-root";
 
+/// Settings of the whole machine, which no namespace has of its own, that eBPF data planes write when they start
+/// (cilium/cilium, `pkg/datapath/loader/base.go`). The second cannot be taken back before the machine starts anew.
+const GUARDED_SETTINGS: [&str; 2] =
+    ["proc/sys/kernel/timer_migration", "proc/sys/kernel/unprivileged_bpf_disabled"];
+
 /// Builds the root on the folder `base` and makes it the calling process's.
 ///
 /// What is written below it goes to memory and ends with the sandbox, except below binds.
@@ -74,6 +79,9 @@ fn bind_other_file_systems(root: &Path) -> Result<(), SandboxError> {
 fn kernel_file_systems(root: &Path) -> Result<(), SandboxError> {
     let hierarchies = cgroup::observe()?;
     mount_new("proc", &root.join("proc"), "")?;
+    for setting in GUARDED_SETTINGS {
+        guard(&root.join(setting))?;
+    }
     // A fresh sysfs shows the devices of the network namespace that it is mounted in.
     mount_new("sysfs", &root.join("sys"), "")?;
     cgroups(root, &hierarchies)?;
@@ -84,6 +92,18 @@ fn kernel_file_systems(root: &Path) -> Result<(), SandboxError> {
     mount_new("tmpfs", &root.join("run"), "mode=755")?;
     make_dir(&root.join("run/lock"))?;
     mount_new("tmpfs", &root.join("tmp"), "mode=1777")
+}
+
+/// Lets a file be read and not written. One that this kernel doesn't have needs no guard.
+fn guard(file: &Path) -> Result<(), SandboxError> {
+    if !file.exists() {
+        return Ok(());
+    }
+    let bind =
+        |flags| mount(Some(file), file, None::<&str>, MsFlags::MS_BIND | flags, None::<&str>);
+    // The kernel takes no other flags in the step that binds.
+    bind(MsFlags::empty()).doing("bind", file.display())?;
+    bind(MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY).doing("make read-only", file.display())
 }
 
 /// The sandbox's own groups as the hierarchies' roots: its cgroup namespace sees to that.

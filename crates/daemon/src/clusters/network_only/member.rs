@@ -30,7 +30,7 @@ use vnet::{
     addr::{Family, Prefix4, Prefix6},
     command::Command,
     host::names,
-    model::{Cluster, Machine, POD_BATCH},
+    model::{Cluster, Dataplane, Machine, POD_BATCH},
     name::ArmId,
     pods::{PodNetwork, masquerade::Settings},
     region::Region,
@@ -179,6 +179,7 @@ fn config(
         run_directory: places.folder.clone(),
         cni_directory: places.networks(),
         host_ports: true,
+        dataplane: Dataplane::Azure,
         is_dual_stack: cluster.pod_cidr6.is_some(),
     })
 }

@@ -1,0 +1,97 @@
+//! Cilium as AKS puts it into a cluster: its settings, agents and operator. Not here: where its images come
+//! from ([`crate::images`]).
+
+use std::collections::BTreeMap;
+
+use kube::api::DynamicObject;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::Values;
+use crate::images::render_hex;
+
+/// The version of Cilium that clusters get. AKS has one for each version of Kubernetes, which are older
+/// (MicrosoftDocs/azure-aks-docs, azure-cni-powered-by-cilium.md); this is the one that can be built here.
+pub const CILIUM_VERSION: &str = "1.20.2";
+
+/// Where AKS' images of Cilium are.
+const IMAGES: &str = "mcr.microsoft.com/oss/cilium";
+
+/// The name of the agent's image.
+#[must_use]
+pub fn agent_image() -> String {
+    format!("{IMAGES}/cilium:{CILIUM_VERSION}")
+}
+
+/// The name of the operator's image.
+#[must_use]
+pub fn operator_image() -> String {
+    format!("{IMAGES}/operator-generic:{CILIUM_VERSION}")
+}
+
+/// What Advanced Container Networking Services add to a cluster with Cilium.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Features {
+    /// Hubble: flows can be looked at, and are counted.
+    pub observability: bool,
+    /// Policies may name destinations outside by their DNS names.
+    pub dns_policies: bool,
+}
+
+impl Features {
+    /// The settings that depend on it.
+    fn settings(self) -> BTreeMap<&'static str, &'static str> {
+        let on = |is_on| if is_on { "true" } else { "false" };
+        let mut settings = BTreeMap::from([
+            ("enable-hubble", on(self.observability)),
+            // The agent's own proxy of DNS needs the switch, and no Envoy; that must not be waited for.
+            ("enable-l7-proxy", on(self.dns_policies)),
+            ("external-envoy-proxy", on(self.dns_policies)),
+        ]);
+        if self.observability {
+            settings.extend([
+                ("hubble-disable-tls", "true"),
+                ("hubble-metrics", "dns drop tcp flow icmp port-distribution"),
+                ("hubble-metrics-server", ":9965"),
+                ("hubble-socket-path", "/var/run/cilium/hubble.sock"),
+            ]);
+        }
+        settings
+    }
+}
+
+/// The texts of the manifests, in the order in which they are applied.
+pub(super) const FILES: [&str; 4] = [
+    include_str!("cilium/access.yaml"),
+    include_str!("cilium/config.yaml"),
+    include_str!("cilium/agent.yaml"),
+    include_str!("cilium/operator.yaml"),
+];
+
+/// What stands in the manifests' blanks.
+pub(super) fn blanks(values: &Values) -> [(&'static str, String); 4] {
+    [
+        ("${API_SERVER}", values.api_server.clone()),
+        ("${CILIUM_IMAGE}", agent_image()),
+        ("${OPERATOR_IMAGE}", operator_image()),
+        ("${UNDERLAY}", render_hex(&Sha256::digest(&values.api_server))[..24].to_owned()),
+    ]
+}
+
+/// Adds to `cilium-config` what depends on the cluster, and tells the pods that read it what they have read, so that
+/// they begin anew when it changes.
+pub(super) fn settle(objects: &mut [DynamicObject], features: Features) {
+    let mut checksum = String::new();
+    for object in objects {
+        if object.metadata.name.as_deref() == Some("cilium-config") {
+            for (key, value) in features.settings() {
+                object.data["data"][key] = json!(value);
+            }
+            checksum = render_hex(&Sha256::digest(object.data["data"].to_string()));
+        }
+        let template = object.data.pointer_mut("/spec/template/metadata/annotations");
+        if let Some(Value::Object(annotations)) = template {
+            annotations.insert("cilium.io/cilium-configmap-checksum".to_owned(), json!(checksum));
+        }
+    }
+}
