@@ -26,7 +26,7 @@ use tokio::{sync::Notify, task::JoinSet};
 use vnet::{
     fault::Fault,
     host::names,
-    model::{Cluster, NodePhase, ProvisioningState, UpgradeStep},
+    model::{Cluster, Dataplane, NodePhase, ProvisioningState, UpgradeStep},
     name::ArmId,
     region::Region,
 };
@@ -299,12 +299,14 @@ impl Keeper {
         client: &Client,
         cluster: &Cluster,
     ) -> Result<bool, ClustersError> {
-        for group in [Group::Base, Group::Dns] {
+        let is_cilium = cluster.dataplane == Dataplane::Cilium;
+        let groups = [Some(Group::Base), is_cilium.then_some(Group::Cilium), Some(Group::Dns)];
+        for group in groups.into_iter().flatten() {
             if self.applied.contains(&group) {
                 continue;
             }
             // A pod that is too early for its image waits ten seconds for the next try.
-            if group == Group::Dns && !*self.shared.images.borrow() {
+            if group != Group::Base && !*self.shared.images.borrow() {
                 return Ok(false);
             }
             let applied = addons::apply(client, group, &Values::of(cluster)).await;
