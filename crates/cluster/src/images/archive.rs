@@ -75,7 +75,19 @@ pub fn read_archive(
     if !output.status.success() {
         return Err(wrong(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
     }
-    let layout = Layout { folder, wrong: &wrong };
+    read(folder, &wrong)
+}
+
+/// The images of an OCI layout in a folder, which must exist as long as they are used.
+pub(super) fn read_layout(folder: &Path) -> Result<Vec<(Vec<Reference>, Image)>, ImageError> {
+    read(folder, &|reason| ImageError::Archive { path: folder.to_owned(), reason })
+}
+
+fn read(
+    folder: &Path,
+    wrong: &dyn Fn(String) -> ImageError,
+) -> Result<Vec<(Vec<Reference>, Image)>, ImageError> {
+    let layout = Layout { folder, wrong };
     // Docker writes both forms since version 25; its own one names the tags in full.
     if folder.join("manifest.json").exists() {
         layout.docker()

@@ -10,7 +10,8 @@ use ureq::{
 
 use super::{Blob, Image, ImageError, Reference, Source};
 
-const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, \
+/// Every form of a manifest.
+pub(super) const ACCEPTED: &str = "application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.v2+json, \
     application/vnd.oci.image.index.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json";

@@ -9,8 +9,8 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Blob, Image, ImageError, Reference, Source, tree::Tree};
-use crate::{addons::COREDNS_IMAGE, programs::PAUSE_IMAGE};
+use super::{Blob, Image, ImageError, Reference, Source, archive, cilium, tree::Tree};
+use crate::{addons::COREDNS_IMAGE, install, programs::PAUSE_IMAGE};
 
 /// An image that the lab makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,37 +23,66 @@ pub enum Recipe {
     Nginx,
     /// A shell and small tools.
     Busybox,
+    /// Cilium's agent, and what a node needs to load its programs.
+    Cilium,
+    /// Cilium's operator.
+    CiliumOperator,
 }
 
-/// Programs that are not found on `PATH`.
+/// What is not found on `PATH`.
 #[derive(Clone, Debug)]
 pub struct Ingredients {
     /// The `coredns` executable.
-    pub coredns: PathBuf,
+    coredns: PathBuf,
+    /// Cilium's folder (see [`install::cilium_dir`]).
+    cilium: PathBuf,
+    /// The version in it.
+    cilium_version: String,
+}
+
+impl Ingredients {
+    /// Those of a cache, with Cilium of a version.
+    #[must_use]
+    pub fn new(cache: &Path, cilium_version: &str) -> Self {
+        Self {
+            coredns: install::coredns_dir(cache).join("coredns"),
+            cilium: install::cilium_dir(cache, cilium_version),
+            cilium_version: cilium_version.trim_start_matches('v').to_owned(),
+        }
+    }
 }
 
 impl Recipe {
-    /// All of them, those first without which no pod runs.
-    pub const ALL: [Self; 4] = [Self::Pause, Self::CoreDns, Self::Nginx, Self::Busybox];
+    /// Those that every lab has, those first without which no pod runs.
+    pub const ALWAYS: [Self; 4] = [Self::Pause, Self::CoreDns, Self::Nginx, Self::Busybox];
+    /// Those of clusters whose data plane is Cilium.
+    pub const CILIUM: [Self; 2] = [Self::Cilium, Self::CiliumOperator];
 
     /// The names by which pods ask for it.
-    ///
-    /// # Panics
-    /// Never: a test reads the names.
-    #[must_use]
-    pub fn references(self) -> Vec<Reference> {
-        let names: &[&str] = match self {
-            Self::Pause => &[PAUSE_IMAGE],
-            Self::CoreDns => &[COREDNS_IMAGE],
-            Self::Nginx => &["nginx:latest", "nginx:stable"],
-            Self::Busybox => &["busybox:latest", "busybox:stable"],
+    pub fn references(self, ingredients: &Ingredients) -> Result<Vec<Reference>, ImageError> {
+        let version = &ingredients.cilium_version;
+        let names = match self {
+            Self::Pause => vec![PAUSE_IMAGE.to_owned()],
+            Self::CoreDns => vec![COREDNS_IMAGE.to_owned()],
+            Self::Nginx => ["nginx:latest", "nginx:stable"].map(str::to_owned).to_vec(),
+            Self::Busybox => ["busybox:latest", "busybox:stable"].map(str::to_owned).to_vec(),
+            Self::Cilium => vec![cilium::agent_name(version)],
+            Self::CiliumOperator => vec![cilium::operator_name(version)],
         };
-        names.iter().map(|name| name.parse().expect("these are names of images")).collect()
+        names.iter().map(|name| name.parse()).collect()
     }
 
     /// Makes the image. Its layer stays in `folder`, and is used again as long as the program that it is
     /// made from is the same.
+    ///
+    /// Upstream's image is taken as it is where it was pulled.
     pub fn make(self, folder: &Path, ingredients: &Ingredients) -> Result<Image, ImageError> {
+        if let Some(pulled) = self.pulled(ingredients).filter(|pulled| pulled.is_dir()) {
+            let images = archive::read_layout(&pulled)?;
+            let image = images.into_iter().next().map(|(_, image)| image);
+            let reason = || "no image is in it".to_owned();
+            return image.ok_or_else(|| ImageError::Archive { path: pulled, reason: reason() });
+        }
         let stem = folder.join(format!("{}-{}", self.name(), self.identity(ingredients)?));
         let layer = stem.with_added_extension("tar");
         let digest = stem.with_added_extension("json");
@@ -79,19 +108,35 @@ impl Recipe {
         Ok(Image::of_layer(layer, &self.config()))
     }
 
-    /// Changes when the program does.
+    /// Where upstream's own image is, if it was pulled.
+    fn pulled(self, ingredients: &Ingredients) -> Option<PathBuf> {
+        match self {
+            Self::Cilium => Some(ingredients.cilium.join(install::AGENT_IMAGE)),
+            Self::CiliumOperator => Some(ingredients.cilium.join(install::OPERATOR_IMAGE)),
+            _ => None,
+        }
+    }
+
+    /// Changes when the programs do.
     fn identity(self, ingredients: &Ingredients) -> Result<String, ImageError> {
-        let program = match self {
-            Self::CoreDns => ingredients.coredns.clone(),
-            Self::Nginx => self.find("nginx")?,
-            Self::Pause | Self::Busybox => self.find("busybox")?,
+        let programs = match self {
+            Self::CoreDns => vec![ingredients.coredns.clone()],
+            Self::Nginx => vec![self.find("nginx")?],
+            Self::Pause | Self::Busybox => vec![self.find("busybox")?],
+            Self::Cilium => {
+                vec![ingredients.cilium.join("cilium-agent"), self.find(cilium::COMPILER)?]
+            }
+            Self::CiliumOperator => vec![ingredients.cilium.join(cilium::OPERATOR)],
         };
-        let metadata = fs::metadata(&program).map_err(|source| ImageError::File {
-            action: "read",
-            path: program.clone(),
-            source,
-        })?;
-        Ok(format!("{:x}-{:x}", metadata.mtime(), metadata.len()))
+        let parts = programs.into_iter().map(|program| {
+            let metadata = fs::metadata(&program).map_err(|source| ImageError::File {
+                action: "read",
+                path: program.clone(),
+                source,
+            })?;
+            Ok(format!("{:x}-{:x}", metadata.mtime(), metadata.len()))
+        });
+        Ok(parts.collect::<Result<Vec<_>, ImageError>>()?.join("-"))
     }
 
     fn pack(self, scratch: &Path, ingredients: &Ingredients) -> Result<(), ImageError> {
@@ -104,6 +149,12 @@ impl Recipe {
                 self.nginx(&tree)?;
             }
             Self::Busybox => self.busybox(&tree)?,
+            Self::Cilium => {
+                cilium::agent(&tree, &ingredients.cilium, |program| self.find(program))?;
+                // Last: it takes the names that are left.
+                self.busybox(&tree)?;
+            }
+            Self::CiliumOperator => cilium::operator(&tree, &ingredients.cilium)?,
         }
         tree.pack(&scratch.join("layer.tar"))
     }
@@ -114,6 +165,8 @@ impl Recipe {
             Self::CoreDns => "coredns",
             Self::Nginx => "nginx",
             Self::Busybox => "busybox",
+            Self::Cilium => "cilium",
+            Self::CiliumOperator => "cilium-operator",
         }
     }
 
@@ -136,6 +189,13 @@ impl Recipe {
                 "StopSignal": "SIGQUIT",
             }),
             Self::Busybox => json!({"Cmd": ["sh"], "Env": [path]}),
+            Self::Cilium => json!({
+                "Cmd": ["/usr/bin/cilium-dbg"],
+                // Hubble's command asks the agent beside it, not a relay.
+                "Env": [path, "HUBBLE_SERVER=unix:///var/run/cilium/hubble.sock"],
+                "WorkingDir": "/home/cilium",
+            }),
+            Self::CiliumOperator => json!({"Cmd": [cilium::OPERATOR], "Env": [path]}),
         }
     }
 
@@ -191,7 +251,9 @@ mod tests {
 
     #[test]
     fn pods_find_them_under_these_names() {
-        let names = Recipe::ALL.into_iter().flat_map(Recipe::references);
+        let ingredients = Ingredients::new(Path::new("/nowhere"), "v1.20.2");
+        let recipes = Recipe::ALWAYS.into_iter().chain(Recipe::CILIUM);
+        let names = recipes.flat_map(|recipe| recipe.references(&ingredients).expect("names"));
         let names: Vec<String> = names.map(|reference| reference.to_string()).collect();
         insta::assert_snapshot!(names.join("\n"), @r"
         oss/kubernetes/pause:3.6
@@ -200,6 +262,8 @@ mod tests {
         library/nginx:stable
         library/busybox:latest
         library/busybox:stable
+        oss/cilium/cilium:1.20.2
+        oss/cilium/operator-generic:1.20.2
         ");
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     process::Command,
 };
 
@@ -63,6 +63,21 @@ impl Tree {
         Ok(())
     }
 
+    /// Copies a folder with all that is in it, following links.
+    pub(super) fn copy_all(&self, from: &Path, to: &str) -> Result<(), ImageError> {
+        for entry in fs::read_dir(from).map_err(error("read", from))? {
+            let source = entry.map_err(error("read", from))?.path();
+            let name = source.file_name().unwrap_or_default().to_string_lossy();
+            let target = format!("{to}/{name}");
+            if source.is_dir() {
+                self.copy_all(&source, &target)?;
+            } else {
+                self.copy(&source, &target)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Packs everything as the file `layer`: the same files give the same bytes.
     pub(super) fn pack(&self, layer: &Path) -> Result<(), ImageError> {
         let output = Command::new("tar")
@@ -81,9 +96,17 @@ impl Tree {
         Err(ImageError::Program { program: "tar", message })
     }
 
-    /// The place of an absolute path; its folder is made.
+    /// The place of an absolute path; its folder is made. `a/../b` is `b`: a library is found beside a program's
+    /// folder, which need not be in the image.
     fn inside(&self, path: &str) -> Result<PathBuf, ImageError> {
-        let target = self.root.join(path.trim_start_matches('/'));
+        let mut target = self.root.clone();
+        for part in Path::new(path).components() {
+            match part {
+                Component::Normal(name) => target.push(name),
+                Component::ParentDir if target != self.root => drop(target.pop()),
+                _ => {}
+            }
+        }
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(error("make", parent))?;
         }
