@@ -138,6 +138,132 @@ fn seen(lab: &TestLab, from: &str, to: &str) -> String {
     lab.exec(from, &line).stdout()
 }
 
+/// What the echo at an address says of a caller on the internet that has this one.
+fn seen_on_the_internet(lab: &TestLab, caller: &str, to: &str) -> String {
+    // IP_FREEBIND: the internet has every address, and none on a link.
+    let (family, option) =
+        if caller.contains(':') { ("AF_INET6", "41, 78") } else { ("AF_INET", "0, 15") };
+    let line = format!(
+        "import socket; s = socket.socket(socket.{family}); s.setsockopt({option}, 1); s.bind(('{caller}', 0)); \
+         s.settimeout(2); s.connect(('{to}', 9000)); print(s.recv(64).decode(), end='')"
+    );
+    let internet = format!("{}-internet", lab.name());
+    let output = std::process::Command::new("ip")
+        .args(["netns", "exec", &internet, "python3", "-c", &line])
+        .output()
+        .unwrap();
+    String::from_utf8_lossy(&output.stdout).trim_start_matches("::ffff:").to_owned()
+}
+
+fn apply_service(lab: &TestLab, name: &str, policy: &str, annotations: &Value, spec: &Value) {
+    let mut service = json!({ "apiVersion": "v1", "kind": "Service",
+        "metadata": { "name": name, "annotations": annotations },
+        "spec": { "type": "LoadBalancer", "ipFamilyPolicy": policy, "selector": { "app": "c" },
+            "ports": [{ "port": 9000 }] } });
+    for (key, value) in spec.as_object().unwrap() {
+        service["spec"][key] = value.clone();
+    }
+    lab.apply("dual", &service.to_string());
+}
+
+/// The addresses that a Service shows, once there are so many.
+fn fronts(lab: &TestLab, name: &str, n: usize) -> Vec<String> {
+    let mut found = Vec::new();
+    eventually(&format!("{name} has {n} addresses"), || {
+        let path = ".status.loadBalancer.ingress[*].ip";
+        let text = jsonpath(lab, "dual", &format!("service {name}"), path);
+        found = text.split_whitespace().map(str::to_owned).collect();
+        found.len() == n
+    });
+    found
+}
+
+/// Services with front ends of IPv6: public and internal ones, of one family and of both. `c`, which echoes, is on
+/// `node`.
+fn balanced(lab: &TestLab, node: &str) {
+    const GROUP: &str = "MC_rg_dual_eastus";
+    const V4: &str = "9.9.9.9";
+    const V6: &str = "2a00::9";
+    let outbound = publics(lab, GROUP, "IPv6");
+    apply_service(lab, "six", "SingleStack", &json!({}), &json!({ "ipFamilies": ["IPv6"] }));
+    let local = json!({ "externalTrafficPolicy": "Local" });
+    apply_service(lab, "both", "RequireDualStack", &json!({}), &local);
+    let internal = json!({ "service.beta.kubernetes.io/azure-load-balancer-internal": "true" });
+    apply_service(lab, "inside", "RequireDualStack", &internal, &json!({}));
+    let (six, both, inside) =
+        (fronts(lab, "six", 1), fronts(lab, "both", 2), fronts(lab, "inside", 2));
+    let mut expected = [outbound.clone(), six.clone(), both[1..].to_vec()].concat();
+    let mut found = publics(lab, GROUP, "IPv6");
+    (expected.sort(), found.sort());
+    assert_eq!(found, expected);
+    assert!(publics(lab, GROUP, "IPv4").contains(&both[0]), "{both:?}");
+
+    // Whichever node takes it, and with a node's address where the policy is `Cluster`.
+    eventually("six answers", || !seen_on_the_internet(lab, V6, &six[0]).is_empty());
+    let path = ".status.addresses[?(@.type=='InternalIP')].address";
+    let own = jsonpath(lab, "dual", "nodes", &format!(".items[*]{path}"));
+    for _ in 0..6 {
+        let seen = seen_on_the_internet(lab, V6, &six[0]);
+        assert!(own.split_whitespace().any(|node| node == seen), "{seen} of {own}");
+    }
+    // By the node that has the pod alone, and with the caller's own.
+    eventually("both answers", || {
+        seen_on_the_internet(lab, V4, &both[0]) == V4
+            && seen_on_the_internet(lab, V6, &both[1]) == V6
+    });
+    for _ in 0..6 {
+        assert_eq!(seen_on_the_internet(lab, V6, &both[1]), V6, "by {node}");
+    }
+
+    // From inside, by a VM of the cluster's network.
+    let vnet = lab.az(&format!("network vnet list -g {GROUP}")).json();
+    let subnet = vnet[0]["subnets"][0]["id"].as_str().unwrap();
+    lab.az(&format!(
+        "vm create -g rg -n client --image Ubuntu2204 --admin-username u --admin-password Passw0rd.1234 \
+         --subnet {subnet} --public-ip-address= --nsg="
+    ))
+    .succeeds();
+    lab.az(&format!(
+        "network nic ip-config create -g rg --nic-name clientVMNic -n six --private-ip-address-version IPv6 \
+         --subnet {subnet}"
+    ))
+    .succeeds();
+    for front in &inside {
+        eventually("inside answers", || !seen(lab, "vm/client", front).is_empty());
+    }
+    let balancer = lab.az(&format!("network lb show -g {GROUP} -n kubernetes-internal")).json();
+    let rules = balancer["loadBalancingRules"].as_array().unwrap();
+    let floating = |it: &Value| {
+        (it["name"].as_str().unwrap().ends_with("-IPv6"), it["enableFloatingIP"].clone())
+    };
+    let floating: Vec<_> = rules.iter().map(floating).collect();
+    assert_eq!(floating, [(false, json!(true)), (true, json!(false))]);
+
+    // One that becomes dual-stack, and one that is so no longer.
+    apply_service(lab, "six", "RequireDualStack", &json!({}), &json!({ "ipFamilies": ["IPv6"] }));
+    apply_service(lab, "both", "SingleStack", &json!({}), &json!({ "ipFamilies": ["IPv4"] }));
+    let (six, both) = (fronts(lab, "six", 2), fronts(lab, "both", 1));
+    eventually("they answer", || {
+        [(V4, &six[0]), (V6, &six[1]), (V4, &both[0])]
+            .iter()
+            .all(|(caller, to)| !seen_on_the_internet(lab, caller, to).is_empty())
+    });
+    let mut expected = [outbound.clone(), vec![six[1].clone()]].concat();
+    let mut found = publics(lab, GROUP, "IPv6");
+    (expected.sort(), found.sort());
+    assert_eq!(found, expected);
+
+    lab.kubectl("dual", "delete service six both inside").succeeds();
+    assert_eq!(publics(lab, GROUP, "IPv6"), outbound);
+    let balancers = lab.az(&format!("network lb list -g {GROUP}")).json();
+    assert_eq!(balancers.as_array().unwrap().len(), 1);
+    assert_eq!(balancers[0]["loadBalancingRules"], json!([]));
+    eventually("nobody is let in", || {
+        let groups = lab.az(&format!("network nsg list -g {GROUP}")).json();
+        groups[0]["securityRules"] == json!([])
+    });
+}
+
 #[test]
 fn a_cluster_of_kubernetes() {
     let lab = TestLab::up();
@@ -199,18 +325,9 @@ fn a_cluster_of_kubernetes() {
     for service in services {
         eventually("the service is programmed", || !seen(&lab, &pod("a"), service).is_empty());
     }
-    lab.apply(
-        "dual",
-        "{\"apiVersion\":\"v1\",\"kind\":\"Service\",\"metadata\":{\"name\":\"six\"},\
-        \"spec\":{\"type\":\"LoadBalancer\",\"ipFamilies\":[\"IPv6\"],\"selector\":{\"app\":\"c\"},\
-        \"ports\":[{\"port\":9000}]}}",
-    );
-    eventually("what cannot be had is said", || {
-        let events = jsonpath(&lab, "dual", "events", ".items[*].message");
-        events.contains("service default/six is of IPv6 alone")
-    });
     let outside = lab.exec(&pod("a"), &format!("curl -s --max-time 5 http://[{OUTSIDE}]/"));
     assert_eq!(publics(&lab, "MC_rg_dual_eastus", "IPv6"), [outside.succeeds().trim()], "outside");
+    balanced(&lab, nodes[1]);
     for echo in &mut echoes {
         let _ =
             std::process::Command::new("pkill").args(["-9", "-P", &echo.id().to_string()]).status();

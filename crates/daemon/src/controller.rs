@@ -86,14 +86,11 @@ pub enum ControllerError {
         /// Why not.
         why: String,
     },
-    /// A Service has no address that a load balancer here could serve.
-    #[error(
-        "service {service} is of IPv6 alone, and front ends of IPv6 are not supported by this version of aksnet yet; \
-         `ipFamilyPolicy: PreferDualStack` gives it one of IPv4"
-    )]
-    Family {
-        /// The Service.
-        service: String,
+    /// Azure made a public IP and said no address.
+    #[error("public IP {public_ip} has no address")]
+    NoAddress {
+        /// Its name.
+        public_ip: String,
     },
     /// A kubeconfig that cannot be used.
     #[error("reading the kubeconfig of {cluster}")]

@@ -441,7 +441,7 @@ fn the_table_is_static_and_its_contents_are_elements() {
     let each = |network| [(network, Family::V4), (network, Family::V6)];
     for (network, family) in PodNetwork::ALL.into_iter().flat_map(each) {
         let text = table("eth0", network, family);
-        let verbs = [" drop", " masquerade", "return", " map @", "jump "];
+        let verbs = [" drop", " masquerade", "return", " map @", "jump ", "addr set "];
         let rules = text.lines().filter(|line| verbs.iter().any(|verb| line.contains(verb)));
         assert_eq!(rules.count(), n_rules(network, family), "{network} {family:?}");
     }

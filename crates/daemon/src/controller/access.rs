@@ -6,13 +6,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
 use serde_json::{Value, json};
-use vnet::addr::{AddressSet, Prefix, Prefix4};
+use vnet::addr::{AddressSet, Family, Prefix};
 
 use super::balancers::covers;
 
@@ -30,14 +30,14 @@ const PRIORITIES: std::ops::Range<u64> = 500..4096;
 /// What one Service asks of the group.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Claim {
-    /// The Service's front end, or the nodes where floating IP is off, and what its users added.
-    destinations: BTreeSet<Ipv4Addr>,
+    /// The Service's front ends, or the nodes where floating IP is off, and what its users added.
+    destinations: BTreeSet<IpAddr>,
     /// Ports by the group's word for their protocol.
     ports: BTreeMap<&'static str, BTreeSet<i32>>,
     /// Tags whose addresses may reach it, `Internet` for a public one that names nobody.
     tags: Vec<String>,
     /// Addresses that may reach it, as few prefixes as can be.
-    ranges: Vec<Prefix4>,
+    ranges: Vec<Prefix>,
     /// Whether nobody else may, the virtual network included.
     denies_others: bool,
 }
@@ -50,12 +50,12 @@ pub(super) const BOTH_RANGES: &str = "cannot set both spec.LoadBalancerSourceRan
      service.beta.kubernetes.io/azure-allowed-ip-ranges";
 
 impl Claim {
-    /// What a Service with this address asks for, and what its users should hear. `nodes` are the addresses behind
+    /// What a Service with these addresses asks for, and what its users should hear. `nodes` are the addresses behind
     /// its load balancer. Refused when it names its users in two places.
     pub(super) fn of(
         service: &Service,
-        address: Ipv4Addr,
-        nodes: &BTreeSet<Ipv4Addr>,
+        addresses: &[IpAddr],
+        nodes: &BTreeSet<IpAddr>,
     ) -> Result<(Self, Vec<Warning>), &'static str> {
         let annotation = |name: &str| service.annotations().get(name).map(|text| text.trim());
         let is = |name: &str, value: &str| {
@@ -119,19 +119,20 @@ impl Claim {
         }
         let more = annotation(&format!("{PREFIX}azure-additional-public-ips"));
         let more = more.into_iter().flat_map(|text| text.split(','));
-        let mut destinations: BTreeSet<Ipv4Addr> =
+        let mut destinations: BTreeSet<IpAddr> =
             more.filter_map(|text| text.trim().parse().ok()).collect();
         if is_floating {
-            destinations.insert(address);
+            destinations.extend(addresses);
         } else {
-            destinations.extend(nodes);
+            let has = |family| addresses.iter().any(|it| Family::of(*it) == family);
+            destinations.extend(nodes.iter().filter(|node| has(Family::of(**node))));
         }
         let ranges: AddressSet = source.valid.into_iter().chain(allowed.valid).collect();
         let claim = Self {
             destinations,
             ports,
             tags: if is_open { vec!["Internet".to_owned()] } else { tags },
-            ranges: ranges.prefixes().into_iter().filter_map(Prefix::as_v4).collect(),
+            ranges: ranges.prefixes(),
             denies_others: only_named || is_invalid,
         };
         Ok((claim, warnings))
@@ -147,7 +148,7 @@ impl Claim {
 
 /// Prefixes that somebody wrote.
 struct Ranges {
-    valid: Vec<Prefix4>,
+    valid: Vec<Prefix>,
     invalid: Vec<String>,
 }
 
@@ -156,10 +157,9 @@ impl Ranges {
         let mut ranges = Self { valid: Vec::new(), invalid: Vec::new() };
         for text in texts {
             let text = text.as_ref().trim();
-            // A bare address is none to the provider either; ranges of the other family are not this rule's.
-            match text.parse::<Prefix4>() {
+            // A bare address is none to the provider either.
+            match text.parse::<Prefix>() {
                 Ok(prefix) if text.contains('/') => ranges.valid.push(prefix),
-                _ if text.contains(':') => {}
                 _ => ranges.invalid.push(text.to_owned()),
             }
         }
@@ -223,30 +223,43 @@ pub(super) fn changes(group: &Value, claims: &[Claim]) -> Option<Changes> {
 /// The properties of every rule that is needed, without priorities, by name. Services that let the same in by the
 /// same ports share a rule.
 fn wanted(claims: &[Claim]) -> BTreeMap<String, Value> {
+    let of_family = [(Family::V4, "IPv4"), (Family::V6, "IPv6")];
+    of_family.into_iter().flat_map(|(family, word)| wanted_of(claims, family, word)).collect()
+}
+
+/// The same of one family: a rule never has prefixes of both.
+fn wanted_of(claims: &[Claim], family: Family, word: &str) -> BTreeMap<String, Value> {
     // By protocol, sources and ports.
-    let mut allowed = BTreeMap::<_, BTreeSet<Ipv4Addr>>::new();
+    let mut allowed = BTreeMap::<_, BTreeSet<IpAddr>>::new();
     let mut denied = BTreeSet::new();
-    for claim in claims.iter().filter(|claim| !claim.destinations.is_empty()) {
+    for claim in claims {
+        let destinations = claim.destinations.iter().filter(|it| Family::of(**it) == family);
+        let destinations: BTreeSet<IpAddr> = destinations.copied().collect();
+        if destinations.is_empty() {
+            continue;
+        }
         let mut sources: Vec<Vec<String>> =
             claim.tags.iter().map(|tag| vec![tag.clone()]).collect();
-        if !claim.ranges.is_empty() {
-            sources.push(sorted(claim.ranges.iter().map(ToString::to_string)));
+        let ranges = claim.ranges.iter().filter(|range| range.family() == family);
+        let ranges = sorted(ranges.map(ToString::to_string));
+        if !ranges.is_empty() {
+            sources.push(ranges);
         }
         for (protocol, ports) in &claim.ports {
             let ports = sorted(ports.iter().map(ToString::to_string));
             for source in &sources {
                 let key = (*protocol, source.clone(), ports.clone());
-                allowed.entry(key).or_default().extend(&claim.destinations);
+                allowed.entry(key).or_default().extend(&destinations);
             }
         }
         if claim.denies_others {
-            denied.extend(&claim.destinations);
+            denied.extend(destinations);
         }
     }
     let mut rules = BTreeMap::new();
     for ((protocol, sources, ports), destinations) in allowed {
         let text = format!("{protocol}_{}_{}", sources.join(","), ports.join(","));
-        let name = format!("{OURS}_allow_IPv4_{}", md5::hex(text.as_bytes()));
+        let name = format!("{OURS}_allow_{word}_{}", md5::hex(text.as_bytes()));
         let mut rule = json!({ "protocol": protocol, "access": "Allow", "direction": "Inbound",
             "sourcePortRange": "*", "destinationPortRanges": ports });
         set(&mut rule, "sourceAddressPrefix", sources);
@@ -257,7 +270,7 @@ fn wanted(claims: &[Claim]) -> BTreeMap<String, Value> {
         let mut rule = json!({ "protocol": "*", "access": "Deny", "direction": "Inbound",
             "sourceAddressPrefix": "*", "sourcePortRange": "*", "destinationPortRange": "*" });
         set(&mut rule, "destinationAddressPrefix", texts(&denied));
-        rules.insert(format!("{OURS}_deny-all_IPv4"), rule);
+        rules.insert(format!("{OURS}_deny-all_{word}"), rule);
     }
     rules
 }
@@ -269,7 +282,7 @@ fn sorted(texts: impl Iterator<Item = String>) -> Vec<String> {
     texts
 }
 
-fn texts(addresses: &BTreeSet<Ipv4Addr>) -> Vec<String> {
+fn texts(addresses: &BTreeSet<IpAddr>) -> Vec<String> {
     sorted(addresses.iter().map(ToString::to_string))
 }
 

@@ -3,12 +3,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::events::EventType;
-use vnet::{model::Cluster as Managed, name::ArmId};
+use vnet::{addr::Family, model::Cluster as Managed, name::ArmId};
 
 use super::{
     Cluster, ControllerError,
@@ -23,7 +23,7 @@ use super::{
 pub(super) async fn admit(
     cluster: &Cluster,
     managed: &Managed,
-    services: &[(&Service, &str)],
+    services: &[(&Service, &[IpAddr])],
 ) -> Vec<Result<(), ControllerError>> {
     // Clusters of earlier versions have no group; their fabric lets everything in.
     let Some(group) = &managed.security_group else {
@@ -31,12 +31,12 @@ pub(super) async fn admit(
     };
     let nodes = nodes(cluster, managed);
     let mut claims = Vec::new();
-    for (service, address) in services {
-        claims.push(claim(cluster, service, address, &nodes).await);
+    for (service, addresses) in services {
+        claims.push(claim(cluster, service, addresses, &nodes).await);
     }
     let good: Vec<Claim> = claims.iter().flatten().cloned().collect();
     let refused = apply(cluster, group, &good).await;
-    let answer = |((service, _), claim): (&(&Service, &str), Result<Claim, String>)| {
+    let answer = |((service, _), claim): (&(&Service, &[IpAddr]), Result<Claim, String>)| {
         let why = match (claim, &refused) {
             (Err(why), _) => Some(why),
             (Ok(_), Err(why)) => Some(why.clone()),
@@ -53,11 +53,10 @@ pub(super) async fn admit(
 async fn claim(
     cluster: &Cluster,
     service: &Service,
-    address: &str,
-    nodes: &BTreeSet<Ipv4Addr>,
+    addresses: &[IpAddr],
+    nodes: &BTreeSet<IpAddr>,
 ) -> Result<Claim, String> {
-    let address = address.parse().map_err(|_| format!("{address} is not an IPv4 address"))?;
-    let (claim, warnings) = Claim::of(service, address, nodes).map_err(str::to_owned)?;
+    let (claim, warnings) = Claim::of(service, addresses, nodes).map_err(str::to_owned)?;
     for (reason, note) in warnings {
         cluster.event(service, EventType::Warning, reason, &note).await;
     }
@@ -65,10 +64,13 @@ async fn claim(
 }
 
 /// The addresses of the cluster's nodes.
-fn nodes(cluster: &Cluster, managed: &Managed) -> BTreeSet<Ipv4Addr> {
+fn nodes(cluster: &Cluster, managed: &Managed) -> BTreeSet<IpAddr> {
     let region = cluster.store.snapshot();
-    let nodes = region.nodes_of(&managed.meta.id);
-    nodes.into_iter().filter_map(|node| region.nics.get(&node.nic)?.address()).collect()
+    let nodes = region.nodes_of(&managed.meta.id).into_iter();
+    let nics = nodes.filter_map(|node| region.nics.get(&node.nic));
+    nics.flat_map(|nic| [Family::V4, Family::V6].map(|family| nic.address_of(family)))
+        .flatten()
+        .collect()
 }
 
 /// Changes the rules one by one, so that nobody else's change of the group is lost. Answers which were refused, by

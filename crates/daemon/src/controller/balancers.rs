@@ -1,16 +1,22 @@
 //! What a Service wants of a load balancer, and the load balancer's body with or without it. Pure.
 //!
 //! Names and contents: kubernetes-sigs/cloud-provider-azure, `pkg/provider/azure_loadbalancer.go`,
-//! and its documentation page `loadbalancer.md`.
+//! and its documentation page `loadbalancer.md`. A dual-stack Service has every part twice, and the names of those of
+//! IPv6 end differently (`getResourceByIPFamily` in `azure_utils.go`); a Service of IPv6 alone has plain names, but for
+//! the pool, which is shared by all of a family.
+
+use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
 use kube::ResourceExt;
 use serde_json::{Value, json};
+use vnet::addr::Family;
 
 const PREFIX: &str = "service.beta.kubernetes.io/";
-const POOL: &str = "kubernetes";
-/// The longest name of a rule or front end that the provider makes.
+/// The longest name of a rule or front end that the provider makes, without what IPv6 adds.
 const LONGEST: usize = 75;
+/// What names of IPv6 end in, where there are such of IPv4, too.
+const SUFFIX: &str = "-IPv6";
 
 /// What a Service asks for, read from its spec and annotations.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,8 +29,12 @@ pub(super) struct Wanted {
     pub(super) internal: bool,
     /// The subnet's name of an internal one.
     pub(super) subnet: Option<String>,
-    address: Option<String>,
-    shown: Option<String>,
+    /// The families of its addresses, IPv4 first; at least one.
+    pub(super) families: Vec<Family>,
+    /// What it asks for, by family.
+    addresses: BTreeMap<Family, String>,
+    /// What its users were told.
+    shown: Vec<IpAddr>,
     ports: Vec<ServicePort>,
     load_distribution: &'static str,
     health_check_port: Option<i32>,
@@ -41,13 +51,16 @@ struct ServicePort {
     probe: &'static str,
 }
 
+/// The NICs' IP configurations of each family, by id.
+pub(super) type Members = BTreeMap<Family, Vec<String>>;
+
 /// What a front end stands on.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum FrontEnd {
     /// A subnet, by id.
     Internal { subnet: String },
     /// A public IP, by id, with its address.
-    Public { public_ip: String, address: String },
+    Public { public_ip: String, address: IpAddr },
 }
 
 impl Wanted {
@@ -58,6 +71,21 @@ impl Wanted {
             value.map(|value| value.trim()).filter(|value| !value.is_empty())
         };
         let spec = service.spec.clone().unwrap_or_default();
+        let families = families(spec.ip_families.as_deref().unwrap_or_default());
+        let any = spec.load_balancer_ip.as_deref().filter(|address| !address.is_empty());
+        let asked = |family: Family| {
+            let of_family = |text: &&str| {
+                text.parse().is_ok_and(|address: IpAddr| Family::of(address) == family)
+            };
+            let name = match family {
+                Family::V4 => "azure-load-balancer-ipv4",
+                Family::V6 => "azure-load-balancer-ipv6",
+            };
+            // What is no address at all is Azure's to refuse, once.
+            let is_first = families.first() == Some(&family);
+            let any = any.filter(|it| of_family(it) || is_first && it.parse::<IpAddr>().is_err());
+            Some((family, annotation(name).or(any)?.to_owned()))
+        };
         let internal = annotation("azure-load-balancer-internal") == Some("true");
         let mut base = format!("a{}", service.uid().unwrap_or_default().replace('-', ""));
         base.truncate(32);
@@ -82,12 +110,9 @@ impl Wanted {
             subnet: annotation("azure-load-balancer-internal-subnet")
                 .filter(|_| internal)
                 .map(str::to_owned),
-            address: annotation("azure-load-balancer-ipv4")
-                .map(str::to_owned)
-                .or(spec.load_balancer_ip.filter(|address| !address.is_empty())),
-            shown: service.status.as_ref().and_then(|status| {
-                status.load_balancer.as_ref()?.ingress.as_ref()?.first()?.ip.clone()
-            }),
+            addresses: families.iter().filter_map(|family| asked(*family)).collect(),
+            families,
+            shown: shown(service),
             ports: ports.collect(),
             load_distribution: match spec.session_affinity.as_deref() {
                 Some("ClientIP") => "SourceIP",
@@ -102,27 +127,68 @@ impl Wanted {
         }
     }
 
+    /// What the names of a family's parts end in.
+    fn suffix(&self, family: Family) -> &'static str {
+        if family == Family::V6 && self.families.len() > 1 { SUFFIX } else { "" }
+    }
+
+    /// The names that its public IPs may have, whether it has them or not.
+    pub(super) fn public_ip_names(&self) -> [String; 2] {
+        ["", SUFFIX].map(|suffix| format!("kubernetes-{}{suffix}", self.base))
+    }
+
+    /// The name of its public IP of a family.
+    pub(super) fn public_ip_name(&self, family: Family) -> String {
+        format!("kubernetes-{}{}", self.base, self.suffix(family))
+    }
+
     /// `base`, with the subnet's name where one is asked for.
-    fn front_end_name(&self) -> String {
-        match &self.subnet {
+    fn front_end_name(&self, family: Family) -> String {
+        let mut name = match &self.subnet {
             Some(subnet) => cut(format!("{}-{subnet}", self.base)),
             None => self.base.clone(),
-        }
+        };
+        name += self.suffix(family);
+        name
     }
 
     /// `base[-subnet]-TCP-80`, the subnet's part shortened where needed.
-    fn rule_name(&self, protocol: &str, port: i32) -> String {
+    fn rule_name(&self, family: Family, protocol: &str, port: i32) -> String {
         let end = format!("-{protocol}-{port}");
         let mut start = match &self.subnet {
             Some(subnet) => format!("{}-{subnet}", self.base),
             None => self.base.clone(),
         };
         start.truncate(LONGEST.saturating_sub(end.len()));
-        format!("{start}{end}")
+        format!("{start}{end}{}", self.suffix(family))
     }
 
     fn owns(&self, part: &Value) -> bool {
         part["name"].as_str().is_some_and(|name| name.starts_with(&self.base))
+    }
+}
+
+/// The families that a Service names, IPv4 first. One that names none, of a cluster that knows nothing else, has IPv4.
+fn families(names: &[String]) -> Vec<Family> {
+    let has = |name: &str| names.iter().any(|it| it == name);
+    match (has("IPv4"), has("IPv6")) {
+        (true, true) => vec![Family::V4, Family::V6],
+        (false, true) => vec![Family::V6],
+        (_, false) => vec![Family::V4],
+    }
+}
+
+/// The addresses that a Service shows.
+pub(super) fn shown(service: &Service) -> Vec<IpAddr> {
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref()).into_iter().flatten();
+    ingress.filter_map(|it| it.ip.as_deref()?.parse().ok()).collect()
+}
+
+fn pool_name(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "kubernetes",
+        Family::V6 => "kubernetes-IPv6",
     }
 }
 
@@ -143,17 +209,65 @@ pub(super) fn with(
     id: &str,
     current: &Value,
     wanted: &Wanted,
-    front_end: &FrontEnd,
-    members: &[String],
+    front_ends: &BTreeMap<Family, FrontEnd>,
+    members: &Members,
     location: &str,
 ) -> Option<Value> {
-    let name = wanted.front_end_name();
-    let properties = match front_end {
+    let mut parts = Parts::default();
+    let mut pools = Vec::new();
+    for (family, front_end) in front_ends {
+        let name = wanted.front_end_name(*family);
+        let properties = front_end_properties(current, wanted, *family, front_end);
+        parts.front_ends.push(json!({ "name": name, "properties": properties }));
+        rules(&mut parts, id, wanted, *family);
+        let members = members.get(family).into_iter().flatten();
+        let members: Vec<Value> = members.map(|id| json!({ "id": id })).collect();
+        pools.push(json!({ "name": pool_name(*family),
+            "properties": { "backendIPConfigurations": members } }));
+    }
+
+    let mut body = if current.is_null() {
+        json!({ "location": location, "sku": { "name": "Standard" }, "properties": {} })
+    } else {
+        current.clone()
+    };
+    let mut changed = current.is_null();
+    changed |= replace(&mut body, "frontendIPConfigurations", wanted, parts.front_ends);
+    changed |= replace(&mut body, "probes", wanted, parts.probes);
+    changed |= replace(&mut body, "loadBalancingRules", wanted, parts.rules);
+    for pool in pools {
+        changed |= replace_pool(&mut body, pool);
+    }
+    changed.then_some(body)
+}
+
+/// The parts of a load balancer that are one Service's.
+#[derive(Default)]
+struct Parts {
+    front_ends: Vec<Value>,
+    probes: Vec<Value>,
+    rules: Vec<Value>,
+}
+
+fn front_end_properties(
+    current: &Value,
+    wanted: &Wanted,
+    family: Family,
+    front_end: &FrontEnd,
+) -> Value {
+    match front_end {
         FrontEnd::Internal { subnet } => {
-            let mut properties = json!({ "subnet": { "id": subnet } });
+            let version = match family {
+                Family::V4 => "IPv4",
+                Family::V6 => "IPv6",
+            };
+            let mut properties =
+                json!({ "subnet": { "id": subnet }, "privateIPAddressVersion": version });
             // An address once shown is asked for again, so that it never changes under its users.
-            let has = wanted.shown.as_ref().filter(|_| address(current, wanted).is_none());
-            if let Some(address) = wanted.address.as_ref().or(has) {
+            let shown = wanted.shown.iter().find(|shown| Family::of(**shown) == family);
+            let has = shown.filter(|_| address(current, wanted, family).is_none());
+            let asked = wanted.addresses.get(&family).cloned();
+            if let Some(address) = asked.or(has.map(ToString::to_string)) {
                 properties["privateIPAddress"] = json!(address);
                 properties["privateIPAllocationMethod"] = json!("Static");
             } else {
@@ -162,15 +276,21 @@ pub(super) fn with(
             properties
         }
         FrontEnd::Public { public_ip, .. } => json!({ "publicIPAddress": { "id": public_ip } }),
-    };
+    }
+}
+
+/// Adds a family's rules and their probes.
+fn rules(parts: &mut Parts, id: &str, wanted: &Wanted, family: Family) {
     let part = |kind: &str, name: &str| json!({ "id": format!("{id}/{kind}/{name}") });
-    let mut rules = Vec::new();
-    let mut probes: Vec<Value> = Vec::new();
+    let front_end = part("frontendIPConfigurations", &wanted.front_end_name(family));
+    let pool = part("backendAddressPools", pool_name(family));
+    // The provider has no floating IP of IPv6 inside, where a NIC's other addresses cannot be front ends'.
+    let is_floating = wanted.floating && !(wanted.internal && family == Family::V6);
     for port in &wanted.ports {
-        let rule_name = wanted.rule_name(&port.protocol, port.port);
+        let rule_name = wanted.rule_name(family, &port.protocol, port.port);
         let probe = match (wanted.health_check_port, port.protocol.as_str()) {
             (Some(health), _) => Some((
-                wanted.rule_name("TCP", health),
+                wanted.rule_name(family, "TCP", health),
                 json!({ "protocol": "Http", "port": health, "requestPath": "/healthz" }),
             )),
             (None, "TCP") if port.probe == "Tcp" => {
@@ -183,12 +303,12 @@ pub(super) fn with(
             (None, _) => None,
         };
         let mut rule = json!({
-            "frontendIPConfiguration": part("frontendIPConfigurations", &name),
-            "backendAddressPool": part("backendAddressPools", POOL),
+            "frontendIPConfiguration": front_end,
+            "backendAddressPool": pool,
             "protocol": title_case(&port.protocol),
             "frontendPort": port.port,
-            "backendPort": if wanted.floating { port.port } else { port.node_port },
-            "enableFloatingIP": wanted.floating,
+            "backendPort": if is_floating { port.port } else { port.node_port },
+            "enableFloatingIP": is_floating,
             "loadDistribution": wanted.load_distribution,
             "idleTimeoutInMinutes": wanted.idle_minutes,
             "enableTcpReset": wanted.tcp_reset && port.protocol == "TCP",
@@ -198,27 +318,12 @@ pub(super) fn with(
             rule["probe"] = part("probes", &probe_name);
             properties["intervalInSeconds"] = json!(5);
             properties["numberOfProbes"] = json!(2);
-            if !probes.iter().any(|probe| probe["name"] == json!(probe_name)) {
-                probes.push(json!({ "name": probe_name, "properties": properties }));
+            if !parts.probes.iter().any(|probe| probe["name"] == json!(probe_name)) {
+                parts.probes.push(json!({ "name": probe_name, "properties": properties }));
             }
         }
-        rules.push(json!({ "name": rule_name, "properties": rule }));
+        parts.rules.push(json!({ "name": rule_name, "properties": rule }));
     }
-    let pool = json!({ "name": POOL, "properties": {
-        "backendIPConfigurations": members.iter().map(|id| json!({ "id": id })).collect::<Vec<_>>() } });
-
-    let mut body = if current.is_null() {
-        json!({ "location": location, "sku": { "name": "Standard" }, "properties": {} })
-    } else {
-        current.clone()
-    };
-    let mut changed = current.is_null();
-    let front_ends = vec![json!({ "name": name, "properties": properties })];
-    changed |= replace(&mut body, "frontendIPConfigurations", wanted, front_ends);
-    changed |= replace(&mut body, "probes", wanted, probes);
-    changed |= replace(&mut body, "loadBalancingRules", wanted, rules);
-    changed |= replace_pool(&mut body, pool);
-    changed.then_some(body)
 }
 
 /// The body without `wanted`'s parts, or `None` when there are none.
@@ -239,12 +344,14 @@ pub(super) fn is_unused(body: &Value) -> bool {
     body["properties"]["frontendIPConfigurations"].as_array().is_none_or(Vec::is_empty)
 }
 
-/// The private address of `wanted`'s front end, once it has one.
-pub(super) fn address(current: &Value, wanted: &Wanted) -> Option<String> {
+/// The private address of `wanted`'s front end of a family, once it has one.
+pub(super) fn address(current: &Value, wanted: &Wanted, family: Family) -> Option<IpAddr> {
     let front_ends = current["properties"]["frontendIPConfigurations"].as_array()?;
-    let name = wanted.front_end_name();
+    let name = wanted.front_end_name(family);
     let ours = front_ends.iter().find(|part| part["name"] == json!(name))?;
-    ours["properties"]["privateIPAddress"].as_str().map(str::to_owned)
+    let address = ours["properties"]["privateIPAddress"].as_str()?.parse().ok()?;
+    // A Service of another family may have had the name.
+    (Family::of(address) == family).then_some(address)
 }
 
 /// Replaces the parts that `wanted` owns. Answers whether that changes anything.
@@ -319,45 +426,53 @@ mod tests {
         serde_json::from_value(value).unwrap()
     }
 
-    fn subnet() -> FrontEnd {
-        FrontEnd::Internal { subnet: "/subscriptions/s/…/subnets/ilb-subnet".to_owned() }
+    fn subnet() -> BTreeMap<Family, FrontEnd> {
+        let subnet = "/subscriptions/s/…/subnets/ilb-subnet".to_owned();
+        [(Family::V4, FrontEnd::Internal { subnet })].into()
+    }
+
+    fn members(names: &[&str]) -> Members {
+        [(Family::V4, names.iter().map(ToString::to_string).collect())].into()
     }
 
     #[test]
     fn names_are_the_cloud_providers() {
         let wanted = Wanted::of(&service(&json!({})));
         assert_eq!(wanted.base, "a0123456789abcdef0123456789abcde");
-        assert_eq!(wanted.front_end_name(), "a0123456789abcdef0123456789abcde-ilb-subnet");
         assert_eq!(
-            wanted.rule_name("TCP", 80),
+            wanted.front_end_name(Family::V4),
+            "a0123456789abcdef0123456789abcde-ilb-subnet"
+        );
+        assert_eq!(
+            wanted.rule_name(Family::V4, "TCP", 80),
             "a0123456789abcdef0123456789abcde-ilb-subnet-TCP-80"
         );
         let long = Wanted { subnet: Some("s".repeat(80)), ..wanted };
-        assert_eq!(long.rule_name("TCP", 80).len(), LONGEST);
-        assert!(long.rule_name("TCP", 80).ends_with("-TCP-80"));
-        assert_eq!(long.front_end_name().len(), LONGEST);
+        assert_eq!(long.rule_name(Family::V4, "TCP", 80).len(), LONGEST);
+        assert!(long.rule_name(Family::V4, "TCP", 80).ends_with("-TCP-80"));
+        assert_eq!(long.front_end_name(Family::V4).len(), LONGEST);
     }
 
     #[test]
     fn the_articles_service_gets_a_floating_rule_and_a_probe_on_its_node_port() {
         let wanted = Wanted::of(&service(&json!({})));
-        let body = with("/lb", &Value::Null, &wanted, &subnet(), &["/nic/1".to_owned()], "eastus")
-            .unwrap();
+        let body =
+            with("/lb", &Value::Null, &wanted, &subnet(), &members(&["/nic/1"]), "eastus").unwrap();
         let rule = &body["properties"]["loadBalancingRules"][0]["properties"];
         assert_eq!(rule["enableFloatingIP"], true);
         assert_eq!(rule["backendPort"], 80);
         assert_eq!(rule["loadDistribution"], "Default");
         let probe = &body["properties"]["probes"][0]["properties"];
         assert_eq!((&probe["protocol"], &probe["port"]), (&json!("Tcp"), &json!(32709)));
-        assert_eq!(with("/lb", &body, &wanted, &subnet(), &["/NIC/1".to_owned()], "eastus"), None);
-        assert!(with("/lb", &body, &wanted, &subnet(), &["/nic/2".to_owned()], "eastus").is_some());
+        assert_eq!(with("/lb", &body, &wanted, &subnet(), &members(&["/NIC/1"]), "eastus"), None);
+        assert!(with("/lb", &body, &wanted, &subnet(), &members(&["/nic/2"]), "eastus").is_some());
     }
 
     #[test]
     fn a_local_service_is_probed_on_its_health_port() {
         let wanted = Wanted::of(&service(&json!({ "spec": {
             "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000 } })));
-        let body = with("/lb", &Value::Null, &wanted, &subnet(), &[], "eastus").unwrap();
+        let body = with("/lb", &Value::Null, &wanted, &subnet(), &members(&[]), "eastus").unwrap();
         let probe = &body["properties"]["probes"][0];
         assert_eq!(probe["name"], "a0123456789abcdef0123456789abcde-ilb-subnet-TCP-31000");
         assert_eq!(probe["properties"]["requestPath"], "/healthz");
@@ -368,11 +483,146 @@ mod tests {
         let other = json!({ "name": "aother", "properties": {} });
         let current = json!({ "id": "/lb", "properties": { "frontendIPConfigurations": [other] } });
         let wanted = Wanted::of(&service(&json!({})));
-        let body = with("/lb", &current, &wanted, &subnet(), &[], "eastus").unwrap();
+        let body = with("/lb", &current, &wanted, &subnet(), &members(&[]), "eastus").unwrap();
         assert_eq!(body["properties"]["frontendIPConfigurations"].as_array().unwrap().len(), 2);
         let rest = without(&body, &wanted).unwrap();
         assert_eq!(rest["properties"]["frontendIPConfigurations"], json!([other]));
         assert!(!is_unused(&rest));
         assert_eq!(without(&rest, &wanted), None);
+    }
+
+    /// A Service of these families with floating IP, public unless `internal`.
+    fn of_families(families: &[&str], internal: bool) -> Wanted {
+        let annotations = if internal {
+            json!({ "service.beta.kubernetes.io/azure-load-balancer-internal": "true" })
+        } else {
+            json!({})
+        };
+        Wanted::of(&service(&json!({
+            "metadata": { "annotations": annotations }, "spec": { "ipFamilies": families } })))
+    }
+
+    /// The body of a load balancer of a Service, with nodes of both families.
+    fn body_of(wanted: &Wanted) -> Value {
+        let front_end = |family: &Family| {
+            let public_ip = wanted.public_ip_name(*family);
+            let address = match family {
+                Family::V4 => "20.0.0.4".parse().unwrap(),
+                Family::V6 => "2001:db8::4".parse().unwrap(),
+            };
+            let subnet = "/vnet/subnets/s".to_owned();
+            let front_end = if wanted.internal {
+                FrontEnd::Internal { subnet }
+            } else {
+                FrontEnd::Public { public_ip, address }
+            };
+            (*family, front_end)
+        };
+        let front_ends = wanted.families.iter().map(front_end).collect();
+        let members: Members =
+            [(Family::V4, vec!["/n/4".to_owned()]), (Family::V6, vec!["/n/6".to_owned()])].into();
+        let body = with("/lb", &Value::Null, wanted, &front_ends, &members, "eastus");
+        assert_eq!(
+            with("/lb", body.as_ref().unwrap(), wanted, &front_ends, &members, "eastus"),
+            None,
+            "a second time nothing is to be done"
+        );
+        body.unwrap()
+    }
+
+    /// The rules of a body, a line each: name, front end, pool, probe, port, floating IP.
+    fn lines(body: &Value) -> Vec<String> {
+        let last = |it: &Value| it["id"].as_str().unwrap().rsplit('/').next().unwrap().to_owned();
+        let all = |kind: &str| body["properties"][kind].as_array().unwrap().clone();
+        let rule = |rule: Value| {
+            let it = &rule["properties"];
+            let floating = if it["enableFloatingIP"] == true { "floating" } else { "translated" };
+            format!(
+                "{} {} {} {} {} {floating}",
+                rule["name"].as_str().unwrap(),
+                last(&it["frontendIPConfiguration"]),
+                last(&it["backendAddressPool"]),
+                last(&it["probe"]),
+                it["backendPort"],
+            )
+        };
+        let mut lines: Vec<String> = all("loadBalancingRules").into_iter().map(rule).collect();
+        for pool in all("backendAddressPools") {
+            let members = &pool["properties"]["backendIPConfigurations"];
+            lines.push(format!("{} {members}", pool["name"].as_str().unwrap()));
+        }
+        let base = "a0123456789abcdef0123456789abcde";
+        lines.into_iter().map(|line| line.replace(base, "BASE")).collect()
+    }
+
+    #[test]
+    fn every_family_has_parts_of_its_own() {
+        let dual = of_families(&["IPv6", "IPv4"], false);
+        assert_eq!(dual.families, [Family::V4, Family::V6], "whichever is first in the Service");
+        assert_eq!(
+            lines(&body_of(&dual)),
+            [
+                "BASE-TCP-80 BASE kubernetes BASE-TCP-80 80 floating",
+                "BASE-TCP-80-IPv6 BASE-IPv6 kubernetes-IPv6 BASE-TCP-80-IPv6 80 floating",
+                "kubernetes [{\"id\":\"/n/4\"}]",
+                "kubernetes-IPv6 [{\"id\":\"/n/6\"}]",
+            ]
+        );
+        assert!(dual.public_ip_name(Family::V6).ends_with("-IPv6"));
+        let six = of_families(&["IPv6"], false);
+        assert_eq!(
+            lines(&body_of(&six)),
+            [
+                "BASE-TCP-80 BASE kubernetes-IPv6 BASE-TCP-80 80 floating",
+                "kubernetes-IPv6 [{\"id\":\"/n/6\"}]",
+            ]
+        );
+        assert_eq!(six.public_ip_name(Family::V6), dual.public_ip_name(Family::V4));
+        // Without floating IP inside, by the node's port.
+        let internal = body_of(&of_families(&["IPv4", "IPv6"], true));
+        assert_eq!(
+            lines(&internal)[..2],
+            [
+                "BASE-TCP-80 BASE kubernetes BASE-TCP-80 80 floating",
+                "BASE-TCP-80-IPv6 BASE-IPv6 kubernetes-IPv6 BASE-TCP-80-IPv6 32709 translated",
+            ]
+        );
+        let front_ends = &internal["properties"]["frontendIPConfigurations"];
+        assert_eq!(front_ends[1]["properties"]["privateIPAddressVersion"], "IPv6");
+        // Everything goes, of both.
+        let rest = without(&internal, &dual).unwrap();
+        assert!(is_unused(&rest));
+        assert_eq!(rest["properties"]["loadBalancingRules"], json!([]));
+    }
+
+    #[test]
+    fn addresses_are_asked_for_by_family() {
+        let asking = |families: Value, annotations: Value, ip: Value| {
+            let annotations: BTreeMap<String, Value> = annotations
+                .as_object()
+                .unwrap()
+                .iter()
+                .map(|(name, value)| (format!("{PREFIX}{name}"), value.clone()))
+                .collect();
+            let wanted = Wanted::of(&service(&json!({
+                "metadata": { "annotations": annotations },
+                "spec": { "ipFamilies": families, "loadBalancerIP": ip } })));
+            let asked =
+                [Family::V4, Family::V6].map(|family| wanted.addresses.get(&family).cloned());
+            asked.map(Option::unwrap_or_default).join(" ")
+        };
+        let (both, six) = (json!(["IPv4", "IPv6"]), json!(["IPv6"]));
+        let annotated = json!({ "azure-load-balancer-ipv4": "10.0.0.9", "azure-load-balancer-ipv6": "fd00::9" });
+        for (families, annotations, ip, expected) in [
+            (&both, &annotated, Value::Null, "10.0.0.9 fd00::9"),
+            (&six, &annotated, Value::Null, " fd00::9"),
+            (&both, &json!({}), json!("fd00::8"), " fd00::8"),
+            (&both, &json!({}), json!("10.0.0.8"), "10.0.0.8 "),
+            (&six, &json!({}), json!("10.0.0.8"), " "),
+            (&both, &json!({}), json!("nonsense"), "nonsense "),
+        ] {
+            let found = asking(families.clone(), annotations.clone(), ip);
+            assert_eq!(found, expected, "{families} {annotations}");
+        }
     }
 }

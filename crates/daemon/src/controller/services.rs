@@ -1,5 +1,7 @@
 //! `type: LoadBalancer` Services (kubernetes-sigs/cloud-provider-azure, `pkg/provider/azure_loadbalancer.go`).
 
+use std::{collections::BTreeMap, net::IpAddr};
+
 use k8s_openapi::api::core::v1::Service;
 use kube::{
     Api, ResourceExt,
@@ -8,6 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use vnet::{
+    addr::Family,
     model::{Cluster as Managed, Role},
     name::ArmId,
 };
@@ -15,7 +18,7 @@ use vnet::{
 use super::{
     Cluster, ControllerError, admission, arm,
     arm::ArmError,
-    balancers::{self, FrontEnd, Wanted},
+    balancers::{self, FrontEnd, Members, Wanted},
     full_name, kubernetes, reference,
 };
 
@@ -45,23 +48,22 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
         if let Err(error) = done {
             failed_sync(cluster, &service, &error).await;
             // Who has an address keeps what lets its users in.
-            if is_wanted(&service)
-                && let Some(address) = shown_address(&service)
-            {
-                balanced.push((service.clone(), Balanced { address, is_new: false }));
+            let addresses = balancers::shown(&service);
+            if is_wanted(&service) && !addresses.is_empty() {
+                balanced.push((service.clone(), Balanced { addresses, is_new: false }));
             }
             failed.get_or_insert(error);
         }
     }
     // Nobody hears of an address before its users may use it.
-    let addresses: Vec<(&Service, &str)> = balanced
+    let addresses: Vec<(&Service, &[IpAddr])> = balanced
         .iter()
-        .map(|(service, balanced)| (service.as_ref(), balanced.address.as_str()))
+        .map(|(service, balanced)| (service.as_ref(), balanced.addresses.as_slice()))
         .collect();
     let admitted = admission::admit(cluster, &managed, &addresses).await;
     for ((service, balanced), admitted) in balanced.iter().zip(admitted) {
         let done = match admitted {
-            Ok(()) if balanced.is_new => publish(cluster, service, &balanced.address).await,
+            Ok(()) if balanced.is_new => publish(cluster, service, &balanced.addresses).await,
             other => other,
         };
         if let Err(error) = done {
@@ -74,8 +76,9 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
 
 /// A Service that its load balancer serves.
 struct Balanced {
-    address: String,
-    /// Whether its address has yet to be shown.
+    /// One of each of its families, IPv4 first.
+    addresses: Vec<IpAddr>,
+    /// Whether they have yet to be shown.
     is_new: bool,
 }
 
@@ -91,24 +94,6 @@ fn is_wanted(service: &Service) -> bool {
     type_ == Some("LoadBalancer")
         && class.is_none()
         && service.metadata.deletion_timestamp.is_none()
-}
-
-/// The families of a Service's addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Families {
-    Ipv4,
-    Ipv6,
-    Both,
-}
-
-fn families(service: &Service) -> Families {
-    let families = service.spec.as_ref().and_then(|spec| spec.ip_families.as_deref());
-    let has = |family: &str| families.is_some_and(|all| all.iter().any(|it| it == family));
-    match (has("IPv4"), has("IPv6")) {
-        (true, true) => Families::Both,
-        (false, true) => Families::Ipv6,
-        (_, false) => Families::Ipv4,
-    }
 }
 
 fn balancer_id(managed: &Managed, internal: bool) -> ArmId {
@@ -135,43 +120,41 @@ async fn ensure(
     managed: &Managed,
     service: &Service,
 ) -> Result<Option<Balanced>, ControllerError> {
-    let families = families(service);
-    if families == Families::Ipv6 {
-        return Err(ControllerError::Family { service: full_name(service) });
-    }
     let wanted = Wanted::of(service);
     let members = members(cluster, managed);
     let id = balancer_id(managed, wanted.internal);
     let context = format!("ensure({}): lb({})", full_name(service), id.name());
+    let mut front_ends = BTreeMap::new();
+    for family in &wanted.families {
+        let front_end = front_end(cluster, managed, &wanted, *family, &context).await?;
+        front_ends.insert(*family, front_end);
+    }
     let current = read(cluster, &id).await?;
-    let front_end = front_end(cluster, managed, &wanted, &context).await?;
     let body = balancers::with(
         id.as_str(),
         &current,
         &wanted,
-        &front_end,
+        &front_ends,
         &members,
         &managed.meta.location,
     );
 
-    let address_in = |current: &Value| match &front_end {
-        FrontEnd::Internal { .. } => balancers::address(current, &wanted),
-        FrontEnd::Public { address, .. } => Some(address.clone()),
+    // All of them or none: whoever asks for two addresses is not served by one.
+    let addresses_in = |current: &Value| {
+        let address = |(family, front_end): (&Family, &FrontEnd)| match front_end {
+            FrontEnd::Internal { .. } => balancers::address(current, &wanted, *family),
+            FrontEnd::Public { address, .. } => Some(*address),
+        };
+        front_ends.iter().map(address).collect::<Option<Vec<IpAddr>>>()
     };
-    if body.is_none()
-        && let Some(address) = shown_address(service)
-        && address_in(&current).as_ref() == Some(&address)
-    {
-        return Ok(Some(Balanced { address, is_new: false }));
+    let shown = balancers::shown(service);
+    if body.is_none() && addresses_in(&current).as_ref() == Some(&shown) {
+        return Ok(Some(Balanced { addresses: shown, is_new: false }));
     }
     cluster
         .event(service, EventType::Normal, "EnsuringLoadBalancer", "Ensuring load balancer")
         .await;
-    if families == Families::Both {
-        let note = "The load balancer has a front end of IPv4 only: those of IPv6 are not supported by this version of aksnet yet";
-        cluster.event(service, EventType::Warning, "UnsupportedIPFamily", note).await;
-    }
-    if members.is_empty() {
+    if wanted.families.iter().all(|family| members.get(family).is_none_or(Vec::is_empty)) {
         let note = "There are no available nodes for LoadBalancer";
         cluster.event(service, EventType::Warning, "UnAvailableLoadBalancer", note).await;
     }
@@ -191,18 +174,40 @@ async fn ensure(
         Some(body) => arm::put(&*cluster.arm, id.as_str(), body).await.map_err(azure(context))?,
         None => current,
     };
-    Ok(address_in(&current).map(|address| Balanced { address, is_new: true }))
+    if !wanted.internal {
+        // One that was dual-stack has an address too many.
+        let mut names = wanted.public_ip_names().into_iter();
+        let unused =
+            names.find(|name| wanted.families.iter().all(|it| wanted.public_ip_name(*it) != *name));
+        if let Some(name) = unused {
+            delete_public_ip(cluster, managed, &name)
+                .await
+                .map_err(azure(format!("removing public IP {name}")))?;
+        }
+    }
+    Ok(addresses_in(&current).map(|addresses| Balanced { addresses, is_new: true }))
 }
 
-/// Shows a Service's address.
+async fn delete_public_ip(
+    cluster: &Cluster,
+    managed: &Managed,
+    name: &str,
+) -> Result<(), ArmError> {
+    let id = managed.node_group.sibling("Microsoft.Network/publicIPAddresses", name);
+    arm::delete(&*cluster.arm, id.as_str()).await
+}
+
+/// Shows a Service's addresses.
 async fn publish(
     cluster: &Cluster,
     service: &Service,
-    address: &str,
+    addresses: &[IpAddr],
 ) -> Result<(), ControllerError> {
     let api: Api<Service> =
         Api::namespaced(cluster.client.clone(), &service.namespace().unwrap_or_default());
-    let patch = json!({ "status": { "loadBalancer": { "ingress": [{ "ip": address, "ipMode": "VIP" }] } } });
+    let ingress: Vec<Value> =
+        addresses.iter().map(|address| json!({ "ip": address, "ipMode": "VIP" })).collect();
+    let patch = json!({ "status": { "loadBalancer": { "ingress": ingress } } });
     api.patch_status(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
         .await
         .map_err(kubernetes(format!("writing the address of service {}", full_name(service))))?;
@@ -210,11 +215,12 @@ async fn publish(
     Ok(())
 }
 
-/// Finds or makes what the front end stands on: a subnet, or a public IP.
+/// Finds or makes what a family's front end stands on: a subnet, or a public IP.
 async fn front_end(
     cluster: &Cluster,
     managed: &Managed,
     wanted: &Wanted,
+    family: Family,
     context: &str,
 ) -> Result<FrontEnd, ControllerError> {
     if wanted.internal {
@@ -229,26 +235,41 @@ async fn front_end(
         let id = body["id"].as_str().unwrap_or(subnet.as_str()).to_owned();
         return Ok(FrontEnd::Internal { subnet: id });
     }
-    let name = format!("kubernetes-{}", wanted.base);
+    let name = wanted.public_ip_name(family);
     let id = managed.node_group.sibling("Microsoft.Network/publicIPAddresses", &name);
-    let body = match arm::get(&*cluster.arm, id.as_str()).await {
-        Err(error) if error.is_not_found() => {
+    let version = match family {
+        Family::V4 => "IPv4",
+        Family::V6 => "IPv6",
+    };
+    let failed = || azure(format!("{context} - public IP {name}"));
+    let found = match arm::get(&*cluster.arm, id.as_str()).await {
+        // A Service of IPv6 alone that became dual-stack: what was its only one has the name of the other's.
+        Ok(body) if body["properties"]["publicIPAddressVersion"] != version => {
+            take_out(cluster, managed, wanted, false).await?;
+            None
+        }
+        Ok(body) => Some(body),
+        Err(error) if error.is_not_found() => None,
+        Err(error) => return Err(failed()(error)),
+    };
+    let body = match found {
+        Some(body) => body,
+        None => {
             let body = json!({ "location": managed.meta.location, "sku": { "name": "Standard" },
                 "tags": { "k8s-azure-service": wanted.full_name, "k8s-azure-cluster-name": "kubernetes" },
-                "properties": { "publicIPAllocationMethod": "Static" } });
-            arm::put(&*cluster.arm, id.as_str(), body).await
+                "properties": { "publicIPAllocationMethod": "Static", "publicIPAddressVersion": version } });
+            arm::put(&*cluster.arm, id.as_str(), body).await.map_err(failed())?
         }
-        answer => answer,
     };
-    let body = body.map_err(azure(format!("{context} - public IP {name}")))?;
-    let address = body["properties"]["ipAddress"].as_str().unwrap_or_default().to_owned();
+    let address = body["properties"]["ipAddress"].as_str().and_then(|text| text.parse().ok());
+    let address = address.ok_or_else(|| ControllerError::NoAddress { public_ip: name })?;
     Ok(FrontEnd::Public { public_ip: id.as_str().to_owned(), address })
 }
 
-/// The NICs' first IP configurations of every node that may be balanced to.
-fn members(cluster: &Cluster, managed: &Managed) -> Vec<String> {
+/// The NICs' first IP configurations of each family, of every node that may be balanced to.
+fn members(cluster: &Cluster, managed: &Managed) -> Members {
     let region = cluster.store.snapshot();
-    let mut members: Vec<String> = region
+    let nodes = region
         .machines
         .values()
         .filter(|machine| match &machine.role {
@@ -259,19 +280,18 @@ fn members(cluster: &Cluster, managed: &Managed) -> Vec<String> {
             cluster.nodes.get(&reference(&machine.hostname)).is_some_and(|node| {
                 !node.labels().contains_key(EXCLUDED) && node.metadata.deletion_timestamp.is_none()
             })
-        })
-        .filter_map(|machine| {
-            let nic = region.nics.get(&machine.nic)?;
-            Some(format!("{}/ipConfigurations/{}", nic.meta.id, nic.configs.first()?.name))
-        })
-        .collect();
-    members.sort();
+        });
+    let mut members = Members::new();
+    for nic in nodes.filter_map(|machine| region.nics.get(&machine.nic)) {
+        for family in [Family::V4, Family::V6] {
+            if let Some(config) = nic.config_of(family) {
+                let id = format!("{}/ipConfigurations/{}", nic.meta.id, config.name);
+                members.entry(family).or_default().push(id);
+            }
+        }
+    }
+    members.values_mut().for_each(|ids| ids.sort());
     members
-}
-
-fn shown_address(service: &Service) -> Option<String> {
-    let ingress = service.status.as_ref()?.load_balancer.as_ref()?.ingress.as_ref()?;
-    ingress.first()?.ip.clone()
 }
 
 /// Takes a Service out of the internal or the public balancer, and removes that balancer when it was the last.
@@ -294,9 +314,9 @@ async fn take_out(
         }
     }
     if !internal {
-        let name = format!("kubernetes-{}", wanted.base);
-        let ip = managed.node_group.sibling("Microsoft.Network/publicIPAddresses", &name);
-        arm::delete(&*cluster.arm, ip.as_str()).await.map_err(doing())?;
+        for name in wanted.public_ip_names() {
+            delete_public_ip(cluster, managed, &name).await.map_err(doing())?;
+        }
     }
     Ok(())
 }

@@ -4,10 +4,14 @@
 //! replaces a rule, and a pod that comes costs an element where it has a host port, else nothing. The table
 //! lives beside kube-proxy's: whichever chain translates a connection first has decided.
 
-use std::{fmt::Write, net::IpAddr};
+use std::{
+    fmt::Write,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use crate::{
     addr::Family,
+    host::names::GATEWAY_ADDRESS,
     pods::{PodNetwork, masquerade::Sets, ports::PortMapping, wiring::BRIDGE},
 };
 
@@ -19,6 +23,10 @@ pub const HOST_PORTS: &str = "host_ports";
 pub const HOST_PORTS_AT: &str = "host_ports_at";
 /// Pods with host ports, each twice in a key: source and destination of what it sends to itself.
 pub const HAIRPIN: &str = "hairpin";
+
+/// What health probes of IPv6 come from on a node. They are sent from a link-local address, from which no router forwards
+/// anything, and so no node to a pod; AKS's nodes take them for ones from here (Azure/AgentBaker, pull request 2393).
+pub const PROBES: Ipv6Addr = Ipv6Addr::new(0x2603, 0x1062, 0, 1, 0xfe80, 0x1234, 0x5678, 0x9abc);
 
 /// The kernel's word for the tables of a family.
 fn word(family: Family) -> &'static str {
@@ -58,6 +66,21 @@ pub fn table(interface: &str, network: PodNetwork, family: Family) -> String {
         ) => {
             format!("\t\toifname \"{interface}\" {ip} saddr @pods {ip} daddr != @exempt masquerade\n")
         }
+    };
+    let probes = match family {
+        Family::V4 => String::new(),
+        // Before connections are tracked, and so without a state of its own.
+        Family::V6 => format!(
+            "\tchain probes {{
+\t\ttype filter hook prerouting priority raw; policy accept;
+\t\tiifname \"{interface}\" ip6 saddr {GATEWAY_ADDRESS} ip6 saddr set {PROBES}
+\t}}
+\tchain probes_answered {{
+\t\ttype filter hook postrouting priority raw; policy accept;
+\t\toifname \"{interface}\" ip6 daddr {PROBES} ip6 daddr set {GATEWAY_ADDRESS}
+\t}}
+"
+        ),
     };
     let (local, guard, from_loopback) = match family {
         Family::V4 => (
@@ -112,7 +135,7 @@ table {ip} {TABLE} {{
 \tchain guard {{
 \t\ttype filter hook prerouting priority raw; policy accept;
 {guard}\t}}
-\tchain postrouting {{
+{probes}\tchain postrouting {{
 \t\ttype nat hook postrouting priority srcnat + 10; policy accept;
 \t\t{ip} saddr . {ip} daddr @{HAIRPIN} ct status dnat masquerade
 {from_loopback}{masquerade}\t}}
@@ -130,14 +153,21 @@ table {ip} {TABLE} {{
 pub fn n_rules(network: PodNetwork, family: Family) -> usize {
     match (network, family) {
         (PodNetwork::PodSubnet, Family::V4) => 10,
-        (PodNetwork::PodSubnet, Family::V6) => 8,
+        (PodNetwork::PodSubnet, Family::V6) => 10,
         (
             PodNetwork::Kubenet
             | PodNetwork::NodeSubnet
             | PodNetwork::NodeBridge
             | PodNetwork::Overlay,
-            _,
+            Family::V4,
         ) => 9,
+        (
+            PodNetwork::Kubenet
+            | PodNetwork::NodeSubnet
+            | PodNetwork::NodeBridge
+            | PodNetwork::Overlay,
+            Family::V6,
+        ) => 11,
     }
 }
 

@@ -17,8 +17,10 @@ fn service(annotations: &[(&str, &str)], ranges: &[&str], ports: Value) -> Servi
 const INTERNAL: (&str, &str) = ("azure-load-balancer-internal", "true");
 
 fn claim_at(service: &Service, address: &str) -> Claim {
-    let nodes = ["10.0.0.4", "10.0.0.5"].map(|text| text.parse().unwrap()).into();
-    Claim::of(service, address.parse().unwrap(), &nodes).unwrap().0
+    let nodes = ["10.0.0.4", "10.0.0.5", "fd00::4", "fd00::5"];
+    let nodes = nodes.map(|text| text.parse().unwrap()).into();
+    let addresses: Vec<IpAddr> = address.split(' ').map(|text| text.parse().unwrap()).collect();
+    Claim::of(service, &addresses, &nodes).unwrap().0
 }
 
 fn claim(annotations: &[(&str, &str)], ranges: &[&str]) -> Claim {
@@ -114,11 +116,12 @@ fn who_may_reach_a_service() {
 #[test]
 fn users_are_named_in_one_place() {
     let both = service(&[("azure-allowed-ip-ranges", "10.0.0.0/8")], &["10.0.0.0/8"], Value::Null);
-    let found = Claim::of(&both, "198.18.0.9".parse().unwrap(), &BTreeSet::new());
+    let found = Claim::of(&both, &["198.18.0.9".parse().unwrap()], &BTreeSet::new());
     assert_eq!(found, Err(BOTH_RANGES));
     let odd =
         service(&[("azure-allowed-service-tags", "Storage")], &["x", "10.0.0.0/8"], Value::Null);
-    let (_, warnings) = Claim::of(&odd, "198.18.0.9".parse().unwrap(), &BTreeSet::new()).unwrap();
+    let (_, warnings) =
+        Claim::of(&odd, &["198.18.0.9".parse().unwrap()], &BTreeSet::new()).unwrap();
     let reasons: Vec<&str> = warnings.iter().map(|(reason, _)| *reason).collect();
     assert_eq!(reasons, ["InvalidSourceRanges", "ConflictConfiguration"]);
 }
@@ -132,6 +135,58 @@ fn names_are_the_cloud_providers() {
     let ports = json!([{ "port": 443 }, { "port": 80 }, { "port": 53, "protocol": "UDP" }]);
     let many = claim_at(&service(&[], &[], ports), "198.18.0.9");
     assert_eq!(rules(&[many]).len(), 2);
+}
+
+/// Rules of IPv6 are named after it, and each family has those users of a Service that are its own.
+#[test]
+fn families_have_rules_of_their_own() {
+    let both = "198.18.0.9 2001:2::9";
+    let floating = ("azure-disable-load-balancer-floating-ip", "true");
+    let only = ("azure-deny-all-except-load-balancer-source-ranges", "true");
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
+    let cases: &[Case<'_>] = &[
+        (
+            both,
+            &[],
+            &[],
+            &[
+                "allow_IPv4 Allow Tcp Internet -> 198.18.0.9 80",
+                "allow_IPv6 Allow Tcp Internet -> 2001:2::9 80",
+            ],
+        ),
+        ("2001:2::9", &[], &[], &["allow_IPv6 Allow Tcp Internet -> 2001:2::9 80"]),
+        // Who names users of one family only has none of the other.
+        (both, &[], &["fd00::/8"], &["allow_IPv6 Allow Tcp fd00::/8 -> 2001:2::9 80"]),
+        (
+            both,
+            &[only],
+            &["10.0.0.0/8", "fd00::/9", "fd80::/9"],
+            &[
+                "allow_IPv4 Allow Tcp 10.0.0.0/8 -> 198.18.0.9 80",
+                "deny-all_IPv4 Deny * * -> 198.18.0.9 *",
+                "allow_IPv6 Allow Tcp fd00::/8 -> 2001:2::9 80",
+                "deny-all_IPv6 Deny * * -> 2001:2::9 *",
+            ],
+        ),
+        (
+            "2001:2::9",
+            &[floating],
+            &[],
+            &["allow_IPv6 Allow Tcp Internet -> fd00::4,fd00::5 30080"],
+        ),
+        ("2001:2::9", &[], &["fd00::1"], &["deny-all_IPv6 Deny * * -> 2001:2::9 *"]),
+    ];
+    for (address, annotations, ranges, expected) in cases {
+        let mut found = rules(&[claim_at(&service(annotations, ranges, Value::Null), address)]);
+        found.sort_by_key(|line| line.contains("IPv6"));
+        // What users and ports make of the name is another test's.
+        let without_hash = |line: &String| {
+            let (name, rest) = line.split_once(' ').unwrap();
+            format!("{} {rest}", &name[..name.rfind("IPv").unwrap() + 4])
+        };
+        let found: Vec<String> = found.iter().map(without_hash).collect();
+        assert_eq!(found, **expected, "{address} {annotations:?} {ranges:?}");
+    }
 }
 
 #[test]
