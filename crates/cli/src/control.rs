@@ -109,6 +109,9 @@ pub(crate) enum Answer {
         /// How it finds names.
         #[serde(default)]
         resolv_conf: Option<String>,
+        /// The pid of its first process, where it is a computer with file systems of its own.
+        #[serde(default)]
+        first_process: Option<i32>,
     },
     /// To [`Ask::Pods`].
     Pods {

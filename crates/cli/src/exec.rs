@@ -1,9 +1,16 @@
 //! `aksnet exec`: a command in somebody's network. Only the network and `/etc/resolv.conf` are theirs; other files and
-//! users are the machine's.
+//! users are the machine's. Cilium's own tools are the exception: they look at the node that they are in.
 
-use std::{path::Path, process};
+use std::{
+    path::Path,
+    process::{self, Command, ExitStatus},
+};
 
 use anyhow::Context;
+use cluster::{
+    install::{CILIUM_VERSION, cilium_dir},
+    programs::CILIUM,
+};
 use linux::netns::Netns;
 
 use crate::{
@@ -11,16 +18,22 @@ use crate::{
     lab::Lab,
 };
 
+/// Programs that talk to a node's Cilium by files of the node.
+const CILIUM_TOOLS: [&str; 2] = ["cilium-dbg", "hubble"];
+
 /// Runs `command` in the network of `target` and gives its exit status (128 + the signal that ended it).
 pub(crate) fn run(lab: &Lab, target: &str, command: &[String]) -> anyhow::Result<u8> {
-    let Answer::Found { netns, resolv_conf, .. } =
+    let Answer::Found { netns, resolv_conf, first_process, .. } =
         ask(lab, &Ask::Find { name: target.to_owned() })?
     else {
         anyhow::bail!("the lab answered another question");
     };
+    let (program, arguments) = command.split_first().context("no command was given")?;
+    if let Some(pid) = first_process.filter(|_| CILIUM_TOOLS.contains(&program.as_str())) {
+        return inside(pid, program, arguments).map(exit_code);
+    }
     let namespace = Netns::at(Path::new(&netns), target)
         .with_context(|| format!("opening the network of {target}"))?;
-    let (program, arguments) = command.split_first().context("no command was given")?;
     // A child is born in the namespace of the thread that starts it.
     let run = || process::Command::new(program).args(arguments).status();
     let status = match resolv_conf {
@@ -33,7 +46,24 @@ pub(crate) fn run(lab: &Lab, target: &str, command: &[String]) -> anyhow::Result
     Ok(exit_code(status))
 }
 
-fn exit_code(status: process::ExitStatus) -> u8 {
+/// Runs one of Cilium's tools in all namespaces of the computer whose first process has this pid.
+fn inside(pid: i32, program: &str, arguments: &[String]) -> anyhow::Result<ExitStatus> {
+    if !cilium_dir(&Lab::cache_dir(), CILIUM_VERSION).join(program).exists() {
+        anyhow::bail!(
+            "`{program}` is not on this machine: Cilium is not installed, or its images are upstream's; \
+             `kubectl -n kube-system exec ds/cilium -- {program}` runs the one in the agent's container"
+        );
+    }
+    Command::new("nsenter")
+        .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--target"])
+        .arg(pid.to_string())
+        .arg(format!("{CILIUM}/{program}"))
+        .args(arguments)
+        .status()
+        .with_context(|| format!("starting `nsenter` for `{program}`"))
+}
+
+fn exit_code(status: ExitStatus) -> u8 {
     use std::os::unix::process::ExitStatusExt;
     let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(u8::MAX)

@@ -82,7 +82,7 @@ enum Command {
     Pod(pod::Pod),
     /// Run a command in the network of a VM, a node or a pod
     #[command(
-        after_help = "Examples:\n  aksnet exec jump -- ping -c 1 172.20.0.4\n  aksnet exec testns/testdeploy-7c5ddbdf54-x2x4k -- tcpdump -n -c 5"
+        after_help = "Examples:\n  aksnet exec jump -- ping -c 1 172.20.0.4\n  aksnet exec testns/testdeploy-7c5ddbdf54-x2x4k -- tcpdump -n -c 5\n  aksnet exec aks-nodepool1-12345678-vmss000000 -- cilium-dbg status"
     )]
     Exec {
         #[arg(

@@ -13,6 +13,8 @@ pub use node::{Node, Plugin, agent_config, no_masquerade, node};
 pub const PROGRAMS: &str = "/opt/kubernetes/bin";
 /// Where the lab's own program is on a node.
 pub const AKSNET: &str = "/opt/aksnet/aksnet";
+/// Where Cilium's programs are on its nodes, for people to look with: containers have their own.
+pub const CILIUM: &str = "/opt/cilium";
 /// Where a node's CNI plugins are.
 pub const CNI_BIN: &str = "/opt/cni/bin";
 /// The image that holds a pod's namespaces, as AKS names it.

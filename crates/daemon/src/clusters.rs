@@ -252,6 +252,12 @@ impl Clusters {
             .or_else(|| records::kept_kubeconfig(&places.state_of(places.sandbox_name(&netns))))
     }
 
+    /// The pid of a computer's first process: of one that runs Kubernetes in the network namespace `netns`.
+    #[must_use]
+    pub fn first_process(&self, netns: &str) -> Option<i32> {
+        self.0.places.first_process(netns)
+    }
+
     /// Runs until the store is gone. Cancel by dropping: sandboxes go on.
     pub async fn run(&self, store: Store) {
         match self.0.nodes {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Says which nodes Cilium's agents are for, in the words of AKS (its DaemonSet `cilium` selects them by it).
-pub const CILIUM_LABEL: (&str, &str) = ("kubernetes.azure.com/ebpf-dataplane", "cilium");
+const CILIUM_LABEL: (&str, &str) = ("kubernetes.azure.com/ebpf-dataplane", "cilium");
 const PKI: &str = "/etc/kubernetes/pki";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 

@@ -8,9 +8,9 @@ use std::{
 
 use cluster::{
     install,
-    programs::{AKSNET, Computer, Need, PROGRAMS},
+    programs::{AKSNET, CILIUM, Computer, Need, PROGRAMS},
 };
-use linux::sandbox::{Bind, FileSpec, Launcher, Ready, SandboxSpec, Unit};
+use linux::sandbox::{Bind, FileSpec, Launcher, Ready, Sandbox, SandboxSpec, Unit};
 use sha2::{Digest, Sha256};
 
 use super::ClustersError;
@@ -53,6 +53,11 @@ impl Places {
         }
     }
 
+    /// The first process of the sandbox in a network namespace, if one runs there.
+    pub(super) fn first_process(&self, netns: &str) -> Option<i32> {
+        Some(Sandbox::find(&self.run_dir(), self.sandbox_name(netns))?.pid())
+    }
+
     /// The program that sandboxes begin with.
     pub(super) fn launcher(&self) -> Launcher {
         Launcher { program: self.aksnet.clone(), args: vec!["sandbox-init".to_owned()] }
@@ -78,6 +83,10 @@ impl Places {
         programs: &Path,
     ) -> SandboxSpec {
         let mut binds = vec![bind(programs, PROGRAMS), bind(&self.aksnet, AKSNET)];
+        let cilium = install::cilium_dir(&self.cache, install::CILIUM_VERSION);
+        if cilium.join(install::CILIUM_PROGRAMS[0]).exists() {
+            binds.push(bind(&cilium, CILIUM));
+        }
         let folders = computer.folders.iter();
         binds.extend(folders.map(|folder| bind(&self.folder_of(name, folder), folder)));
         let mut spec = SandboxSpec {
@@ -149,7 +158,8 @@ fn digest(spec: &SandboxSpec, programs: &Path) -> String {
         take(&file.path.to_string_lossy());
         take(&file.text);
     }
-    for bind in &spec.binds {
+    // Cilium may be installed while nodes run.
+    for bind in spec.binds.iter().filter(|bind| bind.target != Path::new(CILIUM)) {
         take(&bind.source.to_string_lossy());
     }
     // Programs that were built anew under the same name.
