@@ -161,6 +161,9 @@ pub(crate) struct Status {
     /// What fails now and is tried again.
     #[serde(default)]
     pub(crate) troubles: Vec<TroubleStatus>,
+    /// What takes minutes and is being done, a sentence each.
+    #[serde(default)]
+    pub(crate) underway: Vec<String>,
 }
 
 /// Something that fails and is tried again.

@@ -269,6 +269,7 @@ impl Answering {
             vms: vms(&region),
             subnets: subnets(&region),
             troubles: troubles(),
+            underway: self.clusters.underway(),
         }
     }
 

@@ -90,6 +90,7 @@ fn draw(status: &Status) -> String {
         })
         .collect();
     parts.push(section("no subnets", &["SUBNET", "PREFIX", "HELD", "", "DELEGATED TO"], &subnets));
+    parts.extend(status.underway.iter().cloned());
     for trouble in &status.troubles {
         parts.push(format!(
             "{} fails ({} times so far) and will try again: {}",

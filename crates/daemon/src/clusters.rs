@@ -29,7 +29,10 @@ use std::{
     time::Duration,
 };
 
-use cluster::images::{ImageError, REGISTRY_PORT};
+use cluster::{
+    images::{ImageError, REGISTRY_PORT},
+    install,
+};
 use linux::{
     LinuxError,
     netns::Netns,
@@ -39,11 +42,12 @@ use store::Store;
 use tokio::{sync::watch, task::JoinSet};
 use vnet::{
     host::names,
-    model::{Machine, NetworkMode, NodePhase, ProvisioningState},
+    model::{Dataplane, Machine, NetworkMode, NodePhase, ProvisioningState},
     name::ArmId,
     region::Region,
 };
 
+mod cilium;
 mod keeper;
 mod network_only;
 mod nodes;
@@ -157,6 +161,15 @@ pub enum ClustersError {
         /// The first file that is missing.
         missing: PathBuf,
     },
+    /// Cilium's images cannot be installed, made or pushed.
+    #[error("Cilium {version} cannot be had")]
+    Cilium {
+        /// The wanted version.
+        version: String,
+        /// Why not.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
     /// A node's agent cannot be started or go on.
     #[error("agent of node `{node}`")]
     Agent {
@@ -192,6 +205,8 @@ struct Shared {
     kubeconfigs: Mutex<BTreeMap<ArmId, String>>,
     /// Whether the registry has, or will never have, the images that clusters need.
     images: watch::Sender<bool>,
+    /// How far Cilium's images are, for clusters that ask for them.
+    cilium: cilium::Wanted,
     /// Once its loop runs.
     network_only: OnceLock<Arc<network_only::NetworkOnly>>,
 }
@@ -220,6 +235,7 @@ impl Clusters {
             nodes: settings.nodes,
             kubeconfigs: Mutex::default(),
             images: watch::Sender::new(false),
+            cilium: cilium::Wanted::default(),
             network_only: OnceLock::new(),
         }))
     }
@@ -258,6 +274,12 @@ impl Clusters {
         self.0.places.first_process(netns)
     }
 
+    /// What is being done that takes minutes and clusters wait for, a sentence each.
+    #[must_use]
+    pub fn underway(&self) -> Vec<String> {
+        self.0.cilium.underway()
+    }
+
     /// Runs until the store is gone. Cancel by dropping: sandboxes go on.
     pub async fn run(&self, store: Store) {
         match self.0.nodes {
@@ -277,6 +299,10 @@ impl Clusters {
             wake.mark_unchanged();
             let region = store.snapshot();
             kept.retain(|_, task| !task.is_finished());
+            if region.clusters.values().any(|cluster| cluster.dataplane == Dataplane::Cilium) {
+                // Begun while control planes start. Their keepers ask again, and hear of errors.
+                let _told_to_keepers = cilium::ensure(&self.0, install::CILIUM_VERSION);
+            }
             for id in region.clusters.keys() {
                 kept.entry(id.clone()).or_insert_with(|| {
                     tasks.spawn(keeper::keep(self.0.clone(), store.clone(), id.clone()))

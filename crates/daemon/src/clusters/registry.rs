@@ -63,20 +63,24 @@ async fn pass(shared: &Arc<Shared>) -> Result<(), ClustersError> {
             return Ok(());
         }
         let folder = places.cache.join("images");
-        let coredns = install::coredns_dir(&places.cache).join("coredns");
-        in_internet(&places.lab, || fill(&folder, &Ingredients { coredns }))
+        let ingredients = Ingredients::new(&places.cache, install::CILIUM_VERSION);
+        in_internet(&places.lab, || push_missing(&Recipe::ALWAYS, &folder, &ingredients))
     })
     .await
 }
 
-/// Pushes every image that is not there. One that a user has put in its place stays.
-fn fill(folder: &Path, ingredients: &Ingredients) -> Result<(), ImageError> {
+/// Pushes every image of these that is not there. One that a user has put in its place stays.
+pub(super) fn push_missing(
+    recipes: &[Recipe],
+    folder: &Path,
+    ingredients: &Ingredients,
+) -> Result<(), ImageError> {
     let address = SocketAddrV4::new(names::REGISTRY_ADDRESS, REGISTRY_PORT);
     let mut first_error = None;
-    for recipe in Recipe::ALL {
-        let push_missing = || {
+    for recipe in recipes {
+        let push = || {
             let mut image = None;
-            for reference in recipe.references() {
+            for reference in recipe.references(ingredients)? {
                 if images::has_image(address, &reference)? {
                     continue;
                 }
@@ -90,7 +94,7 @@ fn fill(folder: &Path, ingredients: &Ingredients) -> Result<(), ImageError> {
             Ok(())
         };
         // One that cannot be made must not cost the others.
-        first_error = first_error.or(push_missing().err());
+        first_error = first_error.or(push().err());
     }
     first_error.map_or(Ok(()), Err)
 }

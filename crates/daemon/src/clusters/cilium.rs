@@ -1,0 +1,193 @@
+//! Gets Cilium's images into the lab's registry once a cluster asks for them: installs Cilium where it is
+//! missing, makes its images, pushes them. Not here: how each is done, and what clusters do with them.
+//!
+//! It takes minutes where Cilium is built, so it is done beside the loops, once for each version, and whoever
+//! asks is told how far it is.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use cluster::{
+    images::{ImageError, Ingredients, Recipe},
+    install,
+};
+
+use super::{ClustersError, Shared, in_internet, registry};
+use crate::reconcile::Chain;
+
+/// After a failure nothing is tried for so long: what it needs, such as Go, is put there by people.
+const PAUSE: Duration = Duration::from_secs(30);
+/// How often the registry is tried while it does not answer, which it does not before it has started.
+const TRIES: u32 = 120;
+
+/// How far Cilium's images are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Images {
+    /// The lab's registry has them.
+    Ready,
+    /// They are being got; what is being done.
+    Underway(String),
+}
+
+/// What is known of the images of each version that a cluster has asked for.
+#[derive(Debug, Default)]
+pub(super) struct Wanted(Mutex<BTreeMap<String, State>>);
+
+#[derive(Debug)]
+enum State {
+    Known(Images),
+    Failed { at: Instant, why: Why },
+}
+
+type Why = Arc<dyn Error + Send + Sync>;
+
+/// Asks for the images of a version. It never waits: what is missing is begun, and the answer says how far it is.
+/// To be called again and again until it says [`Images::Ready`]; a failure is told for a while, then it is tried
+/// again.
+pub(super) fn ensure(shared: &Arc<Shared>, version: &str) -> Result<Images, ClustersError> {
+    let (worker, wanted_version) = (shared.clone(), version.to_owned());
+    shared.cilium.ask(version, move || {
+        // A thread of its own, not one of the runtime's: a daemon that ends must not wait for a build.
+        std::thread::spawn(move || {
+            let told = |text: &str| worker.cilium.tell(&wanted_version, text);
+            let done = get(&worker, &wanted_version, &told);
+            worker.cilium.finish(&wanted_version, done);
+        });
+    })
+}
+
+impl Wanted {
+    /// What is being done now, a sentence for each version.
+    pub(super) fn underway(&self) -> Vec<String> {
+        let states = self.lock();
+        let lines = states.iter().filter_map(|(version, state)| match state {
+            State::Known(Images::Underway(text)) => Some(format!("Cilium {version}: {text}")),
+            _ => None,
+        });
+        lines.collect()
+    }
+
+    /// How far a version is; `begin` is called if nobody works on it.
+    fn ask(&self, version: &str, begin: impl FnOnce()) -> Result<Images, ClustersError> {
+        let mut states = self.lock();
+        match states.get(version) {
+            Some(State::Known(images)) => return Ok(images.clone()),
+            Some(State::Failed { at, why }) if at.elapsed() < PAUSE => {
+                return Err(ClustersError::Cilium {
+                    version: version.to_owned(),
+                    source: why.clone(),
+                });
+            }
+            _ => {}
+        }
+        let underway = Images::Underway("waiting for its turn".to_owned());
+        states.insert(version.to_owned(), State::Known(underway.clone()));
+        drop(states);
+        begin();
+        Ok(underway)
+    }
+
+    fn tell(&self, version: &str, text: &str) {
+        let images = Images::Underway(text.to_owned());
+        let before = self.lock().insert(version.to_owned(), State::Known(images));
+        // Numbers that change often, in brackets, are for those who look.
+        let stage = |text: &str| text.split(" (").next().unwrap_or_default().to_owned();
+        let was = match before {
+            Some(State::Known(Images::Underway(text))) => stage(&text),
+            _ => String::new(),
+        };
+        if stage(text) != was {
+            tracing::info!(version, "Cilium: {text}");
+        }
+    }
+
+    fn finish(&self, version: &str, done: Result<(), Why>) {
+        let state = match done {
+            Ok(()) => State::Known(Images::Ready),
+            Err(why) => {
+                tracing::warn!(version, error = %Chain(&*why), "Cilium's images are not to be had");
+                State::Failed { at: Instant::now(), why }
+            }
+        };
+        self.lock().insert(version.to_owned(), state);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, State>> {
+        // Only whole values are put in.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Installs, makes and pushes; blocking, for minutes.
+fn get(shared: &Shared, version: &str, told: &dyn Fn(&str)) -> Result<(), Why> {
+    let places = &shared.places;
+    install::cilium(&places.cache, version, None, &mut |how_far| told(how_far))
+        .map_err(|err| Arc::new(err) as Why)?;
+    told("making its images");
+    let folder = places.cache.join("images");
+    let ingredients = Ingredients::new(&places.cache, version);
+    let push = || {
+        in_internet(&places.lab, || registry::push_missing(&Recipe::CILIUM, &folder, &ingredients))
+    };
+    let mut pushed = push();
+    for _ in 0..TRIES {
+        // It has not started yet, or starts anew.
+        let is_away = matches!(
+            pushed,
+            Err(ClustersError::Image(ImageError::Http { .. }) | ClustersError::Namespace { .. })
+        );
+        if !is_away {
+            break;
+        }
+        told("waiting for the lab's registry");
+        std::thread::sleep(Duration::from_millis(500));
+        pushed = push();
+    }
+    pushed.map_err(|err| Arc::new(err) as Why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Asks; the answer as text, and whether work was begun.
+    fn ask(wanted: &Wanted) -> (String, bool) {
+        let mut has_begun = false;
+        let answer = match wanted.ask("1.20.2", || has_begun = true) {
+            Ok(Images::Ready) => "ready".to_owned(),
+            Ok(Images::Underway(text)) => text,
+            Err(err) => Chain(&err).to_string(),
+        };
+        (answer, has_begun)
+    }
+
+    #[test]
+    fn whoever_asks_is_told_how_far_it_is_and_the_work_is_done_once() {
+        let wanted = Wanted::default();
+        assert_eq!(ask(&wanted), ("waiting for its turn".to_owned(), true));
+        assert_eq!(ask(&wanted), ("waiting for its turn".to_owned(), false));
+        wanted.tell("1.20.2", "building cilium-agent (1 of 8)");
+        assert_eq!(ask(&wanted), ("building cilium-agent (1 of 8)".to_owned(), false));
+        assert_eq!(wanted.underway(), ["Cilium 1.20.2: building cilium-agent (1 of 8)"]);
+        wanted.finish("1.20.2", Ok(()));
+        assert_eq!(ask(&wanted), ("ready".to_owned(), false));
+        assert_eq!(wanted.underway(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_failure_is_told_for_a_while_and_then_it_is_tried_again() {
+        let wanted = Wanted::default();
+        ask(&wanted);
+        let why: Why = Arc::new(std::io::Error::other("no Go here"));
+        wanted.finish("1.20.2", Err(why.clone()));
+        let told = ("Cilium 1.20.2 cannot be had: no Go here".to_owned(), false);
+        assert_eq!(ask(&wanted), told);
+        let Some(at) = Instant::now().checked_sub(PAUSE) else { return };
+        wanted.lock().insert("1.20.2".to_owned(), State::Failed { at, why });
+        assert_eq!(ask(&wanted), ("waiting for its turn".to_owned(), true));
+    }
+}
