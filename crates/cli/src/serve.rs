@@ -365,7 +365,7 @@ impl Answering {
         let region = self.store.snapshot();
         let found = |kind: &str, netns: String, resolv_conf: Option<String>| Answer::Found {
             kind: kind.to_owned(),
-            first_process: Path::new(&netns)
+            first_process: std::path::Path::new(&netns)
                 .file_name()
                 .and_then(|name| self.clusters.first_process(&name.to_string_lossy())),
             netns,

@@ -10,7 +10,7 @@ use vnet::model::Cluster;
 
 mod cilium;
 
-pub use cilium::{CILIUM_VERSION, Features, agent_image, operator_image};
+pub use cilium::Features;
 
 /// The cluster's name server, as AKS names its image.
 pub const COREDNS_IMAGE: &str = "mcr.microsoft.com/oss/kubernetes/coredns:v1.14.7";

@@ -8,26 +8,10 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Values;
-use crate::images::render_hex;
-
-/// The version of Cilium that clusters get. AKS has one for each version of Kubernetes, which are older
-/// (MicrosoftDocs/azure-aks-docs, azure-cni-powered-by-cilium.md); this is the one that can be built here.
-pub const CILIUM_VERSION: &str = "1.20.2";
-
-/// Where AKS' images of Cilium are.
-const IMAGES: &str = "mcr.microsoft.com/oss/cilium";
-
-/// The name of the agent's image.
-#[must_use]
-pub fn agent_image() -> String {
-    format!("{IMAGES}/cilium:{CILIUM_VERSION}")
-}
-
-/// The name of the operator's image.
-#[must_use]
-pub fn operator_image() -> String {
-    format!("{IMAGES}/operator-generic:{CILIUM_VERSION}")
-}
+use crate::{
+    images::{self, render_hex},
+    install::CILIUM_VERSION,
+};
 
 /// What Advanced Container Networking Services add to a cluster with Cilium.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -72,8 +56,8 @@ pub(super) const FILES: [&str; 4] = [
 pub(super) fn blanks(values: &Values) -> [(&'static str, String); 4] {
     [
         ("${API_SERVER}", values.api_server.clone()),
-        ("${CILIUM_IMAGE}", agent_image()),
-        ("${OPERATOR_IMAGE}", operator_image()),
+        ("${CILIUM_IMAGE}", images::agent_name(CILIUM_VERSION)),
+        ("${OPERATOR_IMAGE}", images::operator_name(CILIUM_VERSION)),
         ("${UNDERLAY}", render_hex(&Sha256::digest(&values.api_server))[..24].to_owned()),
     ]
 }

@@ -10,6 +10,7 @@ use std::{
 
 use cluster::{
     addons::{self, Group, Values},
+    install::CILIUM_VERSION,
     pki::ClusterCertificates,
     programs::{ControlPlane, control_plane},
     view,
@@ -32,7 +33,7 @@ use vnet::{
 };
 
 use super::{
-    ClustersError, RESYNC, Shared, blocking, is_leaving, nodes,
+    ClustersError, RESYNC, Shared, blocking, cilium, is_leaving, nodes,
     proxy::{Proxy, preferred_port},
     records, report, upgrades, wanted_phase,
 };
@@ -64,6 +65,8 @@ struct Keeper {
     kubeconfig: String,
     /// Add-ons that this task has applied.
     applied: Vec<Group>,
+    /// Whether Cilium's images are being got, which takes minutes.
+    is_waiting: bool,
     /// Rung by the watch of nodes.
     bell: Arc<Notify>,
     watching: JoinSet<()>,
@@ -81,6 +84,7 @@ pub(super) async fn keep(shared: Arc<Shared>, store: Store, id: ArmId) {
         client: None,
         kubeconfig: String::new(),
         applied: Vec::new(),
+        is_waiting: false,
         bell: Arc::default(),
         watching: JoinSet::new(),
         draining: nodes::Draining::default(),
@@ -97,7 +101,8 @@ pub(super) async fn keep(shared: Arc<Shared>, store: Store, id: ArmId) {
                 RESYNC
             }
             Ok(Outcome::Underway) => {
-                trouble.note(upgrades::progress(&keeper.store.snapshot(), &keeper.id));
+                let (steps, is_draining) = upgrades::progress(&keeper.store.snapshot(), &keeper.id);
+                trouble.note(steps, is_draining || keeper.is_waiting);
                 trouble.begin();
                 HURRY
             }
@@ -131,9 +136,10 @@ struct Trouble {
 }
 
 impl Trouble {
-    /// Each step of a long way is a beginning, and pods have a patience of their own.
-    fn note(&mut self, (progress, is_draining): (u64, bool)) {
-        if is_draining || progress != self.progress {
+    /// Each step of a long way is a beginning; pods that leave, and programs that are built, have a patience of
+    /// their own.
+    fn note(&mut self, progress: u64, is_patient: bool) {
+        if is_patient || progress != self.progress {
             self.since = None;
         }
         self.progress = progress;
@@ -156,7 +162,8 @@ impl Trouble {
         }
         self.last = text;
         // Waiting does not install programs.
-        self.is_final = matches!(err, ClustersError::Programs { .. });
+        self.is_final =
+            matches!(err, ClustersError::Programs { .. } | ClustersError::Cilium { .. });
     }
 
     /// What a running operation ends with, if it is to end.
@@ -306,8 +313,15 @@ impl Keeper {
                 continue;
             }
             // A pod that is too early for its image waits ten seconds for the next try.
-            if group != Group::Base && !*self.shared.images.borrow() {
+            if group == Group::Dns && !*self.shared.images.borrow() {
                 return Ok(false);
+            }
+            if group == Group::Cilium {
+                let images = cilium::ensure(&self.shared, CILIUM_VERSION)?;
+                self.is_waiting = images != cilium::Images::Ready;
+                if self.is_waiting {
+                    return Ok(false);
+                }
             }
             let applied = addons::apply(client, group, &Values::of(cluster)).await;
             applied.map_err(self.api("applying add-ons"))?;
