@@ -1,15 +1,13 @@
 //! What people call things, turned into where their packets pass: a network namespace, links in it, and the
 //! addresses that are meant. Not here: reading packets there.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use daemon::clusters::PodAt;
 use linux::netns::{self, Netns};
 use serde::{Deserialize, Serialize};
 use vnet::{
+    addr::Family,
     host::names,
     model::{Frontend, Holder, LoadBalancer, Machine, Nic, Role, Vnet},
     name::ArmId,
@@ -30,8 +28,11 @@ pub(crate) struct Place {
     pub(crate) every_link: bool,
     /// Only packets from or to these are meant; empty: all.
     pub(crate) hosts: Vec<IpAddr>,
-    /// Its own address, where it has one.
-    pub(crate) address: Option<Ipv4Addr>,
+    /// Its own address, where it has one: that of IPv4, unless one of the other family was named.
+    pub(crate) address: Option<IpAddr>,
+    /// Its own address of IPv6.
+    #[serde(default)]
+    pub(crate) address_v6: Option<IpAddr>,
     /// The machine that it is, or runs on, by id.
     pub(crate) machine: Option<ArmId>,
 }
@@ -177,6 +178,7 @@ impl Finder<'_> {
             every_link: true,
             hosts: Vec::new(),
             address: None,
+            address_v6: None,
             machine: None,
         }
     }
@@ -187,7 +189,8 @@ impl Finder<'_> {
         let nic = self.region.nics.get(&machine.nic);
         place.links.insert(names::ETH0.to_owned(), String::new());
         place.every_link = false;
-        place.address = nic.and_then(|nic| nic.address());
+        place.address = nic.and_then(|nic| nic.address_of(Family::V4));
+        place.address_v6 = nic.and_then(|nic| nic.address_of(Family::V6));
         place.machine = Some(machine.meta.id.clone());
         place
     }
@@ -229,7 +232,8 @@ impl Finder<'_> {
         let mut place = Self::place(format!("nic/{}", nic.meta.id.name()), &namespace);
         place.links.insert(names::port(&nic.meta.id), machine_name(machine));
         place.every_link = false;
-        place.address = nic.address();
+        place.address = nic.address_of(Family::V4);
+        place.address_v6 = nic.address_of(Family::V6);
         place.machine = Some(machine.meta.id.clone());
         Some(place)
     }
@@ -260,7 +264,8 @@ impl Finder<'_> {
                     ));
                 }
                 place.every_link = false;
-                place.address = subnet.prefix.nth(1);
+                place.address = subnet.prefix.nth(1).map(IpAddr::from);
+                place.address_v6 = subnet.prefix_of(Family::V6).and_then(|prefix| prefix.nth(1));
                 found.push(place);
             }
         }
@@ -295,10 +300,9 @@ impl Finder<'_> {
         };
         let namespace = names::vnet_ns(self.lab, &vnet.meta.id);
         let mut place = Self::place(format!("lb/{}", id.name()), &namespace);
-        place.address = hosts.iter().find_map(|host| match host {
-            IpAddr::V4(host) => Some(*host),
-            IpAddr::V6(_) => None,
-        });
+        let first = |family| hosts.iter().copied().find(|host| Family::of(*host) == family);
+        place.address = first(Family::V4).or(first(Family::V6));
+        place.address_v6 = first(Family::V6);
         place.links = self.ports(&vnet.meta.id);
         place.hosts = hosts;
         Ok(place)
@@ -312,10 +316,12 @@ impl Finder<'_> {
             let name =
                 if is_one { name.to_owned() } else { format!("{}:{name}", pod.cluster.name()) };
             let mut place = Self::place(format!("pod/{name}"), "");
-            let address = Netns::at(&pod.netns, &name).ok();
-            let address = address.and_then(|it| linux::net::address_of(&it).ok());
+            let namespace = Netns::at(&pod.netns, &name).ok();
+            let addresses = namespace.and_then(|it| linux::net::addresses_of(&it).ok());
+            let (four, six) = addresses.unwrap_or_default();
             place.netns = pod.netns.display().to_string();
-            place.address = address.flatten();
+            place.address = four.map(IpAddr::from);
+            place.address_v6 = six.map(IpAddr::from);
             place.machine = Some(pod.node);
             place
         };
@@ -323,17 +329,17 @@ impl Finder<'_> {
     }
 
     /// Where the packets of an address pass: at who has it.
-    fn at_address(&self, address: Ipv4Addr) -> Result<Place, String> {
+    fn at_address(&self, address: IpAddr) -> Result<Place, String> {
         let mut place = if let Some(machine) = self.machine_of(address) {
             let mut place = self.machine(machine);
             // A pod's packets pass links of the node that are not its eth0.
-            if place.address != Some(address) {
+            if ![place.address, place.address_v6].contains(&Some(address)) {
                 place.every_link = true;
             }
             place
         } else if let Some(balancer) = self.region.balancers.values().find(|balancer| {
             let place = self.balancer(balancer);
-            place.is_ok_and(|place| place.hosts.contains(&IpAddr::from(address)))
+            place.is_ok_and(|place| place.hosts.contains(&address))
         }) {
             self.balancer(balancer)?
         } else if let Some(vnet) = self
@@ -347,27 +353,28 @@ impl Finder<'_> {
             self.internet()
         };
         place.name = format!("{address} ({})", place.name);
-        place.hosts = vec![address.into()];
+        place.hosts = vec![address];
         place.address = Some(address);
+        place.address_v6 = Some(address).filter(IpAddr::is_ipv6);
         Ok(place)
     }
 
     /// The machine that has an address, or that a pod with this address is on: the first of several, since overlay
     /// clusters may have the same.
-    fn machine_of(&self, address: Ipv4Addr) -> Option<&Machine> {
+    fn machine_of(&self, address: IpAddr) -> Option<&Machine> {
         let of_nic = |nic: &Nic| nic.configs.iter().any(|config| config.address == address);
         let nic = self.region.nics.values().find(|nic| of_nic(nic) && nic.machine.is_some());
         let by_nic = nic.and_then(|nic| nic.machine.clone());
         let by_range = || {
             self.region.machines.values().find_map(|machine| {
                 let node = machine.node()?;
-                let range = node.pod_range?;
-                range.contains(address).then(|| machine.meta.id.clone())
+                let mut ranges = node.pod_ranges().into_iter();
+                ranges.any(|range| range.contains(address)).then(|| machine.meta.id.clone())
             })
         };
         let by_batch = || {
             let mut subnets = self.region.vnets.values().flat_map(|vnet| vnet.subnets.values());
-            subnets.find_map(|subnet| match subnet.held.get(&address.into())? {
+            subnets.find_map(|subnet| match subnet.held.get(&address)? {
                 Holder::PodBatch { node } => Some(node.clone()),
                 Holder::IpConfiguration { .. } | Holder::Frontend { .. } => None,
             })

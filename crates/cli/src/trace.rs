@@ -6,7 +6,7 @@ mod watcher;
 
 use std::{
     fmt::Write as _,
-    net::{IpAddr, SocketAddrV4},
+    net::{Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -14,6 +14,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 use linux::probe::{Kind, Outcome};
 use serde::Serialize;
+use vnet::addr::Family;
 
 use self::{
     hops::{Hop, Path},
@@ -26,6 +27,10 @@ use crate::{
     output::{self, Format},
     places::Place,
 };
+
+/// What probes from the internet to an address of IPv6 come from (RFC 3849: an address for documentation). The internet
+/// has every address there is, and of IPv6 none on a link, which the kernel would choose.
+const OUTSIDE: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// What probes are marked with: a value of IP's DSCP that no standard gives a meaning (RFC 2474, pool 2). It
 /// stays when addresses and ports are translated, and nothing here looks at it.
@@ -42,6 +47,7 @@ datagram need only arrive), 1 when not, 3 when the packet did not do what the mo
 Examples:
   aksnet trace jump db --port 5432
   aksnet trace pod/testns/web 10.1.1.4 --port 53 --protocol udp
+  aksnet trace -6 jump db --port 5432
   aksnet trace internet lb/kubernetes --port 80 -o json"
 )]
 pub(crate) struct Trace {
@@ -55,6 +61,9 @@ pub(crate) struct Trace {
     /// What to send [default: tcp with a port, icmp without]
     #[arg(long, value_enum)]
     protocol: Option<Protocol>,
+    /// To the IPv6 address of TO
+    #[arg(long, short = '6')]
+    ipv6: bool,
     /// How many seconds to wait for an answer
     #[arg(long, value_name = "S", default_value = "2")]
     timeout: f64,
@@ -122,16 +131,19 @@ pub(crate) fn run(lab: &Lab, wanted: &Trace) -> anyhow::Result<Exit> {
     if !can_send {
         bail!("{} cannot send a probe: FROM is a VM, a node, a pod or `internet`", from.name);
     }
-    let address = to.address.with_context(|| match to.name.as_str() {
+    let address = if wanted.ipv6 { to.address_v6 } else { to.address };
+    let address = address.with_context(|| match to.name.as_str() {
         "internet" => "say which address on the internet, such as 203.0.113.9".to_owned(),
+        name if wanted.ipv6 => format!("{name} has no IPv6 address"),
         name => format!("{name} has no address that a probe could be sent to"),
     })?;
-    let destination = SocketAddrV4::new(address, port);
+    let destination = SocketAddr::new(address, port);
+    let protocol = kind.protocol(Family::of(address));
     let patience = Duration::from_secs_f64(wanted.timeout);
     let seen = watcher::watch(lab.name(), (&watched, &groups), &from, kind, destination, patience)?;
     let names: Vec<String> = seen.told.iter().map(|told| told.name.clone()).collect();
-    let path = hops::path(&seen.seen, &seen.told, DSCP, kind.protocol());
-    let ways = match question_about(&from, &path, kind.protocol()) {
+    let path = hops::path(&seen.seen, &seen.told, DSCP, protocol);
+    let ways = match question_about(&from, &path, protocol) {
         None => Vec::new(),
         Some(question) => match ask(lab, &Ask::Ways(question))? {
             Answer::Ways(ways) => ways,
@@ -153,14 +165,10 @@ fn question_about(from: &Place, path: &Path, protocol: u8) -> Option<Question> {
     let hop = if from.name == "internet" { path.hops.first()? } else { entered };
     let packet = hop.first.as_ref()?;
     let (source, destination) = packet.ports().unwrap_or_default();
-    let end = |address: IpAddr, port| match address {
-        IpAddr::V4(address) => Some(SocketAddrV4::new(address, port)),
-        IpAddr::V6(_) => None,
-    };
     Some(Question {
         machine: from.machine.clone(),
-        source: end(packet.source, source)?,
-        destination: end(packet.destination, destination)?,
+        source: SocketAddr::new(packet.source, source),
+        destination: SocketAddr::new(packet.destination, destination),
         protocol,
     })
 }

@@ -12,5 +12,5 @@ pub mod wire;
 pub use self::{
     apply::{Actor, apply, apply_steps},
     netlink::{Netlink, Request},
-    observe::{address_of, link_indexes, observe},
+    observe::{addresses_of, link_indexes, observe},
 };

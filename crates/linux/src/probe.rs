@@ -1,7 +1,7 @@
 //! One packet sent on purpose, and what came back to who sent it. Not here: what it met on its way.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd, AsRawFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -10,10 +10,11 @@ use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout},
     sys::socket::{
-        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, connect, getsockopt,
-        recv, send, setsockopt, socket, sockopt,
+        AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, connect,
+        getsockopt, recv, send, setsockopt, socket, sockopt,
     },
 };
+use vnet::addr::Family;
 
 use crate::{LinuxError, netns::Netns};
 
@@ -29,13 +30,14 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// IP's number of the protocol.
+    /// IP's number of the protocol, in a family.
     #[must_use]
-    pub fn protocol(self) -> u8 {
-        match self {
-            Self::Tcp => 6,
-            Self::Udp => 17,
-            Self::Echo => 1,
+    pub fn protocol(self, family: Family) -> u8 {
+        match (self, family) {
+            (Self::Tcp, _) => 6,
+            (Self::Udp, _) => 17,
+            (Self::Echo, Family::V4) => 1,
+            (Self::Echo, Family::V6) => 58,
         }
     }
 }
@@ -54,12 +56,12 @@ pub enum Outcome {
 }
 
 /// Sends one packet from inside `namespace`, marked with `dscp` (six bits), and waits for an answer.
-/// With `source`, from that address.
+/// With `source`, from that address, which need not be on a link.
 pub fn probe(
     namespace: &Netns,
     kind: Kind,
-    source: Option<Ipv4Addr>,
-    to: SocketAddrV4,
+    source: Option<IpAddr>,
+    to: SocketAddr,
     dscp: u8,
     patience: Duration,
 ) -> Result<Outcome, LinuxError> {
@@ -67,17 +69,34 @@ pub fn probe(
         what: format!("probing {to} from `{}`", namespace.name()),
         source,
     };
+    let family = Family::of(to.ip());
     let socket = namespace.run(|| {
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let (form, protocol) = match kind {
-            Kind::Tcp => (SockType::Stream, None),
-            Kind::Udp => (SockType::Datagram, None),
-            Kind::Echo => (SockType::Raw, Some(SockProtocol::Icmp)),
+        let (form, protocol) = match (kind, family) {
+            (Kind::Tcp, _) => (SockType::Stream, None),
+            (Kind::Udp, _) => (SockType::Datagram, None),
+            (Kind::Echo, Family::V4) => (SockType::Raw, Some(SockProtocol::Icmp)),
+            (Kind::Echo, Family::V6) => (SockType::Raw, Some(SockProtocol::IcmpV6)),
         };
-        let socket = socket(AddressFamily::Inet, form, flags, protocol)?;
-        setsockopt(&socket, sockopt::Ipv4Tos, &i32::from(dscp << 2))?;
+        let traffic_class = i32::from(dscp << 2);
+        let socket = match family {
+            Family::V4 => {
+                let socket = socket(AddressFamily::Inet, form, flags, protocol)?;
+                setsockopt(&socket, sockopt::Ipv4Tos, &traffic_class)?;
+                socket
+            }
+            Family::V6 => {
+                let socket = socket(AddressFamily::Inet6, form, flags, protocol)?;
+                setsockopt(&socket, sockopt::Ipv6TClass, &traffic_class)?;
+                socket
+            }
+        };
         if let Some(source) = source {
-            let source = SockaddrIn::from(SocketAddrV4::new(source, 0));
+            match family {
+                Family::V4 => setsockopt(&socket, sockopt::IpFreebind, &true)?,
+                Family::V6 => freebind_ipv6(&socket)?,
+            }
+            let source = SockaddrStorage::from(SocketAddr::new(source, 0));
             nix::sys::socket::bind(socket.as_raw_fd(), &source)?;
         }
         Ok::<_, Errno>(socket)
@@ -89,11 +108,17 @@ pub fn probe(
         Kind::Udp => exchange(&socket, to, patience, b"aksnet trace", |_| true),
         Kind::Echo => {
             let id = std::process::id().to_be_bytes();
-            let request = echo_request([id[2], id[3]]);
+            let request = echo_request(family, [id[2], id[3]]);
             let is_reply = |packet: &[u8]| {
-                let header = packet.first().map_or(20, |first| usize::from(first & 15) * 4);
-                let reply = packet.get(header..).unwrap_or_default();
-                reply.first() == Some(&0) && reply.get(4..6) == Some(&id[2..4])
+                // Raw sockets of IPv6 are given what is behind the header.
+                let (header, reply) = match family {
+                    Family::V4 => {
+                        (packet.first().map_or(20, |first| usize::from(first & 15) * 4), 0)
+                    }
+                    Family::V6 => (0, 129),
+                };
+                let message = packet.get(header..).unwrap_or_default();
+                message.first() == Some(&reply) && message.get(4..6) == Some(&id[2..4])
             };
             exchange(&socket, to, patience, &request, is_reply)
         }
@@ -116,9 +141,27 @@ pub fn probe(
     }
 }
 
+/// The same as [`sockopt::IpFreebind`]: raw sockets of IPv6 have this one only, and `nix` has not.
+#[allow(unsafe_code, reason = "nix has no such option")]
+fn freebind_ipv6(socket: &OwnedFd) -> Result<(), Errno> {
+    let yes: nix::libc::c_int = 1;
+    let size = nix::libc::socklen_t::try_from(size_of_val(&yes)).unwrap_or_default();
+    // SAFETY: the value outlives the call, and its size is what is said.
+    let done = unsafe {
+        nix::libc::setsockopt(
+            socket.as_raw_fd(),
+            nix::libc::IPPROTO_IPV6,
+            nix::libc::IPV6_FREEBIND,
+            (&raw const yes).cast(),
+            size,
+        )
+    };
+    Errno::result(done).map(drop)
+}
+
 /// Whether the connection was made in time.
-fn tcp(socket: &OwnedFd, to: SocketAddrV4, patience: Duration) -> Result<bool, Errno> {
-    match connect(socket.as_raw_fd(), &SockaddrIn::from(to)) {
+fn tcp(socket: &OwnedFd, to: SocketAddr, patience: Duration) -> Result<bool, Errno> {
+    match connect(socket.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) => return Ok(true),
         Err(Errno::EINPROGRESS) => {}
         Err(error) => return Err(error),
@@ -135,13 +178,13 @@ fn tcp(socket: &OwnedFd, to: SocketAddrV4, patience: Duration) -> Result<bool, E
 /// Whether an answer came in time.
 fn exchange(
     socket: &OwnedFd,
-    to: SocketAddrV4,
+    to: SocketAddr,
     patience: Duration,
     request: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
 ) -> Result<bool, Errno> {
     // Connected, so that errors of the way come back as ours.
-    connect(socket.as_raw_fd(), &SockaddrIn::from(to))?;
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(to))?;
     send(socket.as_raw_fd(), request, MsgFlags::empty())?;
     let until = Instant::now() + patience;
     let mut buffer = [0; 2048];
@@ -163,8 +206,12 @@ fn wait(socket: &OwnedFd, what: PollFlags, patience: Duration) -> Result<bool, E
     Ok(nix::poll::poll(&mut fds, patience)? > 0)
 }
 
-/// RFC 792: type 8, code 0, checksum, identifier, sequence number 1.
-fn echo_request(id: [u8; 2]) -> [u8; 8] {
+/// RFC 792: type 8, code 0, checksum, identifier, sequence number 1. RFC 4443: type 128, and the kernel puts in the
+/// checksum, which covers addresses.
+fn echo_request(family: Family, id: [u8; 2]) -> [u8; 8] {
+    if family == Family::V6 {
+        return [128, 0, 0, 0, id[0], id[1], 0, 1];
+    }
     let sum = 0x0800_u32 + u32::from(u16::from_be_bytes(id)) + 1;
     let sum = (sum & 0xffff) + (sum >> 16);
     let [_, _, high, low] = (!sum).to_be_bytes();

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4},
     process::Command,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -15,9 +15,10 @@ use linux::{
     netns::Netns,
     nft,
     packets::{Direction, Tap},
+    probe::{Kind, Outcome, probe},
 };
 use vnet::{
-    addr::Mac,
+    addr::{Family, Mac},
     host::{
         plan::plan,
         state::{Address, End, Fabric, Link, NamespaceState},
@@ -26,6 +27,8 @@ use vnet::{
 
 const A: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
 const B: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+const A6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+const B6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
 /// Two namespaces with a link between them; gone with the test.
 struct World {
@@ -56,6 +59,25 @@ impl World {
         let observed = desired.namespaces.iter().map(look).collect();
         apply_steps(&plan(&desired, &observed)).unwrap();
         world
+    }
+
+    /// Gives both an address of IPv6, too.
+    fn with_ipv6(self) -> Self {
+        for (namespace, address) in [(&self.a, A6), (&self.b, B6)] {
+            let line = format!(
+                "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0 \
+                 && ip -6 addr add {address}/64 dev eth0 nodad"
+            );
+            let done = namespace.run(|| Command::new("sh").args(["-c", &line]).status()).unwrap();
+            assert!(done.unwrap().success(), "{line}");
+        }
+        self
+    }
+
+    /// Sends a probe from A to B by IPv6.
+    fn probe_ipv6(&self, kind: Kind, port: u16) -> Outcome {
+        let to = SocketAddr::new(B6.into(), port);
+        probe(&self.a, kind, None, to, 45, Duration::from_millis(500)).unwrap()
     }
 
     /// Sends a UDP datagram from A to a port of B, with this DSCP.
@@ -124,7 +146,7 @@ fn a_trace_tells_every_rule_and_only_of_what_is_marked() {
     let world = World::new("t");
     nft::load(&world.b, RULES).unwrap();
     let table = netfilter::table(&world.b, "aksnet").unwrap().unwrap();
-    let tracer = Tracer::open(&world.b, "aksnet-trace-test", 45, 17).unwrap();
+    let tracer = Tracer::open(&world.b, "aksnet-trace-test", Family::V4, 45, 17).unwrap();
     world.send(0, 9);
     assert_eq!(tracer.events().unwrap(), []);
     world.send(45, 9);
@@ -146,6 +168,56 @@ fn a_trace_tells_every_rule_and_only_of_what_is_marked() {
     drop(tracer);
     assert!(!tables().contains("aksnet-trace-test"), "the table goes with its socket");
     assert!(tables().contains("table ip aksnet\n"), "{}", tables());
+}
+
+#[test]
+fn ipv6_is_probed_traced_and_counted_as_ipv4_is() {
+    let world = World::new("6").with_ipv6();
+    // What nobody asks about, the kernel does not track.
+    let tracking = "table ip6 tracking {\n\tchain c {\n\t\ttype filter hook input priority 1;\n\t\tct state new\n\t}\n}\n";
+    let both = [RULES, &RULES.replace("table ip ", "table ip6 "), tracking].concat();
+    nft::load(&world.b, &both).unwrap();
+    let packets = |table: &netfilter::Table| {
+        let told = table.rules.iter().map(|rule| (rule.family, rule.packets));
+        told.collect::<Vec<_>>()
+    };
+    let before = netfilter::table(&world.b, "aksnet").unwrap().unwrap();
+    assert_eq!(packets(&before).len(), 4, "two rules in two families");
+
+    let tracer = Tracer::open(&world.b, "aksnet-trace-test", Family::V6, 45, 17).unwrap();
+    assert_eq!(world.probe_ipv6(Kind::Udp, 9), Outcome::Silence);
+    world.send(45, 9);
+    let events = tracer.events().unwrap();
+    let entered = events.iter().filter(|event| event.table == "aksnet-trace-test");
+    let headers: Vec<&[u8]> = entered.filter_map(|event| event.headers.as_deref()).collect();
+    assert_eq!(headers.len(), 1, "of IPv4 nothing is told: {events:?}");
+    assert_eq!(headers[0][8..40], [A6.octets(), B6.octets()].concat());
+    let dropped = Fate::Rule { handle: before.rules[3].handle, verdict: Verdict::Drop };
+    assert!(events.iter().any(|event| event.fate == dropped), "{events:?}");
+
+    let after = netfilter::table(&world.b, "aksnet").unwrap().unwrap();
+    assert_eq!(after.load, before.load);
+    let (four, six) = (Family::V4, Family::V6);
+    assert_eq!(packets(&after), [(four, 0), (four, 1), (six, 0), (six, 1)]);
+    nft::load(&world.b, &both).unwrap();
+    assert_ne!(netfilter::table(&world.b, "aksnet").unwrap().unwrap().load, before.load);
+
+    // An echo is answered, a connection refused; and from an address that no link has, the way back is missing.
+    assert!(matches!(world.probe_ipv6(Kind::Echo, 0), Outcome::Answered(_)));
+    assert!(matches!(world.probe_ipv6(Kind::Tcp, 9), Outcome::Refused(_)));
+    let foreign = "fd00::77".parse::<IpAddr>().unwrap();
+    let to = SocketAddr::new(B6.into(), 0);
+    for kind in [Kind::Echo, Kind::Tcp] {
+        let outcome = probe(&world.a, kind, Some(foreign), to, 45, Duration::from_millis(100));
+        assert_eq!(outcome.unwrap(), Outcome::Silence, "{kind:?}");
+    }
+    let known = netfilter::conntrack::list(&world.b).unwrap();
+    assert!(
+        known.iter().any(|it| it.original.source == IpAddr::from(A6)
+            && it.original.destination == IpAddr::from(B6)
+            && it.reply.source == IpAddr::from(B6)),
+        "{known:?}"
+    );
 }
 
 fn nft_tables(namespace: &Netns) -> String {

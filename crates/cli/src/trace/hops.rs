@@ -1,14 +1,14 @@
 //! The way of one packet, put together from what was seen of it: frames on links, and stations in rules.
 //! A plain function from values to values. Not here: seeing (see [`super::watcher`]).
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use linux::{
     netfilter::{Event, Fate, Verdict},
     packets::Direction,
 };
 use serde::Serialize;
-use vnet::host::names;
+use vnet::{addr::Family, host::names};
 
 use crate::watch::frame::{self, Inside, Packet, flags};
 
@@ -231,14 +231,23 @@ fn comment(text: &str) -> Option<String> {
     rest.split_once('"').map(|(comment, _)| comment.to_owned())
 }
 
-/// The rules of a listing with numbers (`nft -a list ruleset`), by table and number.
-pub(super) fn rules(listing: &str) -> BTreeMap<(String, u64), String> {
+/// The rules of a listing with numbers (`nft -a list ruleset`) that packets of a family meet, by table and number.
+/// Tables of the other family may have the same names.
+pub(super) fn rules(listing: &str, family: Family) -> BTreeMap<(String, u64), String> {
+    let other = match family {
+        Family::V4 => "ip6",
+        Family::V6 => "ip",
+    };
     let mut table = String::new();
+    let mut is_met = false;
     let mut rules = BTreeMap::new();
     for line in listing.lines() {
         if let Some(rest) = line.strip_prefix("table ") {
-            rest.split_whitespace().nth(1).unwrap_or_default().clone_into(&mut table);
-        } else if let Some((text, handle)) = line.trim().rsplit_once(" # handle ")
+            let mut words = rest.split_whitespace();
+            is_met = words.next() != Some(other);
+            words.next().unwrap_or_default().clone_into(&mut table);
+        } else if is_met
+            && let Some((text, handle)) = line.trim().rsplit_once(" # handle ")
             && !text.ends_with('{')
             && let Ok(handle) = handle.parse()
         {
@@ -264,7 +273,7 @@ fn is_probe(packet: &Packet, dscp: u8, protocol: u8) -> bool {
         && packet.protocol == protocol
         && match packet.inside {
             Inside::Tcp { flags, .. } => flags & (flags::SYN | flags::ACK) == flags::SYN,
-            Inside::Icmp { kind, .. } => kind == 8,
+            Inside::Icmp { kind, .. } => kind == if protocol == frame::ICMPV6 { 128 } else { 8 },
             Inside::Udp { .. } => true,
             Inside::Other => false,
         }
@@ -283,7 +292,7 @@ fn answer(seen: &[Seen], ours: &[&Seen], protocol: u8) -> Vec<(usize, String)> {
                 Inside::Icmp { about: Some(about), .. } => {
                     about.source == probe.source && about.destination == probe.destination
                 }
-                Inside::Icmp { kind, .. } => turned && *kind == 0,
+                Inside::Icmp { kind, .. } => turned && *kind == echo_reply(&packet.source),
                 _ => turned,
             }
         })
@@ -297,6 +306,11 @@ fn answer(seen: &[Seen], ours: &[&Seen], protocol: u8) -> Vec<(usize, String)> {
         }
     }
     places
+}
+
+/// The type of an echo reply in the family of an address (RFC 792, RFC 4443).
+fn echo_reply(address: &IpAddr) -> u8 {
+    if address.is_ipv6() { 129 } else { 0 }
 }
 
 /// An ICMP message without what it is about.
@@ -314,7 +328,7 @@ fn short(packet: &Packet) -> String {
         Inside::Tcp { flags, .. } if flags & flags::RST != 0 => "tcp reset".to_owned(),
         Inside::Tcp { .. } => "tcp syn ack".to_owned(),
         Inside::Udp { .. } => "udp datagram".to_owned(),
-        Inside::Icmp { kind: 0, .. } => "echo reply".to_owned(),
+        Inside::Icmp { kind, .. } if *kind == echo_reply(&packet.source) => "echo reply".to_owned(),
         Inside::Icmp { about: Some(_), .. } => {
             let text = Packet { inside: bare(&packet.inside), ..packet.clone() }.to_string();
             format!(

@@ -17,8 +17,8 @@ use vnet::{
 pub(crate) struct Question {
     /// The machine that sends; `None`: the internet.
     pub(crate) machine: Option<ArmId>,
-    pub(crate) source: std::net::SocketAddrV4,
-    pub(crate) destination: std::net::SocketAddrV4,
+    pub(crate) source: std::net::SocketAddr,
+    pub(crate) destination: std::net::SocketAddr,
     /// IP's number.
     pub(crate) protocol: u8,
 }
@@ -48,8 +48,8 @@ pub(crate) fn ways(region: &Region, health: &Health, question: &Question) -> Vec
         None => Origin::Internet,
     };
     let flow = Flow {
-        source: (*question.source.ip()).into(),
-        destination: (*question.destination.ip()).into(),
+        source: question.source.ip(),
+        destination: question.destination.ip(),
         protocol: match question.protocol {
             6 => Protocol::Tcp,
             17 => Protocol::Udp,

@@ -8,6 +8,7 @@ use linux::{
     packets::Direction,
     probe::{Kind, Outcome},
 };
+use vnet::addr::Family;
 
 use super::{
     DSCP, agreement,
@@ -68,8 +69,13 @@ fn event(table: &str, chain: &str, fate: Fate, packet: Option<&Packet>) -> Event
 
 fn told(name: &str, events: Vec<Event>) -> Told {
     let listing = "table ip aksnet { # handle 3\n\tchain gate { # handle 1\n\t\tcounter drop comment \"deny-all\" # handle 7\n\t\tmeta mark set ct mark # handle 8\n\t}\n}\n";
-    let rules = hops::rules(listing);
-    assert_eq!(rules.len(), 2, "chains and tables are no rules");
+    let other = listing.replace("table ip ", "table ip6 ").replace("deny-all", "deny-six");
+    let rules = hops::rules(&[listing, &other].concat(), Family::V4);
+    assert_eq!(
+        rules.len(),
+        2,
+        "chains and tables are no rules, and those of IPv6 are met by others"
+    );
     let links = BTreeMap::from([("nic-1".to_owned(), "vm/web".to_owned())]);
     let own_table = "own".to_owned();
     Told { name: name.to_owned(), links, rules, events, own_table, ..Told::default() }
@@ -203,7 +209,8 @@ fn what_is_dropped_before_any_link_is_seen_by_its_rules_alone() {
     assert_eq!(path.hops.len(), 1);
     assert!(path.hops[0].dropped);
     assert_eq!(path.hops[0].before, "10.1.0.4:40000 > 10.1.1.4:80");
-    let nothing = hops::path(&[], &[told("vm/web", Vec::new())], DSCP, Kind::Tcp.protocol());
+    let nothing =
+        hops::path(&[], &[told("vm/web", Vec::new())], DSCP, Kind::Tcp.protocol(Family::V4));
     assert_eq!(nothing.hops, []);
     assert_eq!(verdict(Outcome::Silence, &nothing, false, &[]), "it never left");
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     os::fd::AsFd,
     path::Path,
     time::{Duration, Instant},
@@ -15,9 +16,10 @@ use linux::{
     packets::Tap,
     probe::{Kind, Outcome, probe},
 };
+use vnet::addr::Family;
 
 use super::{
-    DSCP,
+    DSCP, OUTSIDE,
     hops::{self, Seen, Told},
 };
 use crate::{
@@ -51,11 +53,13 @@ pub(super) fn watch(
     (places, groups): (&[Place], &BTreeMap<String, String>),
     from: &Place,
     kind: Kind,
-    to: std::net::SocketAddrV4,
+    to: SocketAddr,
     patience: Duration,
 ) -> anyhow::Result<Watched> {
     let table = format!("aksnet-trace-{lab}-{}", std::process::id());
-    let posts: Vec<Post> = places.iter().filter_map(|place| post(place, &table, kind)).collect();
+    let family = Family::of(to.ip());
+    let marked = |place| post(place, &table, family, kind);
+    let posts: Vec<Post> = places.iter().filter_map(marked).collect();
     let sender = Netns::at(Path::new(&from.netns), &from.name)
         .with_context(|| format!("opening the network of {}", from.name))?;
     anyhow::ensure!(
@@ -68,7 +72,7 @@ pub(super) fn watch(
     let mut told: Vec<Told> = posts.iter().map(|post| post.told(groups)).collect();
     let outcome = std::thread::scope(|scope| {
         let sender = &sender;
-        let source = from.address.filter(|_| from.name == "internet");
+        let source = (from.name == "internet" && family == Family::V6).then_some(OUTSIDE.into());
         let sending = scope.spawn(move || probe(sender, kind, source, to, DSCP, patience));
         let mut until = None;
         loop {
@@ -90,18 +94,18 @@ pub(super) fn watch(
     for (post, told) in posts.iter().zip(&mut told) {
         if told.events.iter().any(|event| event.table != told.own_table) {
             let listing = nft::listing(&post.namespace);
-            told.rules = hops::rules(&listing.context("listing the rules that it met")?);
+            told.rules = hops::rules(&listing.context("listing the rules that it met")?, family);
         }
     }
     Ok(Watched { outcome, seen, told })
 }
 
 /// `None` when the place is gone: a pod or node that has just ended.
-fn post(place: &Place, table: &str, kind: Kind) -> Option<Post> {
+fn post(place: &Place, table: &str, family: Family, kind: Kind) -> Option<Post> {
     let open = || -> anyhow::Result<Post> {
         let namespace = Netns::at(Path::new(&place.netns), &place.name)?;
         let tap = Tap::open(&namespace, &[], BEGINNING)?;
-        let tracer = Tracer::open(&namespace, table, DSCP, kind.protocol())?;
+        let tracer = Tracer::open(&namespace, table, family, DSCP, kind.protocol(family))?;
         Ok(Post { place: place.clone(), namespace, tap, tracer })
     };
     match open() {

@@ -31,7 +31,8 @@ pub(crate) struct Packet {
     pub(crate) protocol: u8,
     /// Six bits.
     pub(crate) dscp: u8,
-    /// IPv4's identification; 0 with IPv6.
+    /// IPv4's identification; with IPv6 the end of the flow label, which the kernel changes where it sends a TCP packet
+    /// again.
     pub(crate) id: u16,
     pub(crate) ttl: u8,
     pub(crate) inside: Inside,
@@ -128,7 +129,7 @@ fn ipv6(bytes: &[u8]) -> Option<Packet> {
         destination: address(24)?.into(),
         protocol: header[6],
         dscp: u8::try_from((u16_at(bytes, 0)? >> 6) & 0x3f).unwrap_or_default(),
-        id: 0,
+        id: u16_at(bytes, 2)?,
         ttl: header[7],
         payload: usize::from(u16_at(bytes, 4)?).saturating_sub(header_length(&inside, body)),
         inside,

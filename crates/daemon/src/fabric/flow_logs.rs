@@ -8,7 +8,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -346,16 +346,14 @@ impl View<'_> {
         // A member that keeps the front end's address is known by the mark, everybody else by who answers.
         let receiver = match connection.mark {
             0 => self.machine(self.vnet, connection.reply.source),
-            mark => self.machine(self.vnet, Ipv4Addr::from(mark)),
+            mark => self.machine(self.vnet, Ipv4Addr::from(mark).into()),
         };
         if sender.is_none() && receiver.is_none() {
             return Vec::new();
         }
         let origin = match sender.or_else(|| self.peer(original.source)) {
             Some(machine) => Origin::Machine(machine.meta.id.clone()),
-            None if original.source == names::PLATFORM_ADDRESS => {
-                Origin::Platform(self.vnet.clone())
-            }
+            None if is_probes(original.source) => Origin::Platform(self.vnet.clone()),
             None => Origin::Internet,
         };
         let walk = self.walk(&origin, original, receiver);
@@ -379,7 +377,7 @@ impl View<'_> {
         sides
     }
 
-    fn machine(&self, vnet: &ArmId, address: Ipv4Addr) -> Option<&Machine> {
+    fn machine(&self, vnet: &ArmId, address: IpAddr) -> Option<&Machine> {
         machine_at(self.region, vnet, address).or_else(|| {
             let mut machines = self.region.machines.values().filter(|machine| {
                 let nic = self.region.nics.get(&machine.nic);
@@ -388,13 +386,13 @@ impl View<'_> {
             machines
                 .find(|machine| {
                     matches!(&machine.role, Role::Node(node)
-                if node.pod_range.is_some_and(|range| range.contains(address)))
+                if node.pod_ranges().iter().any(|range| range.contains(address)))
                 })
                 .map(|it| &**it)
         })
     }
 
-    fn peer(&self, address: Ipv4Addr) -> Option<&Machine> {
+    fn peer(&self, address: IpAddr) -> Option<&Machine> {
         let vnet = self.region.vnets.get(self.vnet)?;
         vnet.peerings.values().find_map(|peering| self.machine(&peering.remote, address))
     }
@@ -402,8 +400,8 @@ impl View<'_> {
     /// The way that a flow has taken: it has passed, so the one that ends where it went.
     fn walk(&self, origin: &Origin, tuple: Tuple, receiver: Option<&Machine>) -> Option<Walk> {
         let flow = Flow {
-            source: tuple.source.into(),
-            destination: tuple.destination.into(),
+            source: tuple.source,
+            destination: tuple.destination,
             protocol: match tuple.protocol {
                 6 => Protocol::Tcp,
                 17 => Protocol::Udp,
@@ -462,6 +460,12 @@ impl View<'_> {
             counts: [0; 4],
         })
     }
+}
+
+/// Whether health probes come from this address.
+fn is_probes(address: IpAddr) -> bool {
+    address == IpAddr::from(names::PLATFORM_ADDRESS)
+        || address == IpAddr::from(names::GATEWAY_ADDRESS)
 }
 
 /// How flow logs call a rule: those that every group has begin with `DefaultRule_`.

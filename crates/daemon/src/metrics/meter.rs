@@ -38,7 +38,7 @@ pub struct Trouble {
     pub times: u64,
 }
 
-/// What a rule is known by over reloads: chain, comment, and whether it drops.
+/// What a rule is known by over reloads and in both families: chain, comment, and whether it drops.
 pub(super) type Key = (String, String, bool);
 /// Packets and bytes.
 pub(super) type Count = (u64, u64);
@@ -210,10 +210,13 @@ fn add(sums: &mut BTreeMap<Key, Count>, key: Key, (packets, bytes): Count) {
 
 #[cfg(test)]
 mod tests {
+    use vnet::addr::Family;
+
     use super::*;
 
     fn table(load: u64, counts: &[(&str, u64)]) -> Table {
         let rule = |(n, (name, packets)): (u64, &(&str, u64))| RuleCount {
+            family: Family::V4,
             handle: n,
             chain: "gate".to_owned(),
             comment: Some((*name).to_owned()),

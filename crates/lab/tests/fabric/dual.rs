@@ -9,7 +9,7 @@ use linux::{
 };
 use vnet::host::Health;
 
-use crate::lab::{Lab, ask, ask_as, run, serve};
+use crate::lab::{Lab, add_ipv6, ask, ask_as, run, serve};
 
 /// Two networks that are joined; `w` has one subnet.
 const WORLD: &str = "
@@ -152,7 +152,7 @@ fn nobody_speaks_with_anothers_address() {
     lab.serve("two", &[80]);
     let one = lab.machine("one");
     for spoofed in ["fd00:1:0:1::6", "fe80::6"] {
-        run(&one, "ip", &["-6", "addr", "add", &format!("{spoofed}/128"), "dev", "eth0", "nodad"]);
+        add_ipv6(&one, spoofed, "eth0");
     }
     assert_eq!(ask_as(&one, "fd00:1:0:1::6", "[fd00:1:0:1::5]:80"), "nothing");
     // Link-local ones, too, which the kernel takes with their link only.
@@ -180,7 +180,7 @@ fn nobody_speaks_with_anothers_address() {
 fn an_appliance_gets_what_a_route_sends_to_it() {
     let lab = Lab::new(WORLD);
     let nva = lab.machine("nva");
-    run(&nva, "ip", &["-6", "addr", "add", "fd00:9::1/128", "dev", "lo", "nodad"]);
+    add_ipv6(&nva, "fd00:9::1", "lo");
     serve(&nva, "nva", 80);
     assert_eq!(ask(&lab.machine("one"), "[fd00:9::1]:80"), "nva sees fd00:1:0:1::4 at fd00:9::1");
     // Subnet `b` has no such route.
@@ -195,7 +195,7 @@ fn load_balancers_have_front_ends_of_ipv6() {
     assert_eq!(ask(&one, "[fd00:1:0:2::100]:91"), "three sees fd00:1:0:1::4 at fd00:1:0:2::4");
     // Floating IP: the member has the front end's address.
     let three = lab.machine("three");
-    run(&three, "ip", &["-6", "addr", "add", "fd00:1:0:2::100/128", "dev", "lo", "nodad"]);
+    add_ipv6(&three, "fd00:1:0:2::100", "lo");
     serve(&three, "three", 90);
     assert_eq!(ask(&one, "[fd00:1:0:2::100]:90"), "three sees fd00:1:0:1::4 at fd00:1:0:2::100");
 }
@@ -211,7 +211,7 @@ fn only_who_has_a_public_address_reaches_the_internet_and_is_reached() {
     assert_eq!(ask(&one, "[2a00::1]:80"), "nothing", "there is no default way out");
     assert_eq!(ask(&one, "9.9.9.9:80"), "internet sees 20.0.0.2 at 9.9.9.9");
     let internet = lab.internet();
-    run(&internet, "ip", &["-6", "addr", "add", "2a00::1/128", "dev", "lo", "nodad"]);
+    add_ipv6(&internet, "2a00::1", "lo");
     assert_eq!(
         ask_as(&internet, "2a00::1", "[2001:2::5]:80"),
         "outer sees 2a00::1 at fd00:2:0:1::5"

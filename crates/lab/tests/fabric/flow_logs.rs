@@ -7,6 +7,7 @@ use linux::netns::Netns;
 use serde_json::Value;
 use store::Store;
 use vnet::{
+    addr::Family,
     command::Command,
     host::names,
     kind,
@@ -15,7 +16,7 @@ use vnet::{
 };
 
 use crate::{
-    lab::{ask, serve},
+    lab::{ask, run, serve},
     running::{Azure, Removed, until},
 };
 
@@ -62,6 +63,22 @@ fn any() -> Peers {
     Peers::Addresses { any_of: vec![Addresses::Any], as_list: false }
 }
 
+/// Denies TCP to port 81.
+fn no_81() -> SecurityRule {
+    SecurityRule {
+        name: Name::new("no-81"),
+        direction: Direction::Inbound,
+        priority: 100,
+        access: Access::Deny,
+        protocol: RuleProtocol::Tcp,
+        source: any(),
+        source_ports: Ports { any_of: vec![PortRange::ALL], as_list: false },
+        destination: any(),
+        destination_ports: Ports { any_of: vec![PortRange::one(81)], as_list: false },
+        kept: [].into(),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn flows_are_logged_at_both_ends_and_denials_with_their_rule() {
     let lab = format!("t{}fl", std::process::id());
@@ -74,21 +91,9 @@ async fn flows_are_logged_at_both_ends_and_denials_with_their_rule() {
         Settings { lab: lab.clone(), flow_logs: Some(folder.clone()), ..Default::default() };
     let running = tokio::spawn(daemon::fabric::run(store, settings));
     azure.network();
-    let rule = SecurityRule {
-        name: Name::new("no-81"),
-        direction: Direction::Inbound,
-        priority: 100,
-        access: Access::Deny,
-        protocol: RuleProtocol::Tcp,
-        source: any(),
-        source_ports: Ports { any_of: vec![PortRange::ALL], as_list: false },
-        destination: any(),
-        destination_ports: Ports { any_of: vec![PortRange::one(81)], as_list: false },
-        kept: [].into(),
-    };
     azure.command(Command::PutSecurityGroup {
         common: azure.common(kind::SECURITY_GROUP, "nsg"),
-        rules: Some(vec![rule]),
+        rules: Some(vec![no_81()]),
     });
     azure.vm("one");
     azure.vm_behind("v", "two", Some(azure.id(kind::SECURITY_GROUP, "nsg")));
@@ -114,6 +119,59 @@ async fn flows_are_logged_at_both_ends_and_denials_with_their_rule() {
     // What was denied has not begun.
     let found = logged(&folder);
     assert!(!found.iter().any(|line| line.contains(":81 6 I B")), "{found:#?}");
+    running.abort();
+    drop(running.await);
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ipv6_is_logged_as_ipv4_is() {
+    let lab = format!("t{}fl6", std::process::id());
+    let folder = std::env::temp_dir().join(format!("aksnet-flow-logs-{lab}"));
+    let store = Store::in_memory().unwrap();
+    let group = ArmId::group("00000000-0000-0000-0000-000000000000", "g");
+    let azure = Azure { store: store.clone(), group };
+    let _removed = Removed(lab.clone());
+    let settings =
+        Settings { lab: lab.clone(), flow_logs: Some(folder.clone()), ..Default::default() };
+    let running = tokio::spawn(daemon::fabric::run(store, settings));
+    azure.command(Command::PutGroup {
+        id: azure.group.clone(),
+        location: "eastus".to_owned(),
+        tags: [].into(),
+    });
+    azure.command(azure.put_dual_vnet("v"));
+    let nsg = azure.id(kind::SECURITY_GROUP, "nsg");
+    azure.command(Command::PutSecurityGroup {
+        common: azure.common(kind::SECURITY_GROUP, "nsg"),
+        rules: Some(vec![no_81()]),
+    });
+    let both = [Family::V4, Family::V6];
+    azure.vm_of("v", "one", None, &both);
+    azure.vm_of("v", "two", Some(nsg), &both);
+    azure.settled().await;
+    let open = |name: &str| Netns::open(&names::vm_ns(&lab, &azure.id(kind::VM, name))).unwrap();
+    let (one, two) = (open("one"), open("two"));
+    serve(&two, "two", 80);
+    serve(&two, "two", 81);
+    let (a, b) = ("fd00:1:0:1::4", "fd00:1:0:1::5");
+    assert_eq!(ask(&one, &format!("[{b}]:80")), format!("two sees {a} at {b}"));
+    assert_eq!(ask(&one, &format!("[{b}]:81")), "nothing");
+    let expected = [
+        format!("DefaultRule_AllowVnetInBound {a} {b}:80 6 I B"),
+        format!("DefaultRule_AllowVnetInBound {a} {b}:80 6 I E"),
+        format!("no-81 {a} {b}:81 6 I D"),
+        format!("unspecified {a} {b}:80 6 O B"),
+    ];
+    // A flow's end is told when the kernel forgets it.
+    let vnet = Netns::open(&names::vnet_ns(&lab, &azure.id(kind::VNET, "v"))).unwrap();
+    run(&vnet, "sysctl", &["-qw", "net.netfilter.nf_conntrack_tcp_timeout_time_wait=1"]);
+    assert_eq!(ask(&one, &format!("[{b}]:80")), format!("two sees {a} at {b}"));
+    until("all of it is written", || async {
+        let found = logged(&folder);
+        expected.iter().all(|line| found.iter().any(|other| other == line))
+    })
+    .await;
     running.abort();
     drop(running.await);
     std::fs::remove_dir_all(&folder).unwrap();

@@ -215,6 +215,23 @@ pub(crate) fn pod(node: &Netns, address: &str) {
     run(node, "ip", &["addr", "add", &format!("{address}/32"), "dev", "lo"]);
 }
 
+/// Gives a namespace an address of IPv6 on a link, and waits until the kernel answers to it: it says so before.
+pub(crate) fn add_ipv6(namespace: &Netns, address: &str, link: &str) {
+    let with_length = format!("{address}/128");
+    assert_eq!(run(namespace, "ip", &["-6", "addr", "add", &with_length, "dev", link, "nodad"]), "");
+    let is_there = || {
+        let routes = run(namespace, "ip", &["-6", "route", "show", "table", "local"]);
+        routes.lines().any(|line| line.starts_with(&format!("local {address} ")))
+    };
+    for _ in 0..200 {
+        if is_there() {
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    panic!("{address} is not there within two seconds");
+}
+
 /// Has a machine translate what it forwards to its own address.
 pub(crate) fn masquerade(machine: &Netns) {
     let rules = "add table ip t; add chain ip t c { type nat hook postrouting priority 100; }; \

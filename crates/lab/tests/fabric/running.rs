@@ -10,7 +10,7 @@ use std::{
 use linux::netns::Netns;
 use store::Store;
 use vnet::{
-    addr::{Family, Prefix4},
+    addr::{Family, Prefix4, Prefix6},
     command::{Command, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutSubnet},
     host::names,
     kind,
@@ -51,6 +51,22 @@ impl Azure {
 
     /// A virtual network of 10.1.0.0/16 with subnet `a` of 10.1.1.0/24.
     pub(crate) fn put_vnet(&self, name: &str, kept: Kept) -> Command {
+        self.put_vnet_of(name, kept, &["10.1.0.0/16"], None)
+    }
+
+    /// The same with fd00:1::/48, and in the subnet fd00:1:0:1::/64.
+    pub(crate) fn put_dual_vnet(&self, name: &str) -> Command {
+        let prefix6 = Some("fd00:1:0:1::/64".parse().unwrap());
+        self.put_vnet_of(name, Kept::new(), &["10.1.0.0/16", "fd00:1::/48"], prefix6)
+    }
+
+    fn put_vnet_of(
+        &self,
+        name: &str,
+        kept: Kept,
+        prefixes: &[&str],
+        prefix6: Option<Prefix6>,
+    ) -> Command {
         let prefix: Prefix4 = "10.1.1.0/24".parse().unwrap();
         let subnet = PutSubnet {
             security_group: None,
@@ -58,7 +74,7 @@ impl Azure {
             default_outbound: None,
             name: Name::new("a"),
             prefix,
-            prefix6: None,
+            prefix6,
             route_table: None,
             delegations: Vec::new(),
             private_endpoint_network_policies: None,
@@ -67,7 +83,7 @@ impl Azure {
         };
         Command::PutVnet {
             common: Common { kept, ..self.common(kind::VNET, name) },
-            prefixes: vec!["10.1.0.0/16".parse().unwrap()],
+            prefixes: prefixes.iter().map(|text| text.parse().unwrap()).collect(),
             subnets: Some(vec![subnet]),
         }
     }
@@ -84,20 +100,25 @@ impl Azure {
 
     /// The same behind a security group.
     pub(crate) fn vm_behind(&self, vnet: &str, name: &str, group: Option<ArmId>) {
+        self.vm_of(vnet, name, group, &[Family::V4]);
+    }
+
+    /// The same with an address of each of these families.
+    pub(crate) fn vm_of(&self, vnet: &str, name: &str, group: Option<ArmId>, families: &[Family]) {
         let subnet = self.id(kind::VNET, vnet).child("subnets", "a");
-        let config = PutIpConfiguration {
+        let config = |(n, family): (usize, &Family)| PutIpConfiguration {
             public_ip: None,
             application_groups: Vec::new(),
-            name: "ipconfig1".to_owned(),
-            subnet,
+            name: format!("ipconfig{}", n + 1),
+            subnet: subnet.clone(),
             address: None,
-            family: Family::V4,
+            family: *family,
         };
         self.command(Command::PutNic {
             security_group: group,
             common: self.common(kind::NIC, name),
             ip_forwarding: false,
-            configs: vec![config],
+            configs: families.iter().enumerate().map(config).collect(),
         });
         let nic = self.id(kind::NIC, name);
         self.command(Command::PutVm { common: self.common(kind::VM, name), nic });

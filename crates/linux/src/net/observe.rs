@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use netlink_packet_route::{
@@ -309,13 +309,18 @@ fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<((String, IpAd
     (ours && message.header.state == NeighbourState::Permanent).then_some(((link, address?), mac?))
 }
 
-/// The first IPv4 address of a namespace that is not a loopback link's: a pod's own.
-pub fn address_of(namespace: &Netns) -> Result<Option<Ipv4Addr>, LinuxError> {
-    use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrIn};
+/// The first address of each family in a namespace that is neither a loopback link's nor link-local: a pod's own.
+pub fn addresses_of(namespace: &Netns) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), LinuxError> {
+    use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
     let listed = namespace.run(|| {
-        Ok(getifaddrs()?
-            .filter(|it| !it.flags.contains(InterfaceFlags::IFF_LOOPBACK))
-            .find_map(|it| it.address?.as_sockaddr_in().map(SockaddrIn::ip)))
+        let mut found = (None, None);
+        let all = getifaddrs()?.filter(|it| !it.flags.contains(InterfaceFlags::IFF_LOOPBACK));
+        for address in all.filter_map(|it| it.address) {
+            let six = address.as_sockaddr_in6().map(|address| address.ip());
+            found.0 = found.0.or(address.as_sockaddr_in().map(|address| address.ip()));
+            found.1 = found.1.or(six.filter(|address| !address.is_unicast_link_local()));
+        }
+        Ok(found)
     })?;
     listed.map_err(|source| LinuxError::Call {
         what: format!("listing addresses of `{}`", namespace.name()),

@@ -2,7 +2,7 @@
 //!
 //! Source: `linux/netfilter/nfnetlink_conntrack.h`.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use super::{
     channel::{Channel, Heard, Message},
@@ -29,9 +29,9 @@ const ZONE: u16 = 18;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tuple {
     /// Who sends.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// To whom.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// IANA's number.
     pub protocol: u8,
     /// 0 where the protocol has no ports.
@@ -50,7 +50,7 @@ pub struct Counters {
     pub bytes: u64,
 }
 
-/// A connection over IPv4.
+/// A connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
     /// The kernel's number for it: unique while it lives.
@@ -103,11 +103,11 @@ impl Listener {
     }
 }
 
-/// Every connection over IPv4 that a namespace tracks.
+/// Every connection that a namespace tracks.
 pub fn list(namespace: &Netns) -> Result<Vec<Connection>, LinuxError> {
     let channel = Channel::open_in(namespace)?;
-    // The family is all that is asked (`struct nfgenmsg`); `NFPROTO_IPV4`.
-    let listed = channel.list([GET, SUBSYSTEM], &[2, 0, 0, 0], "list connections")?;
+    // The family is all that is asked (`struct nfgenmsg`); `NFPROTO_UNSPEC` is every one.
+    let listed = channel.list([GET, SUBSYSTEM], &[0, 0, 0, 0], "list connections")?;
     Ok(listed.iter().filter_map(|(_, _, attributes)| connection(attributes)).collect())
 }
 
@@ -142,12 +142,17 @@ fn find_u16(attributes: &[u8], kind: u16) -> Option<u16> {
     find(attributes, kind)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes))
 }
 
-/// `CTA_TUPLE_IP` with `CTA_IP_V4_SRC` and `_DST`, `CTA_TUPLE_PROTO` with `CTA_PROTO_NUM`, `_SRC_PORT`, `_DST_PORT`.
+/// `CTA_TUPLE_IP` with `CTA_IP_V4_SRC` and `_DST`, or `CTA_IP_V6_SRC` and `_DST`; `CTA_TUPLE_PROTO` with `CTA_PROTO_NUM`, `_SRC_PORT`, `_DST_PORT`.
 fn tuple(bytes: &[u8]) -> Option<Tuple> {
     let (ip, protocol) = (find(bytes, 1)?, find(bytes, 2)?);
+    let address = |four, six| {
+        let four = find(ip, four).and_then(|bytes| bytes.first_chunk::<4>());
+        let six = || find(ip, six).and_then(|bytes| bytes.first_chunk::<16>());
+        four.map(|bytes| IpAddr::from(*bytes)).or_else(|| six().map(|bytes| IpAddr::from(*bytes)))
+    };
     Some(Tuple {
-        source: find_u32(ip, 1)?.into(),
-        destination: find_u32(ip, 2)?.into(),
+        source: address(1, 3)?,
+        destination: address(2, 4)?,
         protocol: *find(protocol, 1)?.first()?,
         source_port: find_u16(protocol, 2).unwrap_or_default(),
         destination_port: find_u16(protocol, 3).unwrap_or_default(),

@@ -2,7 +2,7 @@
 //!
 //! Source: `linux/netfilter/nfnetlink_log.h`.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use super::{
     channel::{Channel, Heard},
@@ -14,7 +14,7 @@ use crate::{LinuxError, netns::Netns};
 const SUBSYSTEM: u8 = 4;
 const PACKET: u8 = 0;
 const CONFIG: u8 = 1;
-/// How much of each packet is copied: an IPv4 header with options, and ports.
+/// How much of each packet is copied: an IPv4 header with options, or one of IPv6, and ports.
 const SNAPLEN: u32 = 64;
 
 /// A packet that was logged.
@@ -79,26 +79,22 @@ fn logged(attributes: &[u8]) -> Option<Logged> {
     })
 }
 
-/// Whose an IPv4 packet is.
+/// Whose a packet is. Extension headers of IPv6 are not followed: behind them are no ports.
 fn packet(bytes: &[u8]) -> Option<Tuple> {
     let first = *bytes.first()?;
-    if first >> 4 != 4 {
-        return None;
-    }
-    let address = |at: usize| Some(Ipv4Addr::from(*bytes.get(at..)?.first_chunk::<4>()?));
-    let protocol = *bytes.get(9)?;
-    let above = bytes.get(usize::from(first & 15) * 4..).unwrap_or_default();
+    let four = |at: usize| Some(IpAddr::from(*bytes.get(at..)?.first_chunk::<4>()?));
+    let six = |at: usize| Some(IpAddr::from(*bytes.get(at..)?.first_chunk::<16>()?));
+    let (source, destination, protocol, length) = match first >> 4 {
+        4 => (four(12)?, four(16)?, *bytes.get(9)?, usize::from(first & 15) * 4),
+        6 => (six(8)?, six(24)?, *bytes.get(6)?, 40),
+        _ => return None,
+    };
+    let above = bytes.get(length..).unwrap_or_default();
     let ports = match (protocol, above) {
         (6 | 17, [a, b, c, d, ..]) => (u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d])),
         _ => (0, 0),
     };
-    Some(Tuple {
-        source: address(12)?,
-        destination: address(16)?,
-        protocol,
-        source_port: ports.0,
-        destination_port: ports.1,
-    })
+    Some(Tuple { source, destination, protocol, source_port: ports.0, destination_port: ports.1 })
 }
 
 #[cfg(test)]
@@ -120,7 +116,30 @@ mod tests {
         for length in 0..20 {
             assert_eq!(packet(&bytes[..length]), None, "{length}");
         }
+        // Called IPv6, it is too short for that.
         bytes[0] = 0x65;
         assert_eq!(packet(&bytes), None);
+        bytes[0] = 0x75;
+        assert_eq!(packet(&bytes), None);
+    }
+
+    #[test]
+    fn a_packet_of_ipv6_has_ports_unless_something_is_before_them() {
+        let mut bytes = vec![0x60, 0, 0, 0, 0, 20, 17, 64];
+        bytes.extend("fd00::4".parse::<std::net::Ipv6Addr>().expect("an address").octets());
+        bytes.extend("fd00::5".parse::<std::net::Ipv6Addr>().expect("an address").octets());
+        bytes.extend([0x9c, 0x40, 0, 53]);
+        let tuple = packet(&bytes).expect("a packet");
+        assert_eq!((tuple.source.to_string(), tuple.source_port), ("fd00::4".to_owned(), 40_000));
+        assert_eq!(
+            (tuple.destination.to_string(), tuple.destination_port),
+            ("fd00::5".to_owned(), 53)
+        );
+        for length in 0..40 {
+            assert_eq!(packet(&bytes[..length]), None, "{length}");
+        }
+        // A fragment header.
+        bytes[6] = 44;
+        assert_eq!(packet(&bytes).map(|it| it.destination_port), Some(0));
     }
 }

@@ -77,6 +77,8 @@ pub struct Table {
 /// A rule that counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleCount {
+    /// The family of its table.
+    pub family: Family,
     /// Its number in the table, for as long as the table is not loaded again.
     pub handle: u64,
     /// The chain that it is in.
@@ -91,11 +93,24 @@ pub struct RuleCount {
     pub bytes: u64,
 }
 
-/// The table `ip NAME` of a namespace with its counters; `None` when there is none.
+/// The tables `ip NAME` and `ip6 NAME` of a namespace as one, with their counters; `None` when there is neither.
 pub fn table(namespace: &Netns, name: &str) -> Result<Option<Table>, LinuxError> {
     let socket = Nfnetlink::open_in(namespace)?;
+    let four = table_of(&socket, name, Family::V4)?;
+    Ok(match (four, table_of(&socket, name, Family::V6)?) {
+        (Some(four), Some(six)) => Some(Table {
+            // Numbers of tables are a namespace's, and small.
+            load: four.load | six.load << 32,
+            rules: four.rules.into_iter().chain(six.rules).collect(),
+        }),
+        (four, six) => four.or(six),
+    })
+}
+
+/// The table of one family.
+fn table_of(socket: &Nfnetlink, name: &str, family: Family) -> Result<Option<Table>, LinuxError> {
     let question = |kind, attribute, flags| Message {
-        family: Family::V4,
+        family,
         kind,
         flags,
         body: Attributes::default().text(attribute, name),
@@ -112,12 +127,12 @@ pub fn table(namespace: &Netns, name: &str) -> Result<Option<Table>, LinuxError>
         other => other?,
     };
     let is_of_table = |rule: &&Vec<u8>| find_text(rule, RULE_TABLE).as_deref() == Some(name);
-    let rules = rules.iter().filter(is_of_table).filter_map(|rule| parse(rule)).collect();
+    let rules = rules.iter().filter(is_of_table).filter_map(|rule| parse(family, rule)).collect();
     Ok(Some(Table { load, rules }))
 }
 
 /// `None` for a rule without a counter.
-fn parse(rule: &[u8]) -> Option<RuleCount> {
+fn parse(family: Family, rule: &[u8]) -> Option<RuleCount> {
     let mut counted = None;
     let mut verdict = None;
     for (_, expression) in attributes(find(rule, RULE_EXPRESSIONS)?) {
@@ -136,6 +151,7 @@ fn parse(rule: &[u8]) -> Option<RuleCount> {
     }
     let (packets, bytes) = counted?;
     Some(RuleCount {
+        family,
         handle: find_u64(rule, RULE_HANDLE)?,
         chain: find_text(rule, RULE_CHAIN)?,
         comment: find(rule, RULE_USERDATA).and_then(comment),

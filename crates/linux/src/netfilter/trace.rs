@@ -63,7 +63,7 @@ pub struct Event {
     pub link_out: Option<u32>,
 }
 
-/// Follows the IPv4 packets of one namespace whose DSCP is a given one.
+/// Follows the packets of one family, in one namespace, whose DSCP is a given one.
 pub struct Tracer {
     socket: Nfnetlink,
     table: String,
@@ -74,21 +74,22 @@ impl Tracer {
     pub fn open(
         namespace: &Netns,
         table: &str,
+        family: Family,
         dscp: u8,
         protocol: u8,
     ) -> Result<Self, LinuxError> {
         let socket = Nfnetlink::open_in(namespace)?;
         socket.join(TRACE_GROUP)?;
         let mut messages = vec![Message {
-            family: Family::V4,
+            family,
             kind: NEW_TABLE,
             flags: CREATE,
             // NFT_TABLE_F_OWNER.
             body: Attributes::default().text(1, table).number(2, 2),
         }];
         for (chain, hook) in [("incoming", PREROUTING), ("outgoing", OUTPUT)] {
-            messages.push(new_chain(table, chain, hook));
-            messages.push(new_rule(table, chain, dscp, protocol));
+            messages.push(new_chain(table, family, chain, hook));
+            messages.push(new_rule(table, family, chain, dscp, protocol));
         }
         let what = format!("make table {table} in `{}`", namespace.name());
         socket.transaction(&messages, &what)?;
@@ -123,7 +124,7 @@ impl AsRawFd for Tracer {
     }
 }
 
-fn new_chain(table: &str, name: &str, hook: u32) -> Message {
+fn new_chain(table: &str, family: Family, name: &str, hook: u32) -> Message {
     let place = Attributes::default().number(1, hook).number(2, PRIORITY.cast_unsigned());
     let body = Attributes::default()
         .text(1, table)
@@ -132,32 +133,43 @@ fn new_chain(table: &str, name: &str, hook: u32) -> Message {
         // NF_ACCEPT.
         .number(5, 1)
         .text(7, "filter");
-    Message { kind: NEW_CHAIN, flags: CREATE, family: Family::V4, body }
+    Message { kind: NEW_CHAIN, flags: CREATE, family, body }
 }
 
-/// `ip dscp DSCP ip protocol PROTOCOL meta nftrace set 1`.
-fn new_rule(table: &str, chain: &str, dscp: u8, protocol: u8) -> Message {
+/// `ip dscp DSCP ip protocol PROTOCOL meta nftrace set 1`, or the same of IPv6, where the next header is the protocol.
+fn new_rule(table: &str, family: Family, chain: &str, dscp: u8, protocol: u8) -> Message {
     let value = |bytes: &[u8]| Attributes::default().bytes(1, bytes);
-    let byte_of_header = |offset| {
-        // Into register 1, from the network header.
-        Attributes::default().number(1, 1).number(2, 1).number(3, offset).number(4, 1)
+    // Into register 1, from the network header.
+    let of_header = |offset, length| {
+        Attributes::default().number(1, 1).number(2, 1).number(3, offset).number(4, length)
     };
-    let equals = |byte| Attributes::default().number(1, 1).number(2, 0).list(3, &value(&[byte]));
-    let upper_six = Attributes::default()
-        .number(1, 1)
-        .number(2, 1)
-        .number(3, 1)
-        .list(4, &value(&[0xfc]))
-        .list(5, &value(&[0]));
+    let equals =
+        |bytes: &[u8]| Attributes::default().number(1, 1).number(2, 0).list(3, &value(bytes));
+    let masked = |mask: &[u8]| {
+        Attributes::default()
+            .number(1, 1)
+            .number(2, 1)
+            .number(3, u32::try_from(mask.len()).unwrap_or_default())
+            .list(4, &value(mask))
+            .list(5, &value(&vec![0; mask.len()]))
+    };
+    // Six bits: of the second byte, or across the first two, behind the version.
+    let (field, mask, wanted, next) = match family {
+        Family::V4 => (of_header(1, 1), vec![0xfc], vec![dscp << 2], 9),
+        Family::V6 => {
+            let wanted = (u16::from(dscp) << 6).to_be_bytes().to_vec();
+            (of_header(0, 2), vec![0x0f, 0xc0], wanted, 6)
+        }
+    };
     let one = Attributes::default().number(1, 1).list(2, &value(&[1]));
     // NFT_META_NFTRACE from register 1.
     let follow = Attributes::default().number(2, 12).number(3, 1);
     let expressions = [
-        ("payload", byte_of_header(1)),
-        ("bitwise", upper_six),
-        ("cmp", equals(dscp << 2)),
-        ("payload", byte_of_header(9)),
-        ("cmp", equals(protocol)),
+        ("payload", field),
+        ("bitwise", masked(&mask)),
+        ("cmp", equals(&wanted)),
+        ("payload", of_header(next, 1)),
+        ("cmp", equals(&[protocol])),
         ("immediate", one),
         ("meta", follow),
     ];
@@ -165,7 +177,7 @@ fn new_rule(table: &str, chain: &str, dscp: u8, protocol: u8) -> Message {
         list.list(1, &Attributes::default().text(1, name).list(2, data))
     });
     let body = Attributes::default().text(1, table).text(2, chain).list(4, &list);
-    Message { kind: NEW_RULE, flags: CREATE | APPEND, family: Family::V4, body }
+    Message { kind: NEW_RULE, flags: CREATE | APPEND, family, body }
 }
 
 fn parse(body: &[u8]) -> Option<Event> {
