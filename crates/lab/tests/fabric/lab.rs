@@ -218,7 +218,10 @@ pub(crate) fn pod(node: &Netns, address: &str) {
 /// Gives a namespace an address of IPv6 on a link, and waits until the kernel answers to it: it says so before.
 pub(crate) fn add_ipv6(namespace: &Netns, address: &str, link: &str) {
     let with_length = format!("{address}/128");
-    assert_eq!(run(namespace, "ip", &["-6", "addr", "add", &with_length, "dev", link, "nodad"]), "");
+    assert_eq!(
+        run(namespace, "ip", &["-6", "addr", "add", &with_length, "dev", link, "nodad"]),
+        ""
+    );
     let is_there = || {
         let routes = run(namespace, "ip", &["-6", "route", "show", "table", "local"]);
         routes.lines().any(|line| line.starts_with(&format!("local {address} ")))
