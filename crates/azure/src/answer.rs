@@ -112,7 +112,7 @@ pub(crate) fn refusal(fault: &Fault, namespace: &str) -> Reply {
             "code": fault.code,
             "details": if fault.details.is_empty() { Value::Null } else { details(fault) },
             "message": fault.message,
-            "subcode": "",
+            "subcode": fault.subcode.as_deref().unwrap_or_default(),
             "target": fault.target,
         })
     } else {

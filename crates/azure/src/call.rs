@@ -10,7 +10,10 @@ use vnet::{
     region::Region,
 };
 
-use crate::door::{Door, State};
+use crate::{
+    door::{Door, State},
+    wire::View,
+};
 
 /// A request with all that is needed to answer it.
 pub(crate) struct Call<'a> {
@@ -22,6 +25,23 @@ pub(crate) struct Call<'a> {
     pub(crate) query: Form,
     pub(crate) headers: HeaderMap,
     pub(crate) body: &'a [u8],
+}
+
+/// An api-version, `2023-08-02-preview`. Any is good; a few properties are not in all of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ApiVersion<'a>(pub(crate) &'a str);
+
+impl ApiVersion<'_> {
+    /// Whether it is of this day or a later one; what has no date is as late as can be.
+    pub(crate) fn is_since(self, day: &str) -> bool {
+        let is_date = |text: &&str| text.bytes().all(|c| c.is_ascii_digit() || c == b'-');
+        self.0.get(..10).filter(is_date).is_none_or(|own| own >= day)
+    }
+
+    /// Whether it is one of a preview.
+    pub(crate) fn is_preview(self) -> bool {
+        self.0.ends_with("-preview")
+    }
 }
 
 /// Keys in lower case with their values.
@@ -51,6 +71,11 @@ impl<'a> Call<'a> {
     /// The api-version that the client speaks; any is good.
     pub(crate) fn api_version(&self) -> &str {
         self.query.get("api-version").map_or("2024-05-01", String::as_str)
+    }
+
+    /// What is rendered from: `region` for this client.
+    pub(crate) fn view<'v>(&'v self, region: &'v Region) -> View<'v> {
+        View { region, door: self.door(), api_version: ApiVersion(self.api_version()) }
     }
 
     /// Changes the region.

@@ -30,7 +30,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
-    call::content,
+    call::{ApiVersion, content},
     door::{Door, Nodes},
     findings::Findings,
     kept,
@@ -44,6 +44,8 @@ pub(crate) const NODES_TAG: &str = "aksnet-nodes";
 pub(crate) struct View<'a> {
     pub(crate) region: &'a Region,
     pub(crate) door: &'a Door,
+    /// What the client speaks.
+    pub(crate) api_version: ApiVersion<'a>,
 }
 
 /// A body that was sent for the resource `id`.

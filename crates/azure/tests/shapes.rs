@@ -95,6 +95,11 @@ async fn clusters() {
             json!({ "networkPlugin": "azure", "networkPluginMode": "overlay", "podCidr": "192.168.0.0/16" }),
             json!({}),
         ),
+        (
+            "cilium",
+            json!({ "networkPlugin": "azure", "networkPluginMode": "overlay", "networkDataplane": "cilium" }),
+            json!({}),
+        ),
         ("none", json!({ "networkPlugin": "none", "networkPolicy": "none" }), json!({})),
         ("default", json!({}), json!({})),
     ];
@@ -161,8 +166,11 @@ async fn errors() {
             json!({ "networkPlugin": "azure", "serviceCidr": "10.1.0.0/16", "dnsServiceIP": "10.1.0.10" }),
             json!({ "vnetSubnetID": subnet("s"), "count": 10 })))).await.body,
         "several": lab.send("PUT", &cluster("c"), Some(cluster_body(
-            json!({ "networkDataplane": "cilium", "networkPolicy": "calico", "podCidr": "x" }),
+            json!({ "networkPolicy": "calico", "podCidr": "x" }),
             json!({ "osType": "Windows" })))).await.body,
+        "finer": lab.send("PUT", &cluster("c"), Some(cluster_body(
+            json!({ "networkPlugin": "azure", "networkDataplane": "cilium", "networkPolicy": "calico" }),
+            json!({})))).await.body,
     });
     check("errors", &errors);
 }

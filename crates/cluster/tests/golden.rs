@@ -56,6 +56,7 @@ fn cluster(mode: NetworkMode) -> Cluster {
         mode,
         links: None,
         dataplane: Dataplane::Azure,
+        policy: None,
         pod_cidr,
         pod_cidr6: None,
         service_cidr6: None,

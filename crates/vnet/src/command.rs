@@ -11,9 +11,9 @@ use crate::{
     addr::{Family, Prefix, Prefix4, Prefix6},
     fault::Fault,
     model::{
-        Allocation, BackendPool, BalancingRule, Delegation, Generation, InboundNatRule, Kept,
-        NetworkLinks, NetworkMode, NodePhase, OutboundProfile, OutboundRule, OutboundType,
-        PodAllocation, PoolMode, Probe, RoleAssignment, Route, SecurityRule, Tags,
+        Allocation, BackendPool, BalancingRule, Dataplane, Delegation, Generation, InboundNatRule,
+        Kept, NetworkLinks, NetworkMode, NetworkPolicy, NodePhase, OutboundProfile, OutboundRule,
+        OutboundType, PodAllocation, PoolMode, Probe, RoleAssignment, Route, SecurityRule, Tags,
     },
     name::{ArmId, Name},
     policy::tags::ServiceTags,
@@ -400,6 +400,10 @@ pub struct PutCluster {
     pub mode: Option<NetworkMode>,
     /// `networkMode`, for pods of a node subnet; `None` is transparent.
     pub links: Option<NetworkLinks>,
+    /// `networkDataplane`; `None` is `Azure` on creation.
+    pub dataplane: Option<Dataplane>,
+    /// `networkPolicy`; `None` is what comes with the data plane.
+    pub policy: Option<NetworkPolicy>,
     /// The pods' range.
     pub pod_cidr: Option<Prefix4>,
     /// Whether it has IPv6 beside IPv4 (`ipFamilies`); default no.

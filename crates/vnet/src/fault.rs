@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 pub struct Fault {
     /// Azure's error code, `NetcfgSubnetRangesOverlap`.
     pub code: String,
+    /// AKS' finer code, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subcode: Option<Box<str>>,
     /// The HTTP status that Azure answers with, 400 to 599.
     pub status: u16,
     /// The property that is wrong, as a path, where Azure names one.
@@ -26,6 +29,7 @@ impl Fault {
     pub fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
         Self {
             code: code.to_owned(),
+            subcode: None,
             status,
             target: None,
             message: message.into(),
@@ -43,6 +47,13 @@ impl Fault {
     #[must_use]
     pub fn conflict(code: &str, message: impl Into<String>) -> Self {
         Self::new(409, code, message)
+    }
+
+    /// The same refusal with AKS' finer code.
+    #[must_use]
+    pub fn with_subcode(mut self, subcode: &str) -> Self {
+        self.subcode = Some(subcode.into());
+        self
     }
 
     /// The same refusal, naming the property that is wrong.

@@ -40,6 +40,7 @@ use crate::{
 mod addresses;
 mod balancer;
 mod cluster;
+mod dataplane;
 mod findings;
 mod gateways;
 mod groups;

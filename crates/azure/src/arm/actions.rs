@@ -12,7 +12,7 @@ use crate::{
     door::Nodes,
     findings::{any_address, missing},
     refuse::{NOT_SUPPORTED, unsupported},
-    wire::{View, cluster, machine, nic, vnet as wire_vnet},
+    wire::{cluster, machine, nic, vnet as wire_vnet},
 };
 
 /// Answers a word after a resource's id; `word` is in lower case.
@@ -41,19 +41,12 @@ pub(super) fn answer(call: &Call<'_>, kind: Kind, id: &ArmId, word: &str) -> Ans
         (&Method::GET, Kind::Cluster, "upgradeprofiles") => {
             let cluster = region.clusters.get(id);
             let cluster = cluster.ok_or_else(|| resources::not_found(&region, kind, id))?;
-            Ok(Reply::ok(cluster::render_upgrades(
-                &View { region: &region, door: call.door() },
-                cluster,
-            )))
+            Ok(Reply::ok(cluster::render_upgrades(&call.view(&region), cluster)))
         }
         (&Method::GET, Kind::Pool, "upgradeprofiles") => {
             let (cluster, pool) =
                 region.pool(id).ok_or_else(|| resources::not_found(&region, kind, id))?;
-            Ok(Reply::ok(cluster::render_pool_upgrades(
-                &View { region: &region, door: call.door() },
-                cluster,
-                pool,
-            )))
+            Ok(Reply::ok(cluster::render_pool_upgrades(&call.view(&region), cluster, pool)))
         }
         (&Method::POST, Kind::Pool, "upgradenodeimageversion") => {
             resources::shown(call, kind, id)?;
@@ -142,7 +135,7 @@ fn credential(call: &Call<'_>, id: &ArmId, name: &str) -> Answer {
 
 fn balancer_nics(call: &Call<'_>, id: &ArmId) -> Answer {
     let region = call.region();
-    let view = View { region: &region, door: call.door() };
+    let view = call.view(&region);
     let balancer = region.balancers.get(id);
     let balancer = balancer.ok_or_else(|| resources::not_found(&region, Kind::Balancer, id))?;
     let mut members: Vec<&ArmId> = balancer.pools.values().flat_map(|pool| &pool.members).collect();
@@ -154,7 +147,7 @@ fn balancer_nics(call: &Call<'_>, id: &ArmId) -> Answer {
 
 fn scale_set_nics(call: &Call<'_>, id: &ArmId) -> Answer {
     let region = call.region();
-    let view = View { region: &region, door: call.door() };
+    let view = call.view(&region);
     let instances = machine::instances(&view, id);
     if instances.is_empty() {
         return Err(resources::not_found(&region, Kind::ScaleSet, id));

@@ -152,7 +152,8 @@ fn put(call: &Call<'_>, id: &ArmId) -> Answer {
         let made = deployment.made.clone();
         let resources = |name: &str, is_full| referenced(call, id, &made, name, is_full);
         let body = step.body(&Scope { resources: &resources, ..scope_of(&template, id, &group) });
-        match body.and_then(|body| resources::put(call, step.kind, &step.id, Some(body))) {
+        let version = step.api_version.as_deref();
+        match body.and_then(|body| resources::put(call, step.kind, &step.id, Some(body), version)) {
             Ok(_) => deployment.made.push(step.id),
             Err(fault) => {
                 deployment.fault = Some(fault);

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     answer::{Answer, Reply},
-    call::Call,
+    call::{ApiVersion, Call},
     refuse::{NOT_SUPPORTED, unsupported},
     wire::{
         Asked, View, application_group, balancer, cluster, machine, nat_gateway, nic, peering,
@@ -53,7 +53,7 @@ fn one(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
             }
             Ok(Reply::ok(body))
         }
-        &Method::PUT => put(call, kind, id, None),
+        &Method::PUT => put(call, kind, id, None, None),
         &Method::PATCH => patch(call, kind, id),
         &Method::DELETE => delete(call, kind, id),
         _ => Err(wrong_method(call)),
@@ -63,7 +63,7 @@ fn one(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
 /// The resource as it is, or Azure's 404.
 pub(super) fn shown(call: &Call<'_>, kind: Kind, id: &ArmId) -> Result<Value, Fault> {
     let region = call.region();
-    let view = View { region: &region, door: call.door() };
+    let view = call.view(&region);
     render(&view, kind, id).ok_or_else(|| not_found(&region, kind, id))
 }
 
@@ -171,8 +171,14 @@ pub(super) fn not_found(region: &Region, kind: Kind, id: &ArmId) -> Fault {
     Fault::new(404, "ResourceNotFound", message)
 }
 
-/// Makes or replaces a resource. `body` stands for the request's own when it is given.
-pub(super) fn put(call: &Call<'_>, kind: Kind, id: &ArmId, body: Option<Value>) -> Answer {
+/// Makes or replaces a resource. `body` and `api_version` stand for the request's own when they are given.
+pub(super) fn put(
+    call: &Call<'_>,
+    kind: Kind,
+    id: &ArmId,
+    body: Option<Value>,
+    api_version: Option<&str>,
+) -> Answer {
     if let Kind::Refused(what) = kind {
         return Err(unsupported(NOT_SUPPORTED, what));
     }
@@ -185,7 +191,10 @@ pub(super) fn put(call: &Call<'_>, kind: Kind, id: &ArmId, body: Option<Value>) 
         }
     };
     let region = call.region();
-    let view = View { region: &region, door: call.door() };
+    let mut view = call.view(&region);
+    if let Some(version) = api_version {
+        view.api_version = ApiVersion(version);
+    }
     let stored = render(&view, kind, id);
     check_conditions(call, stored.as_ref())?;
     // Children have no location of their own.
@@ -285,12 +294,12 @@ fn patch(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     if let Some(tags) = change.get("tags") {
         body["tags"] = tags.clone();
     }
-    put(call, kind, id, Some(body))
+    put(call, kind, id, Some(body), None)
 }
 
 fn delete(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     let region = call.region();
-    let view = View { region: &region, door: call.door() };
+    let view = call.view(&region);
     let Some(stored) = render(&view, kind, id) else {
         return Ok(Reply::empty(StatusCode::NO_CONTENT));
     };
@@ -373,7 +382,7 @@ pub(super) fn location_of(call: &Call<'_>, id: &ArmId) -> String {
 /// All resources of a type.
 fn list(call: &Call<'_>, kind: Kind, within: &Within) -> Answer {
     let region = call.region();
-    let view = View { region: &region, door: call.door() };
+    let view = call.view(&region);
     if let Within::Group(group) = within
         && !(kind == Kind::Watcher && watcher::is_own_group(group))
     {

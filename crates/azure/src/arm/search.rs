@@ -7,7 +7,6 @@ use super::{groups, is_read, resources, target::Kind, wrong_method};
 use crate::{
     answer::{Answer, Reply},
     call::Call,
-    wire::View,
 };
 
 /// `GET …/resources`, with the parts of `$filter` that tools use.
@@ -21,7 +20,7 @@ pub(super) fn answer(call: &Call<'_>, subscription: &str, group: Option<&str>) -
     let filter = Filter::parse(call.query.get("$filter").map_or("", String::as_str))?;
     let top = call.query.get("$top").and_then(|text| text.parse().ok()).unwrap_or(usize::MAX);
     let region = call.region();
-    let view = View { region: &region, door: call.door() };
+    let view = call.view(&region);
     let kinds = [
         Kind::Vnet,
         Kind::RouteTable,

@@ -218,7 +218,7 @@ fn next_hop(call: &Call<'_>) -> Answer {
 fn security_group_view(call: &Call<'_>) -> Answer {
     let question = question(call)?;
     let region = call.region();
-    let view = View { region: &region, door: call.door() };
+    let view = call.view(&region);
     let nic = nic_of(&region, &question)?;
     Ok(Reply::ok(wire::render_view(&view, &nic)))
 }

@@ -1,6 +1,7 @@
 //! `Microsoft.ContainerService/managedClusters`: how a `PUT` becomes a command.
 //! How they are rendered is in [`mod@render`].
 
+mod dataplane;
 mod refused;
 mod render;
 
@@ -21,6 +22,7 @@ pub(crate) use self::render::{
 };
 use super::{Asked, Resource, pool};
 use crate::{
+    call::ApiVersion,
     findings::{Findings, address, arm_id_of, cluster_prefix, given, missing, not_one_of},
     refuse::unsupported,
 };
@@ -42,6 +44,9 @@ struct NetworkProfile {
     network_plugin: Option<String>,
     network_plugin_mode: Option<String>,
     network_mode: Option<String>,
+    network_dataplane: Option<String>,
+    ebpf_dataplane: Option<String>,
+    network_policy: Option<String>,
     pod_cidr: Option<String>,
     pod_cidrs: Option<Vec<String>>,
     service_cidr: Option<String>,
@@ -163,7 +168,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
 
     let network = network(
         properties.network_profile.unwrap_or_default(),
-        stored.map(|it| &**it),
+        (asked.view.api_version, stored.map(|it| &**it)),
         &mut findings,
     );
     findings.then(|| {
@@ -184,13 +189,16 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
 /// The network's part of a cluster.
 fn network(
     profile: NetworkProfile,
-    stored: Option<&Cluster>,
+    (api_version, stored): (ApiVersion<'_>, Option<&Cluster>),
     findings: &mut Findings,
 ) -> PutCluster {
+    let (dataplane, policy) = dataplane::parse(&profile, (api_version, stored), findings);
     let is = stored.map(|cluster| (cluster.outbound, &cluster.outbound_profile));
     let is_dual_stack =
         findings.take_some(profile.ip_families.filter(|it| !it.is_empty()), |it| families(&it));
     let is_dual = is_dual_stack.or(stored.map(Cluster::is_dual_stack)).unwrap_or_default();
+    let is_forwarded_by = dataplane.or(stored.map(|it| it.dataplane)).unwrap_or_default();
+    dataplane::refuse_families(is_dual, is_forwarded_by, findings);
     let mode = findings.take(mode(
         given(profile.network_plugin).as_deref(),
         given(profile.network_plugin_mode).as_deref(),
@@ -236,6 +244,8 @@ fn network(
         outbound_profile,
         mode: mode.flatten(),
         links,
+        dataplane,
+        policy,
         pod_cidr,
         is_dual_stack,
         pod_cidr6,

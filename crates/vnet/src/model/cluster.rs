@@ -56,6 +56,19 @@ impl Dataplane {
     }
 }
 
+/// `networkPolicy`: who enforces Kubernetes' network policies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NetworkPolicy {
+    /// Nobody.
+    None,
+    /// Azure's Network Policy Manager.
+    Azure,
+    /// Calico.
+    Calico,
+    /// Cilium, which comes with data plane [`Dataplane::Cilium`] and with no other.
+    Cilium,
+}
+
 impl NetworkMode {
     /// Whether a node in `phase` is as it should be: without a CNI it cannot be Ready.
     #[must_use]
@@ -115,6 +128,9 @@ pub struct Cluster {
     /// Who forwards pods' packets; `Cilium` only where addresses are Azure's.
     #[serde(default, skip_serializing_if = "Dataplane::is_azure")]
     pub dataplane: Dataplane,
+    /// Who enforces network policies, when anything was said of it: `Cilium` where Cilium forwards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<NetworkPolicy>,
     /// Kubenet and overlay always; `None` mode when given.
     pub pod_cidr: Option<Prefix4>,
     /// The pods' range of IPv6: dual-stack kubenet and overlay.

@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::{
-    Change, UNCHANGED, groups, lifecycle, migration, network, outbound, pools, ranges, refusal,
-    upgrades, uuid_of,
+    Change, UNCHANGED, dataplane, groups, lifecycle, migration, network, outbound, pools, ranges,
+    refusal, upgrades, uuid_of,
 };
 use crate::{
     addr::{Prefix, Prefix4, Prefix6},
@@ -15,7 +15,7 @@ use crate::{
     fault::Fault,
     kind,
     model::{
-        Cluster, Dataplane, NetworkLinks, NetworkMode, OutboundType, PoolMode, ProvisioningState,
+        Cluster, NetworkLinks, NetworkMode, OutboundType, PoolMode, ProvisioningState,
         ResourceGroup, RouteTable, Subnet, Vnet,
     },
     name::{ArmId, Name},
@@ -75,7 +75,10 @@ impl Change {
             principal: uuid_of(&format!("{} principal", id.key())),
             mode,
             links: put.links,
-            dataplane: Dataplane::Azure,
+            dataplane: put.dataplane.unwrap_or_default(),
+            policy: put
+                .policy
+                .or_else(|| dataplane::default_policy(put.dataplane.unwrap_or_default())),
             pod_cidr: pod_cidr(mode, put.pod_cidr)?,
             pod_cidr6: put.pod_cidr6.or_else(|| match mode {
                 NetworkMode::Kubenet | NetworkMode::Overlay if is_dual_stack => {
@@ -102,6 +105,7 @@ impl Change {
         };
         ranges::check_families(&cluster)?;
         check_links(&cluster)?;
+        dataplane::check(&cluster)?;
         outbound::check_type(&cluster)?;
         self.make_node_group(&cluster, &group);
         let managed = match first_subnet {
@@ -175,7 +179,9 @@ impl Change {
         let meta = self.meta(common, kind::CLUSTER, Some(&old.meta))?;
         self.refuse_busy(old)?;
         check_fixed(old, &put)?;
+        let is_new_dataplane = dataplane::is_change(old, &put)?;
         let mut cluster = Cluster { meta, ..old.clone() };
+        self.set_dataplane(&mut cluster, &put)?;
         let is_upgrade = put.version.as_ref().is_some_and(|version| *version != old.version);
         if let Some(version) = put.version {
             upgrades::check_version(&old.version, &version, "kubernetesVersion")?;
@@ -205,6 +211,9 @@ impl Change {
             cluster.mode = NetworkMode::Overlay;
             cluster.pod_cidr = Some(pod_cidr.unwrap_or_else(|| default_range(ranges::POD_CIDR)));
             self.begin_migration(&mut cluster)?;
+        }
+        if is_new_dataplane {
+            self.begin_dataplane(&mut cluster)?;
         }
         let id = cluster.meta.id.clone();
         self.region.clusters.insert(id.clone(), Arc::new(cluster));

@@ -10,8 +10,8 @@ use crate::{
     addr::{Family, Mac, Prefix},
     ipam,
     model::{
-        Cluster, Frontend, Holder, InboundTarget, LoadBalancer, ProvisioningState, Subnet,
-        UpgradeStep,
+        Cluster, Frontend, Holder, InboundTarget, LoadBalancer, NetworkMode, NetworkPolicy,
+        ProvisioningState, Subnet, UpgradeStep,
     },
     name::{ArmId, Name},
 };
@@ -269,6 +269,13 @@ impl Region {
         {
             findings.push(format!("{id} has no route table"));
         }
+        let is_cilium = !cluster.dataplane.is_azure();
+        if is_cilium != (cluster.policy == Some(NetworkPolicy::Cilium)) {
+            findings.push(format!("{id} has Cilium's data plane or its policies, and not both"));
+        }
+        if is_cilium && matches!(cluster.mode, NetworkMode::Kubenet | NetworkMode::None) {
+            findings.push(format!("{id} has Cilium's data plane with {:?}", cluster.mode));
+        }
         let mut ranges = BTreeSet::new();
         let mut ranges6 = BTreeSet::new();
         let mut hostnames = BTreeSet::new();
@@ -276,6 +283,9 @@ impl Region {
         for machine in self.nodes_of(id) {
             let Some(node) = machine.node() else { continue };
             let name = &machine.hostname;
+            if !is_cilium && node.image.as_ref().is_some_and(|image| !image.dataplane.is_azure()) {
+                findings.push(format!("{name} has Cilium, and its cluster has not"));
+            }
             if !hostnames.insert(name) {
                 findings.push(format!("{id} has two nodes {name}"));
             }

@@ -3,6 +3,7 @@
 
 mod article;
 mod clusters;
+mod dataplanes;
 mod dual;
 mod golden;
 mod inbound;

@@ -26,6 +26,8 @@ pub(super) struct Step {
     body: Value,
     copy: Option<(String, i64)>,
     is_open: bool,
+    /// The version that the template speaks of it; `None` is the request's own.
+    pub(super) api_version: Option<String>,
 }
 
 impl Step {
@@ -200,7 +202,11 @@ fn one(
         needs.push(scope.text(need, "an element of dependsOn")?.to_ascii_lowercase());
     }
     needs.extend(parent.map(|(kind, name)| format!("{kind}/{name}").to_ascii_lowercase()));
-    for key in ["type", "apiVersion", "dependsOn", "condition", "comments", "scope", "name"] {
+    let api_version = match object.remove("apiVersion") {
+        Some(version) => scope.value(&version)?.as_str().map(str::to_owned),
+        None => None,
+    };
+    for key in ["type", "dependsOn", "condition", "comments", "scope", "name"] {
         object.remove(key);
     }
     object.insert("name".to_owned(), Value::String(name.clone()));
@@ -215,7 +221,8 @@ fn one(
     ];
     names.extend(scope.copy.iter().map(|(copy, _)| copy.to_ascii_lowercase()));
     let body = if is_open { body } else { scope.value(&body)? };
-    let step = Step { kind: resource_kind, id, body, copy: scope.copy.clone(), is_open };
+    let copy = scope.copy.clone();
+    let step = Step { kind: resource_kind, id, body, copy, is_open, api_version };
     waiting.push(Waiting { names, needs, step });
     if waiting.len() > MAX_RESOURCES {
         return Err(invalid(&format!("a template has at most {MAX_RESOURCES} resources")));

@@ -3,7 +3,7 @@
 use crate::refuse::{Refusal, When, refusal};
 
 /// Properties that are acted on or read-only.
-pub(super) const KNOWN: [&str; 36] = [
+pub(super) const KNOWN: [&str; 38] = [
     "/identity",
     "/properties/powerState",
     "/properties/kubernetesVersion",
@@ -24,6 +24,8 @@ pub(super) const KNOWN: [&str; 36] = [
     "/properties/networkProfile/networkPlugin",
     "/properties/networkProfile/networkPluginMode",
     "/properties/networkProfile/networkDataplane",
+    "/properties/networkProfile/ebpfDataplane",
+    "/properties/networkProfile/networkPolicy",
     "/properties/networkProfile/podCidr",
     "/properties/networkProfile/podCidrs",
     "/properties/networkProfile/serviceCidr",
@@ -43,22 +45,11 @@ pub(super) const KNOWN: [&str; 36] = [
 ];
 
 /// Features that this lab doesn't have. A firewall or an access rule that would not be enforced is among them.
-pub(super) const REFUSED: [Refusal; 29] = [
+pub(super) const REFUSED: [Refusal; 27] = [
     refusal("/sku/name", When::Is(&["Automatic"]), "AKS Automatic"),
     refusal("/identity/type", When::Is(&["UserAssigned"]), "user-assigned identities"),
     refusal("/identity/userAssignedIdentities", When::Given, "user-assigned identities"),
     refusal("/extendedLocation", When::Given, "edge zones"),
-    refusal(
-        "/properties/networkProfile/networkDataplane",
-        When::IsNot(&["", "azure"]),
-        "network data planes other than azure",
-    ),
-    refusal(
-        "/properties/networkProfile/networkPolicy",
-        When::IsNot(&["", "none"]),
-        "network policies",
-    )
-    .code("NetworkPolicyNotSupported"),
     refusal(
         "/properties/networkProfile/loadBalancerSku",
         When::IsNot(&["", "standard"]),

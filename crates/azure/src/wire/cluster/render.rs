@@ -13,7 +13,7 @@ use vnet::{
     name::ArmId,
 };
 
-use super::SERVICE_PRINCIPAL;
+use super::{SERVICE_PRINCIPAL, dataplane};
 use crate::{
     identity::TENANT,
     kept,
@@ -104,8 +104,12 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
             NetworkLinks::Bridge => "bridge",
         });
     }
-    if is_azure {
-        profile["networkDataplane"] = json!("azure");
+    let dataplane = dataplane::shown(view.api_version, cluster.dataplane);
+    if let Some((property, text)) = dataplane.filter(|_| is_azure) {
+        profile[property] = json!(text);
+    }
+    if let Some(policy) = cluster.policy {
+        profile["networkPolicy"] = json!(dataplane::policy_text(policy));
     }
     profile["loadBalancerSku"] = json!("standard");
     match cluster.outbound {

@@ -1,0 +1,127 @@
+//! Who forwards pods' packets and who enforces network policies: how a client says it, by its api-version.
+//! Not here: what goes together, which the region knows.
+
+use vnet::{
+    fault::Fault,
+    model::{Cluster, Dataplane, NetworkPolicy},
+};
+
+use super::NetworkProfile;
+use crate::{
+    call::ApiVersion,
+    findings::{Findings, given, not_one_of},
+    refuse::{NOT_SUPPORTED, unsupported},
+};
+
+const DATAPLANE: &str = "networkProfile.networkDataplane";
+const POLICY: &str = "networkProfile.networkPolicy";
+
+/// The property that has the data plane
+/// (Azure/azure-sdk-for-python, `azure-mgmt-containerservice`, release history of 22.0.0; the previews from 2022-09-02 on).
+fn property(api_version: ApiVersion<'_>) -> Option<&'static str> {
+    if api_version.is_since("2023-02-02") {
+        Some("networkDataplane")
+    } else if api_version.is_preview() && api_version.is_since("2022-09-02") {
+        Some("ebpfDataplane")
+    } else {
+        None
+    }
+}
+
+/// Whether a new cluster of whose network policies nothing is said has `none`, and says so. Older versions know no such
+/// word (Azure/AKS, release notes of 2024-05-13; Azure/azure-cli-extensions, pull request 7011, for the previews).
+fn says_none(api_version: ApiVersion<'_>) -> bool {
+    let first = if api_version.is_preview() { "2023-08-02" } else { "2024-05-01" };
+    api_version.is_since(first)
+}
+
+/// What is asked of both.
+pub(super) fn parse(
+    profile: &NetworkProfile,
+    (api_version, stored): (ApiVersion<'_>, Option<&Cluster>),
+    findings: &mut Findings,
+) -> (Option<Dataplane>, Option<NetworkPolicy>) {
+    let own = property(api_version);
+    let mut asked = None;
+    for (name, value) in [
+        ("networkDataplane", &profile.network_dataplane),
+        ("ebpfDataplane", &profile.ebpf_dataplane),
+    ] {
+        match given(value.clone()) {
+            Some(_) if own != Some(name) => findings.add(unknown(name)),
+            Some(text) => asked = findings.take(dataplane(&text)),
+            None => {}
+        }
+    }
+    let policy = findings.take_some(given(profile.network_policy.clone()), |text| policy(&text));
+    let will_be = asked.or(stored.map(|cluster| cluster.dataplane)).unwrap_or_default();
+    // What Azure itself refuses with Cilium, the region does.
+    if let (Dataplane::Azure, Some(NetworkPolicy::Azure | NetworkPolicy::Calico)) =
+        (will_be, policy)
+    {
+        let engine = profile.network_policy.as_deref().unwrap_or_default();
+        let what =
+            format!("network policies of other engines than cilium ({POLICY}: \"{engine}\")");
+        findings.add(unsupported("NetworkPolicyNotSupported", &what).at(POLICY));
+    }
+    let none = stored.is_none() && will_be.is_azure() && says_none(api_version);
+    (asked, policy.or(none.then_some(NetworkPolicy::None)))
+}
+
+/// Cilium is not tried with IPv6 here; AKS has it for overlay.
+pub(super) fn refuse_families(is_dual: bool, dataplane: Dataplane, findings: &mut Findings) {
+    if is_dual && !dataplane.is_azure() {
+        let what = "IPv6 and dual stack with network data plane cilium";
+        findings.add(unsupported(NOT_SUPPORTED, what).at("networkProfile.ipFamilies"));
+    }
+}
+
+/// A property that this api-version does not have, which AKS does not overlook
+/// (Azure/terraform-azurerm-avm-res-containerservice-managedcluster pull request 176, Azure/azure-cli issue 13050).
+fn unknown(name: &str) -> Fault {
+    let text = format!("UnmarshalEntity encountered error: json: unknown field \"{name}\".");
+    Fault::bad("UnmarshalError", text).at(&format!("networkProfile.{name}"))
+}
+
+fn dataplane(text: &str) -> Result<Dataplane, Fault> {
+    match text.to_ascii_lowercase().as_str() {
+        "azure" => Ok(Dataplane::Azure),
+        "cilium" => Ok(Dataplane::Cilium),
+        _ => Err(not_one_of(text, &["azure", "cilium"], DATAPLANE)),
+    }
+}
+
+fn policy(text: &str) -> Result<NetworkPolicy, Fault> {
+    match text.to_ascii_lowercase().as_str() {
+        "none" => Ok(NetworkPolicy::None),
+        "azure" => Ok(NetworkPolicy::Azure),
+        "calico" => Ok(NetworkPolicy::Calico),
+        "cilium" => Ok(NetworkPolicy::Cilium),
+        _ => Err(not_one_of(text, &["azure", "calico", "cilium", "none"], POLICY)),
+    }
+}
+
+/// The data plane's property and its text, for a client that knows one.
+pub(super) fn shown(
+    api_version: ApiVersion<'_>,
+    dataplane: Dataplane,
+) -> Option<(&'static str, &'static str)> {
+    let text = match dataplane {
+        Dataplane::Azure => "azure",
+        Dataplane::Cilium => "cilium",
+    };
+    // The older property had no word for Azure's own.
+    property(api_version)
+        .filter(|property| *property != "ebpfDataplane" || !dataplane.is_azure())
+        .map(|property| (property, text))
+}
+
+/// A policy engine as Azure spells it.
+pub(super) fn policy_text(policy: NetworkPolicy) -> &'static str {
+    match policy {
+        NetworkPolicy::None => "none",
+        NetworkPolicy::Azure => "azure",
+        NetworkPolicy::Calico => "calico",
+        NetworkPolicy::Cilium => "cilium",
+    }
+}
