@@ -409,17 +409,20 @@ fn troubles() -> Vec<TroubleStatus> {
 }
 
 fn network(cluster: &vnet::model::Cluster) -> String {
-    use vnet::model::{NetworkLinks, NetworkMode};
+    use vnet::model::{Dataplane, NetworkLinks, NetworkMode};
     let pods = cluster.pools.values().any(|pool| pool.pod_subnet.is_some());
-    match cluster.mode {
+    let addresses = match cluster.mode {
         NetworkMode::Kubenet => "kubenet",
         NetworkMode::Azure if pods => "azure, pod subnet",
         NetworkMode::Azure if cluster.links == Some(NetworkLinks::Bridge) => "azure, bridge",
         NetworkMode::Azure => "azure",
         NetworkMode::Overlay => "azure, overlay",
         NetworkMode::None => "none",
+    };
+    match cluster.dataplane {
+        Dataplane::Azure => addresses.to_owned(),
+        Dataplane::Cilium => format!("{addresses}, cilium"),
     }
-    .to_owned()
 }
 
 fn nodes(

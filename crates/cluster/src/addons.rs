@@ -10,7 +10,7 @@ use vnet::model::Cluster;
 
 mod cilium;
 
-pub use cilium::Features;
+pub use cilium::{Features, tells_api_server};
 
 /// The cluster's name server, as AKS names its image.
 pub const COREDNS_IMAGE: &str = "mcr.microsoft.com/oss/kubernetes/coredns:v1.14.7";
@@ -25,7 +25,10 @@ pub enum Group {
     Base,
     /// The name server: when its image can be pulled.
     Dns,
-    /// Cilium's agents and operator, where nodes are for them: when their images can be pulled.
+    /// What Cilium's agents and operator may do, and what their pods are told.
+    CiliumAccess,
+    /// Cilium's agents and operator, where nodes are for them: when their images can be pulled, and
+    /// [`tells_api_server`] says yes.
     Cilium,
 }
 
@@ -60,7 +63,8 @@ impl Group {
                 include_str!("addons/nodenetworkconfigs.yaml"),
             ],
             Self::Dns => &[include_str!("addons/coredns.yaml")],
-            Self::Cilium => &cilium::FILES,
+            Self::CiliumAccess => &cilium::ACCESS,
+            Self::Cilium => &cilium::PROGRAMS,
         }
     }
 }
@@ -143,7 +147,7 @@ mod tests {
     #[test]
     fn all_manifests_are_objects() {
         let values = values(Features::default());
-        let lines: Vec<String> = [Group::Base, Group::Dns, Group::Cilium]
+        let lines: Vec<String> = [Group::Base, Group::Dns, Group::CiliumAccess, Group::Cilium]
             .into_iter()
             .flat_map(|group| render(group, &values))
             .map(|object| {
@@ -169,6 +173,8 @@ mod tests {
         ClusterRole cilium-operator
         ClusterRoleBinding cilium
         ClusterRoleBinding cilium-operator
+        Role cilium-config-agent
+        RoleBinding cilium-config-agent
         MutatingAdmissionPolicy aks-kube-service-host-fqdn
         MutatingAdmissionPolicyBinding aks-kube-service-host-fqdn
         ConfigMap cilium-config
@@ -180,7 +186,7 @@ mod tests {
 
     #[test]
     fn every_blank_is_filled() {
-        for group in [Group::Dns, Group::Cilium] {
+        for group in [Group::Dns, Group::CiliumAccess, Group::Cilium] {
             let objects = render(group, &values(Features::default()));
             let text = serde_json::to_string(&objects).expect("JSON");
             assert!(!text.contains("${"), "{text}");

@@ -3,7 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use kube::api::DynamicObject;
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client,
+    api::{DynamicObject, PostParams},
+};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -44,9 +48,10 @@ impl Features {
     }
 }
 
-/// The texts of the manifests, in the order in which they are applied.
-pub(super) const FILES: [&str; 4] = [
-    include_str!("cilium/access.yaml"),
+/// The manifests of [`super::Group::CiliumAccess`].
+pub(super) const ACCESS: [&str; 1] = [include_str!("cilium/access.yaml")];
+/// The manifests of [`super::Group::Cilium`].
+pub(super) const PROGRAMS: [&str; 3] = [
     include_str!("cilium/config.yaml"),
     include_str!("cilium/agent.yaml"),
     include_str!("cilium/operator.yaml"),
@@ -78,4 +83,22 @@ pub(super) fn settle(objects: &mut [DynamicObject], features: Features) {
             annotations.insert("cilium.io/cilium-configmap-checksum".to_owned(), json!(checksum));
         }
     }
+}
+
+/// Whether the API server tells Cilium's operator its name: some time passes before a policy of admission that was
+/// applied is in force, and a pod that was made before stays without.
+pub async fn tells_api_server(client: &Client) -> Result<bool, kube::Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), "kube-system");
+    let pod: Pod = serde_json::from_value(json!({
+        "metadata": {"name": "cilium-operator-probe", "labels": {"io.cilium/app": "operator"}},
+        "spec": {
+            "serviceAccountName": "cilium-operator",
+            "containers": [{"name": "probe", "image": "none"}],
+        },
+    }))
+    .map_err(kube::Error::SerdeError)?;
+    let dry = PostParams { dry_run: true, ..PostParams::default() };
+    let made = api.create(&dry, &pod).await?;
+    let containers = made.spec.map(|spec| spec.containers).unwrap_or_default();
+    Ok(containers.iter().all(|container| container.env.is_some()))
 }

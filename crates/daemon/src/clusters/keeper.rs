@@ -307,8 +307,9 @@ impl Keeper {
         cluster: &Cluster,
     ) -> Result<bool, ClustersError> {
         let is_cilium = cluster.dataplane == Dataplane::Cilium;
-        let groups = [Some(Group::Base), is_cilium.then_some(Group::Cilium), Some(Group::Dns)];
-        for group in groups.into_iter().flatten() {
+        let all = [Group::Base, Group::CiliumAccess, Group::Cilium, Group::Dns];
+        let of_cilium = |group: &Group| matches!(group, Group::CiliumAccess | Group::Cilium);
+        for group in all.into_iter().filter(|group| is_cilium || !of_cilium(group)) {
             if self.applied.contains(&group) {
                 continue;
             }
@@ -319,7 +320,8 @@ impl Keeper {
             if group == Group::Cilium {
                 let images = cilium::ensure(&self.shared, CILIUM_VERSION)?;
                 self.is_waiting = images != cilium::Images::Ready;
-                if self.is_waiting {
+                let is_told = addons::tells_api_server(client).await;
+                if self.is_waiting || !is_told.map_err(self.api("asking about pods"))? {
                     return Ok(false);
                 }
             }
