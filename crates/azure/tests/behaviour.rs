@@ -420,7 +420,6 @@ async fn what_the_lab_has_not_is_refused() {
     let identity = format!("{GROUP}/providers/Microsoft.ManagedIdentity/userAssignedIdentities/i");
     assert_eq!(lab.refused(&identity, json!({ "location": "eastus" })).await.1, "NotSupported");
     for (pointer, value) in [
-        ("/properties/networkProfile/advancedNetworking", json!({ "enabled": true })),
         ("/properties/networkProfile/networkPolicy", json!("calico")),
         ("/properties/networkProfile/outboundType", json!("managedNATGatewayV2")),
         ("/properties/networkProfile/loadBalancerSku", json!("basic")),

@@ -57,6 +57,7 @@ fn cluster(mode: NetworkMode) -> Cluster {
         links: None,
         dataplane: Dataplane::Azure,
         policy: None,
+        advanced_networking: None,
         pod_cidr,
         pod_cidr6: None,
         service_cidr6: None,

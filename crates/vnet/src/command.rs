@@ -11,9 +11,10 @@ use crate::{
     addr::{Family, Prefix, Prefix4, Prefix6},
     fault::Fault,
     model::{
-        Allocation, BackendPool, BalancingRule, Dataplane, Delegation, Generation, InboundNatRule,
-        Kept, NetworkLinks, NetworkMode, NetworkPolicy, NodePhase, OutboundProfile, OutboundRule,
-        OutboundType, PodAllocation, PoolMode, Probe, RoleAssignment, Route, SecurityRule, Tags,
+        AdvancedNetworking, Allocation, BackendPool, BalancingRule, Dataplane, Delegation,
+        Generation, InboundNatRule, Kept, NetworkLinks, NetworkMode, NetworkPolicy, NodePhase,
+        OutboundProfile, OutboundRule, OutboundType, PodAllocation, PoolMode, Probe,
+        RoleAssignment, Route, SecurityRule, Tags,
     },
     name::{ArmId, Name},
     policy::tags::ServiceTags,
@@ -404,6 +405,8 @@ pub struct PutCluster {
     pub dataplane: Option<Dataplane>,
     /// `networkPolicy`; `None` is what comes with the data plane.
     pub policy: Option<NetworkPolicy>,
+    /// `advancedNetworking`; `None` is off on creation.
+    pub advanced_networking: Option<AdvancedNetworking>,
     /// The pods' range.
     pub pod_cidr: Option<Prefix4>,
     /// Whether it has IPv6 beside IPv4 (`ipFamilies`); default no.

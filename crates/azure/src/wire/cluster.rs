@@ -47,6 +47,7 @@ struct NetworkProfile {
     network_dataplane: Option<String>,
     ebpf_dataplane: Option<String>,
     network_policy: Option<String>,
+    advanced_networking: Option<dataplane::Advanced>,
     pod_cidr: Option<String>,
     pod_cidrs: Option<Vec<String>>,
     service_cidr: Option<String>,
@@ -199,6 +200,9 @@ fn network(
     let is_dual = is_dual_stack.or(stored.map(Cluster::is_dual_stack)).unwrap_or_default();
     let is_forwarded_by = dataplane.or(stored.map(|it| it.dataplane)).unwrap_or_default();
     dataplane::refuse_families(is_dual, is_forwarded_by, findings);
+    let advanced_networking = profile
+        .advanced_networking
+        .and_then(|asked| dataplane::parse_advanced(&asked, is_forwarded_by, findings));
     let mode = findings.take(mode(
         given(profile.network_plugin).as_deref(),
         given(profile.network_plugin_mode).as_deref(),
@@ -246,6 +250,7 @@ fn network(
         links,
         dataplane,
         policy,
+        advanced_networking,
         pod_cidr,
         is_dual_stack,
         pod_cidr6,

@@ -376,6 +376,7 @@ impl Reader {
             links: None,
             dataplane: vnet::model::Dataplane::Azure,
             policy: None,
+            advanced_networking: None,
             pod_cidr: after(words, "pods").map(parse),
             pod_cidr6: None,
             service_cidr6: None,

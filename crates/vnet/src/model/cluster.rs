@@ -69,6 +69,33 @@ pub enum NetworkPolicy {
     Cilium,
 }
 
+/// `advancedNetworking`: what AKS calls Advanced Container Networking Services.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdvancedNetworking {
+    /// Metrics and flows of pods.
+    pub observability: bool,
+    /// Cilium's policies of more than addresses and ports; `None` is off.
+    pub security: Option<AdvancedPolicies>,
+}
+
+impl AdvancedNetworking {
+    /// Whether anything of it is on.
+    #[must_use]
+    pub fn is_enabled(self) -> bool {
+        self.observability || self.security.is_some()
+    }
+}
+
+/// `advancedNetworkPolicies`: what Cilium's policies may name besides addresses and ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AdvancedPolicies {
+    /// Nothing.
+    None,
+    /// Names that DNS knows (`toFQDNs`).
+    Fqdn,
+}
+
 impl NetworkMode {
     /// Whether a node in `phase` is as it should be: without a CNI it cannot be Ready.
     #[must_use]
@@ -131,6 +158,9 @@ pub struct Cluster {
     /// Who enforces network policies, when anything was said of it: `Cilium` where Cilium forwards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<NetworkPolicy>,
+    /// Advanced Container Networking Services, when anything was said of them; security only with Cilium.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advanced_networking: Option<AdvancedNetworking>,
     /// Kubenet and overlay always; `None` mode when given.
     pub pod_cidr: Option<Prefix4>,
     /// The pods' range of IPv6: dual-stack kubenet and overlay.

@@ -79,6 +79,7 @@ impl Change {
             policy: put
                 .policy
                 .or_else(|| dataplane::default_policy(put.dataplane.unwrap_or_default())),
+            advanced_networking: put.advanced_networking,
             pod_cidr: pod_cidr(mode, put.pod_cidr)?,
             pod_cidr6: put.pod_cidr6.or_else(|| match mode {
                 NetworkMode::Kubenet | NetworkMode::Overlay if is_dual_stack => {

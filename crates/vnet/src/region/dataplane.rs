@@ -27,6 +27,13 @@ pub(super) fn default_policy(dataplane: Dataplane) -> Option<NetworkPolicy> {
 /// that have no Cilium no such text is public.
 pub(super) fn check(cluster: &Cluster) -> Result<(), Fault> {
     if cluster.dataplane.is_azure() {
+        // Azure/azure-rest-api-specs, `managedClusters.json`, `AdvancedNetworkingSecurity.enabled`.
+        if cluster.advanced_networking.is_some_and(|advanced| advanced.security.is_some()) {
+            return Err(refusal::invalid(
+                "networkProfile.advancedNetworking.security.enabled",
+                "It can be enabled only with network dataplane cilium.",
+            ));
+        }
         return match cluster.policy {
             Some(NetworkPolicy::Cilium) => Err(Fault::bad(
                 "NetworkPolicyNotSupported",
@@ -80,7 +87,7 @@ pub(super) fn is_change(old: &Cluster, put: &PutCluster) -> Result<bool, Fault> 
 }
 
 impl Change {
-    /// Gives `cluster` the data plane and the policies that `put` asks for; its nodes have what they had.
+    /// Gives `cluster` the data plane and what goes with it as `put` asks; its nodes have what they had.
     pub(super) fn set_dataplane(
         &mut self,
         cluster: &mut Cluster,
@@ -92,6 +99,7 @@ impl Change {
         cluster.dataplane = put.dataplane.unwrap_or(cluster.dataplane);
         let default = default_policy(cluster.dataplane);
         cluster.policy = put.policy.or(default).or(cluster.policy);
+        cluster.advanced_networking = put.advanced_networking.or(cluster.advanced_networking);
         check(cluster)
     }
 

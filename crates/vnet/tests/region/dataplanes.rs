@@ -2,7 +2,10 @@
 
 use vnet::{
     command::{PutCluster, PutPool},
-    model::{Dataplane, NetworkLinks, NetworkMode, NetworkPolicy, NodePhase, ProvisioningState},
+    model::{
+        AdvancedNetworking, AdvancedPolicies, Dataplane, NetworkLinks, NetworkMode, NetworkPolicy,
+        NodePhase, ProvisioningState,
+    },
 };
 
 use crate::support::{Lab, cluster, id, pool_in, put_cluster, put_pool};
@@ -289,4 +292,37 @@ fn surge_nodes_must_fit() {
     let fault = lab.refused(put_cluster("c", to_cilium()));
     assert_eq!(fault.code, "InsufficientSubnetSize");
     assert_eq!(says(&lab), (Azure, None));
+}
+
+#[test]
+fn security_needs_cilium_and_nothing_is_made_anew_for_it() {
+    let ask = |security| PutCluster {
+        advanced_networking: Some(AdvancedNetworking { observability: true, security }),
+        ..PutCluster::default()
+    };
+    let mut lab = living(NetworkMode::Overlay, false);
+    let fqdn = Some(AdvancedPolicies::Fqdn);
+    check(
+        &mut lab,
+        ask(fqdn),
+        Err((
+            "InvalidParameter",
+            "networkProfile.advancedNetworking.security.enabled",
+            "The value of parameter networkProfile.advancedNetworking.security.enabled is invalid. Error details: It can be \
+             enabled only with network dataplane cilium.",
+        )),
+    );
+    // With Cilium in one update.
+    let both = PutCluster { dataplane: Some(Cilium), ..ask(fqdn) };
+    check(&mut lab, both, Ok((Cilium, Some(NetworkPolicy::Cilium))));
+    finish(&mut lab);
+    let advanced = |lab: &Lab| lab.region.clusters[&id("cluster c")].advanced_networking;
+    assert_eq!(advanced(&lab), ask(fqdn).advanced_networking);
+    lab.must(put_cluster("c", ask(None)));
+    assert!(!lab.region.is_upgrading(&id("cluster c")));
+    assert_eq!(advanced(&lab), ask(None).advanced_networking);
+    assert!(advanced(&lab).unwrap().is_enabled());
+    lab.up("c", NodePhase::Ready);
+    lab.must(put_cluster("c", PutCluster::default()));
+    assert_eq!(advanced(&lab), ask(None).advanced_networking, "what is not said stays");
 }

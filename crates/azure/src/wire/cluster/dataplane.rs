@@ -1,9 +1,11 @@
-//! Who forwards pods' packets and who enforces network policies: how a client says it, by its api-version.
-//! Not here: what goes together, which the region knows.
+//! Who forwards pods' packets, who enforces network policies, and what more can be had of both: how a client says it, by
+//! its api-version. Not here: what goes together, which the region knows.
 
+use serde::Deserialize;
+use serde_json::{Value, json};
 use vnet::{
     fault::Fault,
-    model::{Cluster, Dataplane, NetworkPolicy},
+    model::{AdvancedNetworking, AdvancedPolicies, Cluster, Dataplane, NetworkPolicy},
 };
 
 use super::NetworkProfile;
@@ -15,6 +17,27 @@ use crate::{
 
 const DATAPLANE: &str = "networkProfile.networkDataplane";
 const POLICY: &str = "networkProfile.networkPolicy";
+const ADVANCED: &str = "networkProfile.advancedNetworking";
+
+/// `advancedNetworking`.
+#[derive(Debug, Deserialize)]
+pub(super) struct Advanced {
+    enabled: Option<bool>,
+    observability: Option<Switch>,
+    security: Option<Security>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Switch {
+    enabled: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Security {
+    enabled: Option<bool>,
+    advanced_network_policies: Option<String>,
+}
 
 /// The property that has the data plane
 /// (Azure/azure-sdk-for-python, `azure-mgmt-containerservice`, release history of 22.0.0; the previews from 2022-09-02 on).
@@ -66,6 +89,69 @@ pub(super) fn parse(
     }
     let none = stored.is_none() && will_be.is_azure() && says_none(api_version);
     (asked, policy.or(none.then_some(NetworkPolicy::None)))
+}
+
+/// What is asked of Advanced Container Networking Services. Once they are enabled, so is every part that is not disabled;
+/// security is Cilium's alone (Azure/azure-rest-api-specs, `managedClusters.json`, `AdvancedNetworking`).
+pub(super) fn parse_advanced(
+    asked: &Advanced,
+    dataplane: Dataplane,
+    findings: &mut Findings,
+) -> Option<AdvancedNetworking> {
+    let off = AdvancedNetworking { observability: false, security: None };
+    if asked.enabled != Some(true) {
+        return Some(off);
+    }
+    if dataplane.is_azure() {
+        let what = "Advanced Container Networking Services with network data plane azure";
+        findings.add(unsupported(NOT_SUPPORTED, what).at(&format!("{ADVANCED}.enabled")));
+        return None;
+    }
+    let is_on = |enabled: Option<bool>| enabled.unwrap_or(true);
+    let policies = findings.take(policies(asked.security.as_ref()))?;
+    let advanced = AdvancedNetworking {
+        observability: is_on(asked.observability.as_ref().and_then(|it| it.enabled)),
+        security: is_on(asked.security.as_ref().and_then(|it| it.enabled)).then_some(policies),
+    };
+    // Azure/azure-cli, `managed_cluster_decorator.py`, says that the service refuses this, and not how.
+    if advanced == off {
+        let text = format!(
+            "The value of parameter {ADVANCED} is invalid. Error details: It is enabled, and both observability and \
+             security are disabled."
+        );
+        findings.add(Fault::bad("InvalidParameter", text).at(ADVANCED));
+    }
+    Some(advanced)
+}
+
+fn policies(asked: Option<&Security>) -> Result<AdvancedPolicies, Fault> {
+    let text = asked.and_then(|security| given(security.advanced_network_policies.clone()));
+    match text.as_deref().map(str::to_ascii_lowercase).as_deref() {
+        // L7 is refused by a table.
+        None | Some("fqdn" | "l7") => Ok(AdvancedPolicies::Fqdn),
+        Some("none") => Ok(AdvancedPolicies::None),
+        Some(text) => Err(not_one_of(
+            text,
+            &["FQDN", "L7", "None"],
+            &format!("{ADVANCED}.security.advancedNetworkPolicies"),
+        )),
+    }
+}
+
+/// Advanced Container Networking Services as a `GET` shows them.
+pub(super) fn shown_advanced(advanced: AdvancedNetworking) -> Value {
+    let policies = match advanced.security {
+        Some(AdvancedPolicies::Fqdn) => "FQDN",
+        Some(AdvancedPolicies::None) | None => "None",
+    };
+    json!({
+        "enabled": advanced.is_enabled(),
+        "observability": { "enabled": advanced.observability },
+        "security": {
+            "enabled": advanced.security.is_some(),
+            "advancedNetworkPolicies": policies,
+        },
+    })
 }
 
 /// Cilium is not tried with IPv6 here; AKS has it for overlay.

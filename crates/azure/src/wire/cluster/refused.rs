@@ -3,7 +3,7 @@
 use crate::refuse::{Refusal, When, refusal};
 
 /// Properties that are acted on or read-only.
-pub(super) const KNOWN: [&str; 38] = [
+pub(super) const KNOWN: [&str; 42] = [
     "/identity",
     "/properties/powerState",
     "/properties/kubernetesVersion",
@@ -26,6 +26,10 @@ pub(super) const KNOWN: [&str; 38] = [
     "/properties/networkProfile/networkDataplane",
     "/properties/networkProfile/ebpfDataplane",
     "/properties/networkProfile/networkPolicy",
+    "/properties/networkProfile/advancedNetworking/enabled",
+    "/properties/networkProfile/advancedNetworking/observability/enabled",
+    "/properties/networkProfile/advancedNetworking/security/enabled",
+    "/properties/networkProfile/advancedNetworking/security/advancedNetworkPolicies",
     "/properties/networkProfile/podCidr",
     "/properties/networkProfile/podCidrs",
     "/properties/networkProfile/serviceCidr",
@@ -45,7 +49,7 @@ pub(super) const KNOWN: [&str; 38] = [
 ];
 
 /// Features that this lab doesn't have. A firewall or an access rule that would not be enforced is among them.
-pub(super) const REFUSED: [Refusal; 27] = [
+pub(super) const REFUSED: [Refusal; 29] = [
     refusal("/sku/name", When::Is(&["Automatic"]), "AKS Automatic"),
     refusal("/identity/type", When::Is(&["UserAssigned"]), "user-assigned identities"),
     refusal("/identity/userAssignedIdentities", When::Given, "user-assigned identities"),
@@ -78,9 +82,19 @@ pub(super) const REFUSED: [Refusal; 27] = [
         "static egress gateways",
     ),
     refusal(
-        "/properties/networkProfile/advancedNetworking/enabled",
-        When::True,
-        "Advanced Container Networking Services",
+        "/properties/networkProfile/advancedNetworking/security/advancedNetworkPolicies",
+        When::Is(&["L7"]),
+        "advanced network policies L7 (HTTP, gRPC and Kafka), which need Envoy",
+    ),
+    refusal(
+        "/properties/networkProfile/advancedNetworking/security/transitEncryption/type",
+        When::IsNot(&["", "None"]),
+        "encryption of what pods send from node to node",
+    ),
+    refusal(
+        "/properties/networkProfile/advancedNetworking/performance/accelerationMode",
+        When::IsNot(&["", "None"]),
+        "a choice of how Cilium routes on a node",
     ),
     refusal(
         "/properties/networkProfile/kubeProxyConfig/enabled",

@@ -111,6 +111,9 @@ fn network_profile(view: &View<'_>, cluster: &Cluster) -> Value {
     if let Some(policy) = cluster.policy {
         profile["networkPolicy"] = json!(dataplane::policy_text(policy));
     }
+    if let Some(advanced) = cluster.advanced_networking {
+        profile["advancedNetworking"] = dataplane::shown_advanced(advanced);
+    }
     profile["loadBalancerSku"] = json!("standard");
     match cluster.outbound {
         OutboundType::LoadBalancer => {
