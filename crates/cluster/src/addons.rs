@@ -50,7 +50,7 @@ impl Values {
         Self {
             dns_service_ip: cluster.dns_service_ip,
             api_server: cluster.fqdn.clone(),
-            features: Features::default(),
+            features: Features::of(cluster),
         }
     }
 }

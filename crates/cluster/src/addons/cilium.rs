@@ -10,6 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use vnet::model::{AdvancedPolicies, Cluster};
 
 use super::Values;
 use crate::{
@@ -27,6 +28,15 @@ pub struct Features {
 }
 
 impl Features {
+    /// Those that a cluster asks for.
+    pub(super) fn of(cluster: &Cluster) -> Self {
+        let asked = cluster.advanced_networking.as_ref();
+        Self {
+            observability: asked.is_some_and(|it| it.observability),
+            dns_policies: asked.is_some_and(|it| it.security == Some(AdvancedPolicies::Fqdn)),
+        }
+    }
+
     /// The settings that depend on it.
     fn settings(self) -> BTreeMap<&'static str, &'static str> {
         let on = |is_on| if is_on { "true" } else { "false" };
