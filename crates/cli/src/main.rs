@@ -116,6 +116,9 @@ enum Command {
     /// Kubernetes' programs
     #[command(subcommand)]
     Kubernetes(Kubernetes),
+    /// Cilium, for clusters whose data plane it is
+    #[command(subcommand)]
+    Cilium(Cilium),
     /// Images that pods can use
     #[command(subcommand)]
     Image(Image),
@@ -205,6 +208,34 @@ enum Kubernetes {
         /// Take the programs from this folder
         #[arg(long)]
         from: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Cilium {
+    /// Get Cilium: from a folder, upstream's images, or built with Go
+    ///
+    /// Where quay.io can be reached, upstream's images are pulled and used as they are. Elsewhere Go builds Cilium's programs
+    /// from its module, which takes about 8 minutes on two cores, and the lab makes images of them; these have no Envoy, so
+    /// no HTTP rules. Clusters that need Cilium get it by themselves; this is for getting it beforehand.
+    ///
+    /// Other versions than the default are built as far as Go's module proxy serves what they require.
+    #[command(
+        after_help = "Examples:\n  aksnet cilium install\n  aksnet cilium install --from /mnt/other-machine/aksnet/cilium/v1.20.2"
+    )]
+    Install {
+        /// The version
+        #[arg(long, default_value = cluster::install::CILIUM_VERSION)]
+        version: String,
+        /// Take it from this folder, such as the one that `aksnet cilium list` shows on another machine
+        #[arg(long, value_name = "FOLDER")]
+        from: Option<PathBuf>,
+    },
+    /// Show the versions that are here, and where each came from
+    List {
+        /// The form of the answer
+        #[arg(long, short, value_enum, default_value = "table")]
+        output: Format,
     },
 }
 
@@ -308,6 +339,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Kubernetes(Kubernetes::Install { version, from }) => {
             run::install_kubernetes(version.trim_start_matches('v'), from.as_deref())?;
         }
+        Command::Cilium(Cilium::Install { version, from }) => {
+            run::install_cilium(version.trim_start_matches('v'), from.as_deref())?;
+        }
+        Command::Cilium(Cilium::List { output }) => run::list_cilium(output)?,
         Command::Image(Image::Import { archive }) => run::import_image(&lab, &archive)?,
         Command::Completion { shell } => {
             let mut script = Vec::new();

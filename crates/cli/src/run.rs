@@ -16,11 +16,13 @@ use std::{
 use anyhow::{Context, bail};
 use linux::sandbox::pidfile::{self, Process};
 
+use cluster::install::InstalledCilium;
+
 use crate::{
     azure_env,
     control::{Answer, Ask, ask},
     lab::{Config, Lab, Nodes},
-    output::{Progress, data, say},
+    output::{self, Format, Progress, data, say},
 };
 
 /// How long the daemon may take from its start until it answers.
@@ -232,6 +234,33 @@ pub(crate) fn install_kubernetes(version: &str, from: Option<&Path>) -> anyhow::
     drop(progress);
     data(&format!("Kubernetes {version}: {}", folder.display()));
     Ok(())
+}
+
+/// Gets Cilium, showing how far it is.
+pub(crate) fn install_cilium(version: &str, from: Option<&Path>) -> anyhow::Result<()> {
+    let mut progress = Progress::new(&format!("getting Cilium {version}"));
+    let folder = cluster::install::cilium(&Lab::cache_dir(), version, from, &mut |how_far| {
+        progress.tell(how_far);
+    })
+    .with_context(|| format!("getting Cilium {version}"))?;
+    drop(progress);
+    data(&format!("Cilium {version}: {}", folder.display()));
+    Ok(())
+}
+
+/// Shows the versions of Cilium that are in the cache.
+pub(crate) fn list_cilium(format: Format) -> anyhow::Result<()> {
+    let found = cluster::install::list_cilium(&Lab::cache_dir()).context("looking for Cilium")?;
+    output::show(&found, format, |found| {
+        if found.is_empty() {
+            return "Cilium is not here; `aksnet cilium install` gets it".to_owned();
+        }
+        let row = |it: &InstalledCilium| {
+            vec![it.version.clone(), it.source.to_owned(), it.folder.display().to_string()]
+        };
+        let rows: Vec<_> = found.iter().map(row).collect();
+        output::table(&["VERSION", "FROM", "FOLDER"], &rows)
+    })
 }
 
 /// Gives an image archive to the registry of the running lab.

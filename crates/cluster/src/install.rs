@@ -21,7 +21,8 @@ mod folder;
 mod go;
 
 pub use cilium::{
-    AGENT_IMAGE, CILIUM_PROGRAMS, CILIUM_VERSION, OPERATOR_IMAGE, cilium, cilium_dir,
+    AGENT_IMAGE, CILIUM_PROGRAMS, CILIUM_VERSION, InstalledCilium, OPERATOR_IMAGE, cilium,
+    cilium_dir, list_cilium,
 };
 use folder::{copy, fill, put};
 

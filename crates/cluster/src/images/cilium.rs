@@ -28,7 +28,8 @@ const PROGRAMS: [&str; 6] = [
 ];
 const SCRIPTS: [&str; 3] = ["install-plugin.sh", "cni-uninstall.sh", "init-container.sh"];
 /// Programs of this machine, and their places in the image.
-const TOOLS: [(&str, &str); 5] = [
+const TOOLS: [(&str, &str); 6] = [
+    (COMPILER, "/usr/bin/clang"),
     ("bash", "/bin/bash"),
     ("mount", "/bin/mount"),
     // Busybox's knows no namespace by a file's name.
@@ -81,12 +82,6 @@ pub(super) fn agent(
     }
     tree.copy_all(&cilium.join("bpf"), "/var/lib/cilium/bpf")?;
     tree.copy(&cilium.join("LICENSE"), "/LICENSE")?;
-    // It finds libraries beside the folder that it is in.
-    let compiler = find(COMPILER)?;
-    let real = compiler.canonicalize().unwrap_or(compiler);
-    let place = real.to_string_lossy();
-    tree.program(&real, &place)?;
-    tree.link("/usr/bin/clang", &place)?;
     for (program, place) in TOOLS {
         tree.program(&find(program)?, place)?;
     }
@@ -113,3 +108,6 @@ pub(super) fn operator(tree: &Tree, cilium: &Path) -> Result<(), ImageError> {
     tree.copy(&cilium.join("LICENSE"), "/LICENSE")?;
     tree.folder("/tmp", 0o1777)
 }
+
+#[cfg(test)]
+mod tests;

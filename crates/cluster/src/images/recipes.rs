@@ -141,22 +141,27 @@ impl Recipe {
 
     fn pack(self, scratch: &Path, ingredients: &Ingredients) -> Result<(), ImageError> {
         let tree = Tree::new(&scratch.join("tree"))?;
-        match self {
-            Self::Pause => tree.copy(&self.find("busybox")?, "/bin/busybox")?,
-            Self::CoreDns => tree.copy(&ingredients.coredns, "/coredns")?,
-            Self::Nginx => {
-                self.busybox(&tree)?;
-                self.nginx(&tree)?;
-            }
-            Self::Busybox => self.busybox(&tree)?,
-            Self::Cilium => {
-                cilium::agent(&tree, &ingredients.cilium, |program| self.find(program))?;
-                // Last: it takes the names that are left.
-                self.busybox(&tree)?;
-            }
-            Self::CiliumOperator => cilium::operator(&tree, &ingredients.cilium)?,
-        }
+        self.fill(&tree, ingredients)?;
         tree.pack(&scratch.join("layer.tar"))
+    }
+
+    /// Puts everything into an empty tree.
+    pub(super) fn fill(self, tree: &Tree, ingredients: &Ingredients) -> Result<(), ImageError> {
+        match self {
+            Self::Pause => tree.copy(&self.find("busybox")?, "/bin/busybox"),
+            Self::CoreDns => tree.copy(&ingredients.coredns, "/coredns"),
+            Self::Nginx => {
+                self.busybox(tree)?;
+                self.nginx(tree)
+            }
+            Self::Busybox => self.busybox(tree),
+            Self::Cilium => {
+                cilium::agent(tree, &ingredients.cilium, |program| self.find(program))?;
+                // Last: it takes the names that are left.
+                self.busybox(tree)
+            }
+            Self::CiliumOperator => cilium::operator(tree, &ingredients.cilium),
+        }
     }
 
     fn name(self) -> &'static str {

@@ -52,13 +52,20 @@ impl Tree {
         }
     }
 
-    /// Copies a program with the shared libraries that it names, each to its own path.
+    /// Copies a program with the shared libraries that it names, each to its own path. One that is named as seen from
+    /// the program's folder goes to where it really is: a folder in which every program looks.
     pub(super) fn program(&self, from: &Path, to: &str) -> Result<(), ImageError> {
         self.copy(from, to)?;
         let output = Command::new("ldd").arg(from).output().map_err(error("run ldd on", from))?;
         // It fails for a static program, which has no libraries.
         for library in parse_ldd(&String::from_utf8_lossy(&output.stdout)) {
-            self.copy(&library, &library.to_string_lossy())?;
+            let is_relative = library.components().any(|part| part == Component::ParentDir);
+            let real = is_relative.then(|| library.canonicalize().ok()).flatten();
+            let place = match real.as_deref().and_then(Path::parent).zip(library.file_name()) {
+                Some((folder, name)) => folder.join(name),
+                None => library.clone(),
+            };
+            self.copy(&library, &place.to_string_lossy())?;
         }
         Ok(())
     }
@@ -96,17 +103,9 @@ impl Tree {
         Err(ImageError::Program { program: "tar", message })
     }
 
-    /// The place of an absolute path; its folder is made. `a/../b` is `b`: a library is found beside a program's
-    /// folder, which need not be in the image.
+    /// The place of an absolute path; its folder is made.
     fn inside(&self, path: &str) -> Result<PathBuf, ImageError> {
-        let mut target = self.root.clone();
-        for part in Path::new(path).components() {
-            match part {
-                Component::Normal(name) => target.push(name),
-                Component::ParentDir if target != self.root => drop(target.pop()),
-                _ => {}
-            }
-        }
+        let target = self.root.join(path.trim_start_matches('/'));
         if let Some(parent) = target.parent() {
             fs::create_dir_all(parent).map_err(error("make", parent))?;
         }

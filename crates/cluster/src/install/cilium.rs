@@ -5,9 +5,11 @@
 //! in Cilium's module.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
+
+use serde::Serialize;
 
 use super::{
     InstallError, Progress, file, fill,
@@ -88,6 +90,41 @@ fn cilium_by(
         build::all(&folder, &version, partial, progress)
     })?;
     Ok(folder)
+}
+
+/// A version of Cilium in the cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InstalledCilium {
+    /// Without a `v`.
+    pub version: String,
+    /// Whether it was pulled or built.
+    #[serde(rename = "from")]
+    pub source: &'static str,
+    /// See [`cilium_dir`].
+    pub folder: PathBuf,
+}
+
+/// The versions of Cilium in the cache.
+pub fn list_cilium(cache: &Path) -> Result<Vec<InstalledCilium>, InstallError> {
+    let folder = cache.join("cilium");
+    let entries = match fs::read_dir(&folder) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(file("read", &folder))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let folder = entry.map_err(file("read", &folder))?.path();
+        let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // What is being made has another name.
+        let Some(version) = name.strip_prefix('v').and_then(|it| parse_version(it).ok()) else {
+            continue;
+        };
+        let is_pulled = folder.join(AGENT_IMAGE).exists();
+        let source = if is_pulled { "upstream's images" } else { "programs, built with Go" };
+        found.push(InstalledCilium { version, source, folder });
+    }
+    found.sort_by(|a, b| a.version.cmp(&b.version));
+    Ok(found)
 }
 
 /// Copies everything from a folder that was given.

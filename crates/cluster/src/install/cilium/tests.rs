@@ -51,6 +51,12 @@ fn a_folder_of_the_right_version_is_taken_whole() {
     assert!(CILIUM_PROGRAMS.iter().all(|program| folder.join(program).exists()));
     assert_eq!(fs::read_to_string(folder.join("bpf/lib/file")).expect("there"), "bpf");
     assert_eq!(check(&cache, &given, VERSION), Ok(Vec::new()), "nothing is done twice");
+    // One that is being made is none yet.
+    fs::create_dir_all(cilium_dir(&cache, "1.20.3.partial")).expect("a folder");
+    let (version, source) = (VERSION.to_owned(), "programs, built with Go");
+    let listed = list_cilium(&cache).expect("listed");
+    assert_eq!(listed, [InstalledCilium { version, source, folder }]);
+    assert_eq!(list_cilium(world.path()).expect("listed"), []);
 }
 
 #[test]
