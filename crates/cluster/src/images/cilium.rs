@@ -28,9 +28,11 @@ const PROGRAMS: [&str; 6] = [
 ];
 const SCRIPTS: [&str; 3] = ["install-plugin.sh", "cni-uninstall.sh", "init-container.sh"];
 /// Programs of this machine, and their places in the image.
-const TOOLS: [(&str, &str); 6] = [
+const TOOLS: [(&str, &str); 7] = [
     (COMPILER, "/usr/bin/clang"),
     ("bash", "/bin/bash"),
+    // Busybox's cannot delete, which the plugin's script asks for.
+    ("find", "/usr/bin/find"),
     ("mount", "/bin/mount"),
     // Busybox's knows no namespace by a file's name.
     ("nsenter", "/usr/bin/nsenter"),
