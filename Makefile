@@ -39,6 +39,7 @@ test:
 	$(MAKE) check
 	cargo build --workspace --locked
 	target/debug/aksnet kubernetes install
+	target/debug/aksnet cilium install
 	cargo test --workspace --doc --locked
 	cargo nextest run --workspace --locked --profile ci
 
