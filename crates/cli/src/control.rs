@@ -109,9 +109,9 @@ pub(crate) enum Answer {
         /// How it finds names.
         #[serde(default)]
         resolv_conf: Option<String>,
-        /// The pid of its first process, where it is a computer with file systems of its own.
+        /// The computer that it is, or that the pod runs on, where that runs Kubernetes.
         #[serde(default)]
-        first_process: Option<i32>,
+        computer: Option<daemon::clusters::ComputerAt>,
     },
     /// To [`Ask::Pods`].
     Pods {

@@ -23,14 +23,19 @@ const CILIUM_TOOLS: [&str; 2] = ["cilium-dbg", "hubble"];
 
 /// Runs `command` in the network of `target` and gives its exit status (128 + the signal that ended it).
 pub(crate) fn run(lab: &Lab, target: &str, command: &[String]) -> anyhow::Result<u8> {
-    let Answer::Found { netns, resolv_conf, first_process, .. } =
+    let Answer::Found { kind, netns, resolv_conf, computer } =
         ask(lab, &Ask::Find { name: target.to_owned() })?
     else {
         anyhow::bail!("the lab answered another question");
     };
     let (program, arguments) = command.split_first().context("no command was given")?;
-    if let Some(pid) = first_process.filter(|_| CILIUM_TOOLS.contains(&program.as_str())) {
-        return inside(pid, program, arguments).map(exit_code);
+    if let Some(computer) = &computer {
+        if kind == "node" && CILIUM_TOOLS.contains(&program.as_str()) {
+            return inside(computer.first_process, program, arguments).map(exit_code);
+        }
+        // Cilium leads sockets to services by the control group that their process is in.
+        linux::sandbox::join(&computer.cgroup)
+            .with_context(|| format!("entering the control group of {target}"))?;
     }
     let namespace = Netns::at(Path::new(&netns), target)
         .with_context(|| format!("opening the network of {target}"))?;

@@ -17,7 +17,7 @@ use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
 use vnet::{
     host::{names, platform::Resolver},
-    model::Role,
+    model::{Machine, Role},
     region::Region,
 };
 
@@ -363,13 +363,9 @@ impl Answering {
 
     fn find(&self, name: &str) -> Answer {
         let region = self.store.snapshot();
-        let found = |kind: &str, netns: String, resolv_conf: Option<String>| Answer::Found {
-            kind: kind.to_owned(),
-            first_process: std::path::Path::new(&netns)
-                .file_name()
-                .and_then(|name| self.clusters.first_process(&name.to_string_lossy())),
-            netns,
-            resolv_conf,
+        let found = |kind: &str, netns: String, resolv_conf: Option<String>, machine: &Machine| {
+            let computer = self.clusters.computer(machine);
+            Answer::Found { kind: kind.to_owned(), netns, resolv_conf, computer }
         };
         let machines = region.machines.values().filter(|machine| machine.hostname == name);
         match machines.collect::<Vec<_>>().as_slice() {
@@ -377,7 +373,8 @@ impl Answering {
                 let kind = if matches!(machine.role, Role::Vm) { "vm" } else { "node" };
                 let namespace = names::machine_ns(self.lab.name(), machine);
                 let resolver = Resolver::of(&region, machine).map(|it| it.to_string());
-                return found(kind, linux::netns::path(&namespace).display().to_string(), resolver);
+                let path = linux::netns::path(&namespace).display().to_string();
+                return found(kind, path, resolver, machine);
             }
             [] => {}
             several => {
@@ -390,7 +387,10 @@ impl Answering {
         }
         match self.clusters.find_pods(&region, name).as_slice() {
             // A pod's own file is inside its container; its node's cluster decides what is in it.
-            [pod] => found("pod", pod.netns.display().to_string(), None),
+            [pod] => match region.machines.get(&pod.node) {
+                Some(node) => found("pod", pod.netns.display().to_string(), None, node),
+                None => Answer::Failed { message: format!("the node of `{name}` is gone") },
+            },
             [_, _, ..] if !name.contains(':') => Answer::Failed {
                 message: format!("several clusters have a pod `{name}`; say CLUSTER:{name}"),
             },

@@ -38,6 +38,7 @@ use linux::{
     netns::Netns,
     sandbox::{Sandbox, SandboxError},
 };
+use serde::{Deserialize, Serialize};
 use store::Store;
 use tokio::{sync::watch, task::JoinSet};
 use vnet::{
@@ -197,6 +198,16 @@ pub enum ClustersError {
 #[derive(Clone)]
 pub struct Clusters(Arc<Shared>);
 
+/// How to get into a computer that runs Kubernetes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ComputerAt {
+    /// The pid of its first process.
+    pub first_process: i32,
+    /// Its folder in every hierarchy of control groups, relative.
+    pub cgroup: String,
+}
+
 /// What all tasks see.
 struct Shared {
     places: Places,
@@ -268,10 +279,12 @@ impl Clusters {
             .or_else(|| records::kept_kubeconfig(&places.state_of(places.sandbox_name(&netns))))
     }
 
-    /// The pid of a computer's first process: of one that runs Kubernetes in the network namespace `netns`.
+    /// The computer that runs Kubernetes as this machine.
     #[must_use]
-    pub fn first_process(&self, netns: &str) -> Option<i32> {
-        self.0.places.first_process(netns)
+    pub fn computer(&self, machine: &Machine) -> Option<ComputerAt> {
+        let places = &self.0.places;
+        let sandbox = places.sandbox_in(&names::machine_ns(&places.lab, machine))?;
+        Some(ComputerAt { first_process: sandbox.pid(), cgroup: sandbox.spec().cgroup.clone() })
     }
 
     /// What is being done that takes minutes and clusters wait for, a sentence each.

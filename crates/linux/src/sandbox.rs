@@ -48,6 +48,7 @@ pub mod pidfile;
 mod root;
 mod supervisor;
 
+pub use cgroup::join;
 pub use failing::{Failing, failing};
 pub use init::init;
 

@@ -53,9 +53,9 @@ impl Places {
         }
     }
 
-    /// The first process of the sandbox in a network namespace, if one runs there.
-    pub(super) fn first_process(&self, netns: &str) -> Option<i32> {
-        Some(Sandbox::find(&self.run_dir(), self.sandbox_name(netns))?.pid())
+    /// The sandbox in a network namespace, if one runs there.
+    pub(super) fn sandbox_in(&self, netns: &str) -> Option<Sandbox> {
+        Sandbox::find(&self.run_dir(), self.sandbox_name(netns))
     }
 
     /// The program that sandboxes begin with.

@@ -17,6 +17,9 @@ use super::{Doing, SandboxError, poll_until};
 /// Where Linux systems have their hierarchies.
 pub(super) const MOUNT_POINT: &str = "/sys/fs/cgroup";
 
+/// The group of a version 2 sandbox's own processes.
+pub(super) const LEAF: &str = "init";
+
 /// A mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
@@ -86,6 +89,19 @@ pub(super) fn enter(cgroup: &str) -> Result<(), SandboxError> {
         }
         fs::write(folder.join("cgroup.procs"), "0")
             .doing("enter the control group", folder.display())?;
+    }
+    Ok(())
+}
+
+/// Moves the calling process into a sandbox's group of the version 2 hierarchy, if this machine has one. Programs for
+/// sockets that hang at the group are for this process then, too.
+pub fn join(cgroup: &str) -> Result<(), SandboxError> {
+    for hierarchy in observe()?.into_iter().filter(|hierarchy| hierarchy.unified) {
+        let folder = hierarchy.path.join(cgroup);
+        // Where a group has controllers, processes are in its leaves alone.
+        let leaf = Some(folder.join(LEAF)).filter(|leaf| leaf.is_dir()).unwrap_or(folder);
+        fs::write(leaf.join("cgroup.procs"), "0")
+            .doing("enter the control group", leaf.display())?;
     }
     Ok(())
 }
