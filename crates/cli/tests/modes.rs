@@ -187,8 +187,8 @@ fn refusals(lab: &TestLab) {
         &["ServiceCidrOverlapExistingSubnetsCidr"],
     );
     check(
-        "aks create -g rg -n c --network-plugin azure --network-plugin-mode overlay --network-dataplane cilium",
-        &["cilium"],
+        "aks create -g rg -n c --network-plugin azure --network-plugin-mode overlay --network-policy calico",
+        &["NetworkPolicyNotSupported", "calico"],
     );
     check(
         "aks create -g rg -n c --network-plugin kubenet --network-policy azure",
