@@ -340,6 +340,17 @@ async fn one_flow_is_verified() {
         );
     }
     assert_eq!(verify("Up", (own, "80"), ("10.0.0.7", "*")).await, "400 InvalidParameter");
+    // Without any group nobody comes in from the internet, and no rule says so.
+    lab.put(&network("networkInterfaces/n"), nic_body(None, &[])).await;
+    for (direction, remote, expected) in [
+        ("Inbound", "203.0.113.9", "Deny "),
+        ("Inbound", "10.0.0.7", "Allow "),
+        ("Inbound", "168.63.129.16", "Allow "),
+        ("Outbound", "203.0.113.9", "Allow "),
+    ] {
+        let found = verify(direction, (own, "80"), (remote, "4000")).await;
+        assert_eq!(found, expected, "{direction} {remote} without any group");
+    }
 }
 
 #[tokio::test]

@@ -229,8 +229,22 @@ fn balanced(lab: &TestLab, node: &str) {
     ))
     .succeeds();
     for front in &inside {
-        eventually("inside answers", || !seen(lab, "vm/client", front).is_empty());
+        eventually("inside answers", || !seen(lab, "client", front).is_empty());
     }
+    let trace =
+        lab.aksnet(&["trace", "vm/client", &inside[1], "--port", "9000", "-o", "json"]).json();
+    assert_eq!(
+        (&trace["verdict"], &trace["agree"]),
+        (&json!("answered"), &json!(true)),
+        "{trace:#}"
+    );
+    let to_pod = jsonpath(lab, "dual", "pod c", ".status.podIPs[1].ip");
+    let trace = lab.aksnet(&["trace", "pod/a", &to_pod, "--port", "9000", "-o", "json"]).json();
+    assert_eq!(
+        (&trace["verdict"], &trace["agree"]),
+        (&json!("answered"), &json!(true)),
+        "{trace:#}"
+    );
     let balancer = lab.az(&format!("network lb show -g {GROUP} -n kubernetes-internal")).json();
     let rules = balancer["loadBalancingRules"].as_array().unwrap();
     let floating = |it: &Value| {

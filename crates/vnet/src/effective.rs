@@ -5,9 +5,11 @@
 use std::net::IpAddr;
 
 use crate::{
-    model::{Access, Direction, Machine, Nic, OverlayRanges, ProvisioningState, Subnet, Vnet},
+    model::{
+        Access, Direction, Machine, Nic, OverlayRanges, ProvisioningState, PublicIp, Subnet, Vnet,
+    },
     name::{ArmId, Name},
-    policy::{Decision, Flow, Gate, is_platform},
+    policy::{Decision, Flow, Gate, is_internet, is_platform},
     region::Region,
     routes::{self, EffectiveRoute, Hop, Source},
 };
@@ -104,7 +106,36 @@ pub(crate) fn attached(
         .collect()
 }
 
-/// What the gates of a NIC say of a flow from or to `own`, an address of the NIC's.
+/// Whether neither a NIC nor its subnet has a group. Public addresses are closed there ("secure by default": Azure
+/// documentation, "Public IP addresses"), but for those that [`is_open`] knows.
+///
+/// Clusters of earlier versions have no group of their own; their Services' users are let in.
+pub(crate) fn is_closed(region: &Region, subnet: Option<&Subnet>, nic: &Nic) -> bool {
+    let of_subnet = subnet.and_then(|subnet| subnet.security_group.as_ref());
+    let mut groups = [of_subnet, nic.security_group.as_ref()].into_iter().flatten();
+    let machine = nic.machine.as_ref().and_then(|machine| region.machines.get(machine));
+    let cluster = machine.and_then(|it| region.clusters.get(&it.node()?.cluster));
+    let is_of_old = cluster.is_some_and(|cluster| cluster.security_group.is_none());
+    !is_of_old && !groups.any(|group| region.security_groups.contains_key(group))
+}
+
+/// Whether a public IP takes what no group allows: of SKU Basic (same page).
+pub(crate) fn is_open(public_ip: &PublicIp) -> bool {
+    public_ip.sku.eq_ignore_ascii_case("Basic")
+}
+
+/// Whether what comes in from the internet at an address of the NIC's is closed out for want of a group.
+fn is_shut(region: &Region, nic: &Nic, flow: &Flow) -> bool {
+    let Some((vnet, subnet)) = place(region, nic, flow.destination) else { return false };
+    let config = nic.configs.iter().find(|config| config.address == flow.destination);
+    let public_ip = config.and_then(|config| region.public_ips.get(config.public_ip.as_ref()?));
+    is_closed(region, Some(subnet), nic)
+        && is_internet(region, vnet, flow.source)
+        && !public_ip.is_some_and(|public_ip| is_open(public_ip))
+}
+
+/// What the gates of a NIC say of a flow from or to `own`, an address of the NIC's. Where there is none, a flow from the
+/// internet is denied by nobody's rule.
 #[must_use]
 pub fn verify(region: &Region, nic: &Nic, direction: Direction, flow: &Flow) -> Verdict {
     let own = match direction {
@@ -115,7 +146,9 @@ pub fn verify(region: &Region, nic: &Nic, direction: Direction, flow: &Flow) -> 
     if direction == Direction::Outbound {
         gates.reverse();
     }
-    let mut verdict = Verdict { access: Access::Allow, rule: None };
+    let is_shut = direction == Direction::Inbound && is_shut(region, nic, flow);
+    let access = if is_shut { Access::Deny } else { Access::Allow };
+    let mut verdict = Verdict { access, rule: None };
     for Attached { gate, .. } in &gates {
         let decision = gate.decide(direction, flow);
         verdict.access = decision.access();

@@ -46,6 +46,8 @@ struct Network<'a> {
     ways: BTreeMap<IpAddr, (String, Way)>,
     /// Every public address that leads in here.
     public: BTreeSet<IpAddr>,
+    /// Those that are open where no group is.
+    open: BTreeSet<IpAddr>,
 }
 
 /// Where a flow's first packet comes from.
@@ -175,6 +177,9 @@ pub enum Reason {
     NoWayOut,
     /// From the internet come only answers, and what a front end or a public IP of a machine takes.
     Closed,
+    /// From the internet, by a public address of SKU Standard, to a NIC that no security group is in front of: these are
+    /// closed until one allows it (Azure documentation, "Public IP addresses": secure by default).
+    NoGroup,
     /// The front end has no member that answers its probe.
     NoHealthyMember,
     /// It arrives at a machine with the machine's own address as its source, which no machine takes: a member of a
@@ -205,7 +210,13 @@ impl<'a> Map<'a> {
     /// Every way that a flow may take: one, or one for each member that a load balancer may choose.
     #[must_use]
     pub fn walk(&self, origin: &Origin, flow: Flow) -> Vec<Walk> {
-        let mut walker = Walker { map: self, steps: Vec::new(), n_appliances: 0, done: Vec::new() };
+        let mut walker = Walker {
+            map: self,
+            steps: Vec::new(),
+            n_appliances: 0,
+            public: None,
+            done: Vec::new(),
+        };
         match origin {
             Origin::Machine(machine) => match self.port(machine) {
                 Some((network, port)) => walker.leave(network, port, flow),
@@ -240,6 +251,7 @@ impl<'a> Network<'a> {
         Self {
             ways: ways.map(|(own, (link, way))| (own, (link.to_owned(), way))).collect(),
             public: egress::public_addresses(&view),
+            open: view.open_addresses(),
             fronts: services.addresses_by_member(),
             services,
             view,
@@ -267,6 +279,8 @@ struct Walker<'m, 'a> {
     map: &'m Map<'a>,
     steps: Vec<Step>,
     n_appliances: usize,
+    /// The public address that it comes in from the internet by, until it is at a NIC.
+    public: Option<IpAddr>,
     done: Vec<Walk>,
 }
 
@@ -337,6 +351,10 @@ impl<'m, 'a> Walker<'m, 'a> {
 
     /// Into a NIC.
     fn enter(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
+        let is_shut = |public| network.view.is_closed(port) && !network.open.contains(&public);
+        if self.public.is_some_and(is_shut) {
+            return self.drop(Reason::NoGroup);
+        }
         let subnet = network.subnet_for(port, flow.destination);
         if !self.gates(network, port, subnet, Direction::Inbound, &flow) {
             return self.drop(Reason::Denied);
@@ -462,6 +480,13 @@ impl<'m, 'a> Walker<'m, 'a> {
         let Some(network) = map.behind(flow.destination) else {
             return self.end(End::Internet(flow));
         };
+        self.public = Some(flow.destination);
+        self.into_network(network, flow);
+        self.public = None;
+    }
+
+    /// From the internet into a virtual network.
+    fn into_network(&mut self, network: &'m Network<'a>, flow: Flow) {
         if let Some(service) = service(network, &flow) {
             return self.balance(network, service, flow);
         }

@@ -340,6 +340,13 @@ impl<'a> Lookup<'a> {
     }
 }
 
+/// Whether an address is on the internet, seen from a virtual network.
+pub(crate) fn is_internet(region: &Region, vnet: &Vnet, address: IpAddr) -> bool {
+    tags::public(Family::of(address)).contains(address)
+        && !is_platform(address)
+        && !virtual_network(region, vnet).contains(address)
+}
+
 /// What tag `VirtualNetwork` means in a virtual network: its address space, that of its peers, the platform's
 /// address, and the destinations of its subnets' user-defined routes, which is how kubenet's pods are in it
 /// (Azure documentation, "Virtual network service tags").

@@ -125,7 +125,8 @@ pub(super) fn path(seen: &[Seen], told: &[Told], dscp: u8, protocol: u8) -> Path
         }
     }
     for (number, told) in told.iter().enumerate() {
-        add_rules(&mut hops, number, told, id);
+        let is_ours = |packet: &Packet| packet.id == id && is_probe(packet, dscp, protocol);
+        add_rules(&mut hops, number, told, is_ours);
     }
     for hop in &mut hops {
         let ends = |packet: &Option<Packet>| packet.as_ref().map(Packet::ends).unwrap_or_default();
@@ -152,8 +153,8 @@ impl Hop {
     }
 }
 
-/// Gives the hops at one place the rules that were met there.
-fn add_rules(hops: &mut Vec<Hop>, number: usize, told: &Told, id: u16) {
+/// Gives the hops at one place the rules that were met there. What else belongs to the same flow may have its number, too.
+fn add_rules(hops: &mut Vec<Hop>, number: usize, told: &Told, is_ours: impl Fn(&Packet) -> bool) {
     let mut passes: Vec<(Option<Packet>, Vec<&Event>)> = Vec::new();
     for event in &told.events {
         // Its own packet's headers are told once for each hook; the first hook is our own table's.
@@ -164,7 +165,7 @@ fn add_rules(hops: &mut Vec<Hop>, number: usize, told: &Told, id: u16) {
             events.push(event);
         }
     }
-    passes.retain(|(packet, _)| packet.as_ref().is_some_and(|packet| packet.id == id));
+    passes.retain(|(packet, _)| packet.as_ref().is_some_and(&is_ours));
     let here: Vec<usize> =
         (0..hops.len()).filter(|&hop| hops[hop].place_number == number).collect();
     for (n, (packet, events)) in passes.into_iter().enumerate() {

@@ -169,6 +169,9 @@ fn why(reason: &Reason) -> String {
         Reason::NoTransit => "the peering leads no further".to_owned(),
         Reason::NoWayOut => "the machine has no outbound method".to_owned(),
         Reason::Closed => "nobody asked the internet".to_owned(),
+        Reason::NoGroup => {
+            "no security group allows it, and the public address is closed".to_owned()
+        }
         Reason::NoHealthyMember => "no member answers its probe".to_owned(),
         Reason::OwnAddress { .. } => "the machine takes no packet from its own address".to_owned(),
         Reason::Loop => "it goes round and round".to_owned(),

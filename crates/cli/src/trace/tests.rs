@@ -214,3 +214,37 @@ fn what_is_dropped_before_any_link_is_seen_by_its_rules_alone() {
     assert_eq!(nothing.hops, []);
     assert_eq!(verdict(Outcome::Silence, &nothing, false, &[]), "it never left");
 }
+
+/// IPv6 has no number of a packet: those of a flow share its label.
+#[test]
+fn of_a_flow_of_ipv6_the_first_packet_alone_is_the_probe() {
+    let (source, destination) = ("fd00::4".parse().unwrap(), "fd00::5".parse().unwrap());
+    let packet = |flags| {
+        let mut bytes = vec![0x60 | DSCP >> 2, DSCP << 6, 0x12, 0x34, 0, 20, 6, 64];
+        let octets = |address: std::net::Ipv6Addr| address.octets();
+        bytes.extend(octets(source));
+        bytes.extend(octets(destination));
+        bytes.extend([0x9c, 0x40, 0, 80, 0, 0, 0, 0, 0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]);
+        bytes
+    };
+    let at = |flags| {
+        let entered = Fate::Policy(Verdict::Accept);
+        let event =
+            Event { headers: Some(packet(flags)), ..event("own", "incoming", entered, None) };
+        [event, self::event("aksnet", "gate", rule(8, Verdict::Accept), None)]
+    };
+    let events = [at(flags::SYN), at(flags::ACK), at(flags::FIN | flags::ACK)].concat();
+    let (syn, fin) = [flags::SYN, flags::FIN | flags::ACK]
+        .map(|flags| crate::watch::frame::packet(&packet(flags)).unwrap())
+        .into();
+    assert_eq!((syn.dscp, syn.id, fin.id), (DSCP, 0x1234, 0x1234));
+    let sightings = [
+        seen(0, 1, "nic-1", Direction::In, syn.clone()),
+        seen(0, 2, "nic-2", Direction::Out, syn),
+        seen(0, 9, "nic-1", Direction::In, fin),
+    ];
+    let path = hops::path(&sightings, &[told("vnet/v", events)], DSCP, 6);
+    assert_eq!(path.hops.len(), 1);
+    assert_eq!(path.hops[0].rules.len(), 1);
+    assert_eq!(path.hops[0].before, "[fd00::4]:40000 > [fd00::5]:80");
+}

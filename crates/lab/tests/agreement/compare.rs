@@ -38,7 +38,7 @@ impl Tally {
     /// Whether the flows met enough of what there is to mean anything.
     pub(crate) fn is_diverse(&self) -> bool {
         let has = |fate: &str| self.fates.get(fate).is_some_and(|n| *n > 0);
-        ["delivered", "internet", "denied", "nobody", "spoofed"].into_iter().all(has)
+        ["delivered", "internet", "denied", "nobody", "spoofed", "no group"].into_iter().all(has)
     }
 }
 
@@ -244,6 +244,7 @@ fn fate(end: &End) -> String {
             Reason::NoTransit => "no transit",
             Reason::NoWayOut => "no way out",
             Reason::Closed => "closed",
+            Reason::NoGroup => "no group",
             Reason::NoHealthyMember => "no member",
             Reason::OwnAddress { .. } => "own address",
             Reason::Loop => "loop",

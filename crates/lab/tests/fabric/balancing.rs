@@ -95,11 +95,13 @@ fn live_flows_stay_when_a_member_fails_and_new_ones_go_elsewhere() {
 #[test]
 fn a_public_front_end_is_reached_from_the_internet_and_other_networks() {
     let lab = Lab::new(
-        "vnet w 10.2.0.0/16
+        "nsg open
+         in 100 allow * Internet * > * *
+         vnet w 10.2.0.0/16
          subnet a 10.2.1.0/24
          vm stranger 10.2.1.4
          vnet v 10.1.0.0/16
-         subnet a 10.1.1.0/24
+         subnet a 10.1.1.0/24 nsg open
          vm n1 10.1.1.4
          vm n2 10.1.1.5
          balancer b
@@ -126,8 +128,10 @@ fn a_public_front_end_is_reached_from_the_internet_and_other_networks() {
 #[test]
 fn inbound_nat_rules_lead_to_one_machine_each() {
     let lab = Lab::new(
-        "vnet v 10.1.0.0/16
-         subnet a 10.1.1.0/24
+        "nsg open
+         in 100 allow * Internet * > * *
+         vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24 nsg open
          vm n1 10.1.1.4
          vm n2 10.1.1.5
          vm client 10.1.1.9

@@ -18,13 +18,15 @@ const WORLD: &str = "
     in 110 deny tcp 10.1.1.4 * > * 82
     in 120 deny * * * > * 83
     in 130 deny icmp * * > * *
+    nsg open
+    in 100 allow tcp Internet * > * 80
     table t
     route fd00:9::/64 via fd00:1:0:1::9
     route fd00:1:0:3::/64 none
     vnet w 10.2.0.0/16,fd00:2::/48
     subnet a 10.2.1.0/24,fd00:2:0:1::/64
     vm far 10.2.1.4,fd00:2:0:1::4
-    vm outer 10.2.1.5,fd00:2:0:1::5 public 20.0.9.5,2001:2::5
+    vm outer 10.2.1.5,fd00:2:0:1::5 nsg open public 20.0.9.5,2001:2::5
     vnet v 10.1.0.0/16,fd00:1::/48
     subnet a 10.1.1.0/24,fd00:1:0:1::/64 table t
     subnet b 10.1.2.0/24,fd00:1:0:2::/64 nsg n

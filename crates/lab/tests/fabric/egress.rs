@@ -16,21 +16,23 @@ fn seen(lab: &Lab, machine: &str) -> String {
 #[test]
 fn each_method_has_its_own_address_and_the_first_of_them_wins() {
     let mut lab = Lab::new(
-        "vnet v 10.1.0.0/16
+        "nsg open
+         in 100 allow * Internet * > * *
+         vnet v 10.1.0.0/16
          gateway g 20.7.7.7
          subnet plain 10.1.1.0/24
          subnet private 10.1.2.0/24 private
          subnet gated 10.1.3.0/24 nat g
          subnet pods 10.1.4.0/24
          vm default 10.1.1.4
-         vm own 10.1.1.5 public 20.5.5.5
+         vm own 10.1.1.5 nsg open public 20.5.5.5
          vm member 10.1.1.6
          vm silent 10.1.1.7
          vm ruled 10.1.1.8
          vm alone 10.1.2.4
          vm owner 10.1.2.5 public 20.5.5.6
          vm gated 10.1.3.4
-         vm both 10.1.3.5 public 20.5.5.7
+         vm both 10.1.3.5 nsg open public 20.5.5.7
          vm all 10.1.3.6
          cluster c azure 198.18.0.10 outbound nat
          node n1 10.1.3.7 batch 10.1.4.4-10.1.4.9
@@ -92,9 +94,11 @@ fn source(lab: &Lab) -> String {
 #[test]
 fn members_without_outbound_snat_have_no_way_out() {
     let lab = Lab::new(
-        "vnet v 10.1.0.0/16
+        "nsg open
+         in 100 allow * Internet * > * *
+         vnet v 10.1.0.0/16
          subnet a 10.1.1.0/24
-         vm one 10.1.1.4
+         vm one 10.1.1.4 nsg open
          vm two 10.1.1.5
          balancer b
          frontend front public 20.8.8.8

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
 mod balancing;
+mod closed;
 mod clusters;
 mod dual;
 mod egress;

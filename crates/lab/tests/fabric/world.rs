@@ -24,7 +24,7 @@
 //! ```
 //!
 //! A front end's family is its address's, a pool's that of the first front end that a rule sends to it. The public
-//! addresses of a machine belong to the first one of its own of the same family.
+//! addresses of a machine belong to the first one of its own of the same family; `basic-ADDRESS` is one of that SKU.
 //!
 //! A rule without `to` has floating IP. Sources and destinations are `*`, or prefixes, tags and `asg:NAME` with
 //! commas between them; a security rule is named after its direction and number, `in-100`.
@@ -236,12 +236,16 @@ impl Reader {
 
     fn public_ip(&mut self, name: &str, address: &str) -> ArmId {
         let public_ip = id("publicIPAddresses", name);
+        let (sku, address) = match address.strip_prefix("basic-") {
+            Some(address) => ("Basic", address),
+            None => ("Standard", address),
+        };
         let ip = PublicIp {
             prefix: None,
             meta: meta(public_ip.clone()),
             address: parse(address),
             allocation: Allocation::Static,
-            sku: "Standard".to_owned(),
+            sku: sku.to_owned(),
             used_by: None,
         };
         self.region.public_ips.insert(public_ip.clone(), Arc::new(ip));
@@ -302,7 +306,7 @@ impl Reader {
         let public = after(words, "public").into_iter().flat_map(|it| it.split(','));
         let public: Vec<(Family, ArmId)> = public
             .map(|address| {
-                let family = Family::of(parse(address));
+                let family = Family::of(parse(address.trim_start_matches("basic-")));
                 (family, self.public_ip(&format!("{name}-{}", address.replace(':', "-")), address))
             })
             .collect();

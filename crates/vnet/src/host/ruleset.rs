@@ -109,6 +109,7 @@ pub(super) fn render(view: &View<'_>, networks: &Networks<'_>, services: &Servic
         sources(&mut text, view, services, *family);
         overlays(&mut text, view, *family);
         joined(&mut text, view, networks, *family);
+        closed(&mut text, view, *family);
         translation::render(&mut text, view, services, &ways, *family);
         services::render(&mut text, view, services, *family);
         gates::render(&mut text, view, *family);
@@ -186,13 +187,14 @@ const INPUT_6: &str = r"
 
 /// The rules that every virtual network has, in each family (`$ip`). `uplink`, `nic-` are link names of [`super::names`].
 const CHAINS: &str = r#"
-	# From outside come answers, and what a public front end takes. To the outside goes what has a public
-	# address, and only from the NIC that it belongs to. What is routed to lo leads nowhere.
+	# From outside come answers, and what a public front end takes; where no security group is, only answers. To the
+	# outside goes what has a public address, and only from the NIC that it belongs to. What is routed to lo leads nowhere.
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		oifname "lo" counter drop comment "no route"
 		ct direction reply accept
 		ct state related accept
+		iifname "uplink" oifname @closed ct state new ct original $ip daddr != @open counter drop comment "no security group allows it"
 		iifname "uplink" ct status dnat goto inbound
 		iifname "uplink" ct mark != 0 goto inbound
 		iifname "uplink" counter drop comment "nobody asked the internet"
@@ -257,6 +259,16 @@ fn overlays(text: &mut String, view: &View<'_>, family: Family) {
         line(text, format_args!("\t\t{ip} daddr {range} ct zone set {zone}"));
         line(text, format_args!("\t}}"));
     }
+}
+
+/// The links to NICs that nobody on the internet reaches, and the public addresses that are open nevertheless.
+fn closed(text: &mut String, view: &View<'_>, family: Family) {
+    let closed = view.ports.iter().filter(|port| view.is_closed(port));
+    let closed = closed.map(|port| format!("\"{}\"", port.link)).collect();
+    elements(text, "set closed", "ifname", "", &closed);
+    let open = view.open_addresses().into_iter().filter(|it| Family::of(*it) == family);
+    let open = open.map(|address| address.to_string()).collect();
+    elements(text, "set open", ip_addr(family), "", &open);
 }
 
 /// The links to peers, and the sources that may come in on each.

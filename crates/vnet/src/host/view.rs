@@ -12,6 +12,7 @@ use std::{
 use super::names;
 use crate::{
     addr::{Family, Mac, Prefix},
+    effective,
     model::{
         Cluster, Frontend, Holder, LoadBalancer, Machine, NetworkMode, Nic, OverlayRanges, Peering,
         PeeringState, ProvisioningState, Role, SecurityGroup, Subnet, Vnet,
@@ -153,6 +154,17 @@ impl<'a> View<'a> {
     /// The port of this NIC.
     pub(crate) fn port_of(&self, nic: &ArmId) -> Option<&Port<'a>> {
         self.by_nic.get(nic).map(|index| &self.ports[*index])
+    }
+
+    /// Whether nothing comes in at a NIC by a public address that is closed without a group.
+    pub(crate) fn is_closed(&self, port: &Port<'_>) -> bool {
+        effective::is_closed(self.region, self.subnet_of(port.primary), port.nic)
+    }
+
+    /// The public addresses that are open without a group.
+    pub(crate) fn open_addresses(&self) -> BTreeSet<IpAddr> {
+        let open = self.region.public_ips.values().filter(|ip| effective::is_open(ip));
+        open.map(|ip| ip.address).collect()
     }
 
     /// The port that holds this address.
