@@ -239,7 +239,8 @@ fn balanced(lab: &TestLab, node: &str) {
         "{trace:#}"
     );
     let to_pod = jsonpath(lab, "dual", "pod c", ".status.podIPs[1].ip");
-    let trace = lab.aksnet(&["trace", "pod/a", &to_pod, "--port", "9000", "-o", "json"]).json();
+    let trace =
+        lab.aksnet(&["trace", "pod/default/a", &to_pod, "--port", "9000", "-o", "json"]).json();
     assert_eq!(
         (&trace["verdict"], &trace["agree"]),
         (&json!("answered"), &json!(true)),

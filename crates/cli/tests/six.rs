@@ -58,7 +58,8 @@ fn network(lab: &TestLab) {
         "network vnet create -g rg -n v --address-prefixes 10.1.0.0/16 fd00:1::/48 --subnet-name a \
          --subnet-prefixes 10.1.0.0/24 fd00:1:0:1::/64",
         "network vnet subnet create -g rg --vnet-name v -n b --address-prefixes 10.1.1.0/24 fd00:1:0:2::/64",
-        "network public-ip create -g rg -n six --version IPv6 --sku Standard",
+        "network public-ip create -g rg -n six --version IPv6 --sku Standard --dns-name web",
+        "network public-ip create -g rg -n four --sku Standard --dns-name web",
     ] {
         lab.az(line).succeeds();
     }
@@ -120,6 +121,15 @@ fn ipv6_by_az() {
             .all(|line| trace(&lab, line).1["verdict"] == "answered")
     });
     packets(&lab, &front);
+    // One name for both.
+    let named = |database: &str| {
+        let line =
+            format!("getent {database} web.eastus.cloudapp.azure.com | cut -d' ' -f1 | sort -u");
+        lab.exec("db", &line).succeeds().trim().to_owned()
+    };
+    assert_eq!(named("ahostsv6"), public);
+    let four = lab.az("network public-ip show -g rg -n four").json();
+    assert_eq!(named("ahostsv4"), four["ipAddress"].as_str().unwrap());
     closed(&lab, &public);
     eventually("flows are logged", || {
         let logged = lab.aksnet(&["flow-logs"]).stdout();

@@ -481,12 +481,12 @@ impl<'m, 'a> Walker<'m, 'a> {
             return self.end(End::Internet(flow));
         };
         self.public = Some(flow.destination);
-        self.into_network(network, flow);
+        self.come_in(network, flow);
         self.public = None;
     }
 
     /// From the internet into a virtual network.
-    fn into_network(&mut self, network: &'m Network<'a>, flow: Flow) {
+    fn come_in(&mut self, network: &'m Network<'a>, flow: Flow) {
         if let Some(service) = service(network, &flow) {
             return self.balance(network, service, flow);
         }

@@ -252,14 +252,13 @@ async fn front_end(
         Err(error) if error.is_not_found() => None,
         Err(error) => return Err(failed()(error)),
     };
-    let body = match found {
-        Some(body) => body,
-        None => {
-            let body = json!({ "location": managed.meta.location, "sku": { "name": "Standard" },
-                "tags": { "k8s-azure-service": wanted.full_name, "k8s-azure-cluster-name": "kubernetes" },
-                "properties": { "publicIPAllocationMethod": "Static", "publicIPAddressVersion": version } });
-            arm::put(&*cluster.arm, id.as_str(), body).await.map_err(failed())?
-        }
+    let body = if let Some(body) = found {
+        body
+    } else {
+        let body = json!({ "location": managed.meta.location, "sku": { "name": "Standard" },
+            "tags": { "k8s-azure-service": wanted.full_name, "k8s-azure-cluster-name": "kubernetes" },
+            "properties": { "publicIPAllocationMethod": "Static", "publicIPAddressVersion": version } });
+        arm::put(&*cluster.arm, id.as_str(), body).await.map_err(failed())?
     };
     let address = body["properties"]["ipAddress"].as_str().and_then(|text| text.parse().ok());
     let address = address.ok_or_else(|| ControllerError::NoAddress { public_ip: name })?;
@@ -290,7 +289,9 @@ fn members(cluster: &Cluster, managed: &Managed) -> Members {
             }
         }
     }
-    members.values_mut().for_each(|ids| ids.sort());
+    for ids in members.values_mut() {
+        ids.sort();
+    }
     members
 }
 

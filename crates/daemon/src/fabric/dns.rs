@@ -3,9 +3,8 @@
 //! One socket of each kind in each virtual network, so that whoever asks is in that network and hears its names only.
 
 use std::{
-    collections::BTreeMap,
     io,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, SocketAddrV4},
     sync::Arc,
     time::Duration,
 };
@@ -13,7 +12,7 @@ use std::{
 use linux::{LinuxError, netns::Netns};
 use simple_dns::{
     CLASS, Name, OPCODE, Packet, PacketFlag, QCLASS, QTYPE, RCODE, ResourceRecord, TYPE,
-    rdata::{A, OPT, PTR, RData, SOA},
+    rdata::{A, AAAA, OPT, PTR, RData, SOA},
 };
 use store::Store;
 use tokio::{
@@ -135,10 +134,7 @@ impl Server {
 
     fn reply(&self, query: &[u8], over_tcp: bool) -> Reply {
         let region = self.store.snapshot();
-        let find = |name: &str| {
-            let public: BTreeMap<String, Ipv4Addr> = kept::public_names(&region);
-            lookup(&region, &self.vnet, &public, name)
-        };
+        let find = |name: &str| lookup(&region, &self.vnet, &kept::public_names(&region), name);
         reply(query, over_tcp, self.upstream.is_some(), find)
     }
 
@@ -199,9 +195,12 @@ fn reply(query: &[u8], over_tcp: bool, forwards: bool, find: impl Fn(&str) -> Fo
     let wants = |kind| question.qtype == QTYPE::ANY || question.qtype == QTYPE::TYPE(kind);
     let target;
     match &found {
-        Found::Addresses(addresses) if wants(TYPE::A) => {
-            let records = addresses.iter().map(|address| record(RData::A(A::from(*address))));
-            answer.answers.extend(records);
+        Found::Addresses(addresses) => {
+            let records = addresses.iter().filter_map(|address| match address {
+                IpAddr::V4(address) => wants(TYPE::A).then(|| RData::A(A::from(*address))),
+                IpAddr::V6(address) => wants(TYPE::AAAA).then(|| RData::AAAA(AAAA::from(*address))),
+            });
+            answer.answers.extend(records.map(record));
         }
         Found::Name(name) if wants(TYPE::PTR) => {
             target = name.clone();
@@ -209,7 +208,7 @@ fn reply(query: &[u8], over_tcp: bool, forwards: bool, find: impl Fn(&str) -> Fo
                 answer.answers.push(record(RData::PTR(PTR(name))));
             }
         }
-        Found::Addresses(_) | Found::Name(_) => {}
+        Found::Name(_) => {}
         Found::Nobody | Found::Elsewhere => *answer.rcode_mut() = RCODE::NameError,
     }
     if let Some(zone) = zone {
@@ -284,9 +283,13 @@ mod tests {
 
     fn found(name: &str) -> Found {
         match name {
-            "one.internal.cloudapp.net" => Found::Addresses(vec![Ipv4Addr::new(10, 1, 1, 4)]),
+            "one.internal.cloudapp.net" => Found::Addresses(vec![[10, 1, 1, 4].into()]),
             "many.internal.cloudapp.net" => {
-                Found::Addresses((0..200).map(|n| Ipv4Addr::new(10, 1, 1, n)).collect())
+                Found::Addresses((0..200).map(|n| [10, 1, 1, n].into()).collect())
+            }
+            "web.eastus.cloudapp.azure.com" => {
+                let six = "2001:2::4".parse().expect("an address");
+                Found::Addresses(vec![[198, 18, 0, 4].into(), six])
             }
             "4.1.1.10.in-addr.arpa" => Found::Name("one.internal.cloudapp.net".to_owned()),
             "two.internal.cloudapp.net" => Found::Nobody,
@@ -309,7 +312,8 @@ mod tests {
             .answers
             .iter()
             .map(|record| match &record.rdata {
-                RData::A(a) => Ipv4Addr::from(a.address).to_string(),
+                RData::A(a) => std::net::Ipv4Addr::from(a.address).to_string(),
+                RData::AAAA(a) => std::net::Ipv6Addr::from(a.address).to_string(),
                 RData::PTR(name) => name.0.to_string(),
                 other => format!("{other:?}"),
             })
@@ -325,6 +329,9 @@ mod tests {
             ("one.internal.cloudapp.net", TYPE::A, "NoError a 10.1.1.4 0"),
             ("one.internal.cloudapp.net", TYPE::AAAA, "NoError a  1"),
             ("two.internal.cloudapp.net", TYPE::A, "NameError a  1"),
+            ("web.eastus.cloudapp.azure.com", TYPE::A, "NoError  198.18.0.4 0"),
+            ("web.eastus.cloudapp.azure.com", TYPE::AAAA, "NoError  2001:2::4 0"),
+            ("web.eastus.cloudapp.azure.com", TYPE::PTR, "NoError   0"),
             ("4.1.1.10.in-addr.arpa", TYPE::PTR, "NoError  one.internal.cloudapp.net 0"),
             ("example.com", TYPE::A, "NameError   0"),
             ("many.internal.cloudapp.net", TYPE::A, "NoError at  0"),

@@ -1,9 +1,9 @@
 //! What requests set and the region keeps without acting on it, where the platform tells machines of it.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use serde_json::Value;
-use vnet::{addr::Family, model::Meta, region::Region};
+use vnet::{model::Meta, region::Region};
 
 /// A property of a resource that is kept, by its path, `/properties/hardwareProfile/vmSize`. Names of properties
 /// compare without case, as Azure's do.
@@ -33,13 +33,15 @@ pub(super) fn text(meta: &Meta, path: &str) -> Option<String> {
 }
 
 /// The names of public IPs that have a label, `<label>.<location>.cloudapp.azure.com`, in lower case.
-pub(super) fn public_names(region: &Region) -> BTreeMap<String, Ipv4Addr> {
-    let named = region.public_ips.values().filter_map(|ip| {
-        let label = text(&ip.meta, "/properties/dnsSettings/domainNameLabel")?;
-        let name = format!("{label}.{}.cloudapp.azure.com", ip.meta.location);
-        Some((name.to_ascii_lowercase(), Family::v4(ip.address)?))
-    });
-    named.collect()
+pub(super) fn public_names(region: &Region) -> BTreeMap<String, Vec<IpAddr>> {
+    let mut names = BTreeMap::<String, Vec<IpAddr>>::new();
+    for ip in region.public_ips.values() {
+        if let Some(label) = text(&ip.meta, "/properties/dnsSettings/domainNameLabel") {
+            let name = format!("{label}.{}.cloudapp.azure.com", ip.meta.location);
+            names.entry(name.to_ascii_lowercase()).or_default().push(ip.address);
+        }
+    }
+    names
 }
 
 #[cfg(test)]

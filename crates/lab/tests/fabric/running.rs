@@ -54,7 +54,7 @@ impl Azure {
         self.put_vnet_of(name, kept, &["10.1.0.0/16"], None)
     }
 
-    /// The same with fd00:1::/48, and in the subnet fd00:1:0:1::/64.
+    /// The same with IPv6: `fd00:1::/48`, and in the subnet `fd00:1:0:1::/64`.
     pub(crate) fn put_dual_vnet(&self, name: &str) -> Command {
         let prefix6 = Some("fd00:1:0:1::/64".parse().unwrap());
         self.put_vnet_of(name, Kept::new(), &["10.1.0.0/16", "fd00:1::/48"], prefix6)

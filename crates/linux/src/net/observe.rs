@@ -311,13 +311,17 @@ fn neighbour(message: &NeighbourMessage, names: &Names) -> Option<((String, IpAd
 
 /// The first address of each family in a namespace that is neither a loopback link's nor link-local: a pod's own.
 pub fn addresses_of(namespace: &Netns) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), LinuxError> {
-    use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
+    use nix::{
+        ifaddrs::getifaddrs,
+        net::if_::InterfaceFlags,
+        sys::socket::{SockaddrIn, SockaddrIn6},
+    };
     let listed = namespace.run(|| {
         let mut found = (None, None);
         let all = getifaddrs()?.filter(|it| !it.flags.contains(InterfaceFlags::IFF_LOOPBACK));
         for address in all.filter_map(|it| it.address) {
-            let six = address.as_sockaddr_in6().map(|address| address.ip());
-            found.0 = found.0.or(address.as_sockaddr_in().map(|address| address.ip()));
+            let six = address.as_sockaddr_in6().map(SockaddrIn6::ip);
+            found.0 = found.0.or(address.as_sockaddr_in().map(SockaddrIn::ip));
             found.1 = found.1.or(six.filter(|address| !address.is_unicast_link_local()));
         }
         Ok(found)

@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use uuid::Uuid;
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::names::{METADATA_ADDRESS, PLATFORM_ADDRESS, REGISTRY_ADDRESS};
 use super::state::NamespaceState;
 use crate::{
+    addr::{Prefix4, Prefix6},
     model::{Holder, Machine, ProvisioningState, Vnet},
     name::ArmId,
     region::Region,
@@ -30,6 +31,8 @@ pub const LAB_ZONE: &str = "aksnet.test";
 pub const PLACEHOLDER_SUFFIX: &str = "reddog.microsoft.com";
 /// Addresses of the lab's own internet: nobody outside knows them (RFC 2544 keeps them for benchmarks).
 pub const LAB_INTERNET: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
+/// The same of IPv6 (RFC 5180).
+const LAB_INTERNET_6: (Ipv6Addr, u8) = (Ipv6Addr::new(0x2001, 2, 0, 0, 0, 0, 0, 0), 48);
 
 /// The group that rules of security groups log to what they deny (`nfnetlink_log`).
 pub const FLOW_LOG_GROUP: u16 = 197;
@@ -113,7 +116,7 @@ impl fmt::Display for Resolver {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     /// It is there, with these addresses; none when there is only something below it.
-    Addresses(Vec<Ipv4Addr>),
+    Addresses(Vec<IpAddr>),
     /// It is an address's name for reverse lookup, and this is whose the address is.
     Name(String),
     /// It would be the lab's, and is not there.
@@ -123,24 +126,31 @@ pub enum Found {
 }
 
 /// What the platform says to a question from inside `vnet`. `public` are names that are known everywhere, in lower
-/// case: those of public IPs with a label. Names compare without case; a final dot makes no difference.
+/// case: those of public IPs with a label, which one of each family may share. Names compare without case; a final dot
+/// makes no difference.
+///
+/// Machines have names for their IPv4 addresses alone, and these addresses have names (Azure documentation, "What is the
+/// auto registration feature in Azure DNS private zones?": an A record and a PTR record for each).
 #[must_use]
 pub fn lookup(
     region: &Region,
     vnet: &ArmId,
-    public: &BTreeMap<String, Ipv4Addr>,
+    public: &BTreeMap<String, Vec<IpAddr>>,
     name: &str,
 ) -> Found {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     if let Some(reverse) = name.strip_suffix(".in-addr.arpa") {
         return reverse_lookup(region, vnet, reverse);
     }
-    if let Some(address) = public.get(&name) {
-        return Found::Addresses(vec![*address]);
+    if let Some(reverse) = name.strip_suffix(".ip6.arpa") {
+        return reverse_lookup_6(region, vnet, reverse);
+    }
+    if let Some(addresses) = public.get(&name) {
+        return Found::Addresses(addresses.clone());
     }
     if is_below(&name, LAB_ZONE) {
         return match name.as_str() {
-            "registry.aksnet.test" => Found::Addresses(vec![REGISTRY_ADDRESS]),
+            "registry.aksnet.test" => Found::Addresses(vec![REGISTRY_ADDRESS.into()]),
             LAB_ZONE => Found::Addresses(Vec::new()),
             _ => Found::Nobody,
         };
@@ -150,7 +160,7 @@ pub fn lookup(
     }
     let server = region.clusters.values().find(|it| it.fqdn.eq_ignore_ascii_case(&name));
     match server {
-        Some(cluster) => Found::Addresses(vec![cluster.api_address]),
+        Some(cluster) => Found::Addresses(vec![cluster.api_address.into()]),
         None => Found::Elsewhere,
     }
 }
@@ -171,9 +181,9 @@ fn machine_lookup(region: &Region, vnet: &ArmId, name: &str) -> Found {
         .into_iter()
         .find_map(|zone| name.strip_suffix(zone)?.strip_suffix('.'));
     let Some(host) = host else { return Found::Nobody };
-    let addresses: Vec<Ipv4Addr> = machines(region, vnet)
+    let addresses: Vec<IpAddr> = machines(region, vnet)
         .filter(|(machine, _)| machine.hostname.eq_ignore_ascii_case(host))
-        .map(|(_, address)| address)
+        .map(|(_, address)| address.into())
         .collect();
     if addresses.is_empty() { Found::Nobody } else { Found::Addresses(addresses) }
 }
@@ -190,9 +200,31 @@ fn reverse_lookup(region: &Region, vnet: &ArmId, reverse: &str) -> Found {
         .get(vnet)
         .is_some_and(|vnet| vnet.prefixes.iter().any(|prefix| prefix.contains(address)));
     let (network, length) = LAB_INTERNET;
-    let is_lab = crate::addr::Prefix4::containing(network, length).contains(address);
+    let is_lab = Prefix4::containing(network, length).contains(address);
     // Private addresses outside are nobody's business: no resolver of the internet knows them.
     if is_inside || is_lab || address.is_private() || address.is_link_local() {
+        Found::Nobody
+    } else {
+        Found::Elsewhere
+    }
+}
+
+/// Addresses of IPv6 have no names here; of the network's own and private ones nobody else knows any.
+fn reverse_lookup_6(region: &Region, vnet: &ArmId, reverse: &str) -> Found {
+    let mut digits: Vec<&str> = reverse.split('.').collect();
+    digits.reverse();
+    if digits.len() != 32 || digits.iter().any(|digit| digit.len() != 1) {
+        return Found::Elsewhere;
+    }
+    let Ok(number) = u128::from_str_radix(&digits.concat(), 16) else { return Found::Elsewhere };
+    let address = Ipv6Addr::from(number);
+    let is_inside = region
+        .vnets
+        .get(vnet)
+        .is_some_and(|vnet| vnet.prefixes.iter().any(|prefix| prefix.contains(address)));
+    let (network, length) = LAB_INTERNET_6;
+    let is_lab = Prefix6::containing(network, length).contains(address);
+    if is_inside || is_lab || address.is_unique_local() || address.is_unicast_link_local() {
         Found::Nobody
     } else {
         Found::Elsewhere

@@ -1,8 +1,11 @@
 //! Clusters whose nodes, pods and services have IPv6 beside IPv4.
 
+use std::collections::BTreeMap;
+
 use vnet::{
     addr::Family,
     command::{Command, PutCluster},
+    host::platform::{Found, lookup},
     model::{NetworkMode, NodePhase, OutboundAddresses, OutboundProfile, OutboundType},
     name::Name,
 };
@@ -197,4 +200,34 @@ fn addresses_and_ranges_come_back() {
     lab.must(Command::ClusterGone { cluster: id("cluster c") });
     lab.fabric();
     assert_eq!(lab.held("v/nodes"), 0);
+}
+
+/// Names of IPv6 are those of public IPs; addresses of IPv6 have none, and only those that are the lab's or nobody's
+/// are answered here.
+#[test]
+fn names_of_ipv6() {
+    let lab = own_vnet(Some("fd00:db8::/64"));
+    let name = "web.eastus.cloudapp.azure.com";
+    let both = vec!["198.18.0.4".parse().unwrap(), "2001:2::4".parse().unwrap()];
+    let public = BTreeMap::from([(name.to_owned(), both.clone())]);
+    let find = |name: &str| lookup(&lab.region, &id("vnet v"), &public, name);
+    assert_eq!(find("Web.eastus.cloudapp.azure.com."), Found::Addresses(both));
+    // The nibbles of an address, the last one first (RFC 3596, 2.5).
+    let reverse = |address: &str| {
+        let number: u128 = address.parse::<std::net::Ipv6Addr>().unwrap().into();
+        let digits = (0..32).map(|n| format!("{:x}.", number >> (4 * n) & 15));
+        format!("{}ip6.arpa", digits.collect::<String>())
+    };
+    for (address, expected) in [
+        ("fd00:db8::4", Found::Nobody),
+        ("2001:2::4", Found::Nobody),
+        ("fd77::1", Found::Nobody),
+        ("fe80::1", Found::Nobody),
+        ("2a00::1", Found::Elsewhere),
+    ] {
+        assert_eq!(find(&reverse(address)), expected, "{address}");
+    }
+    for odd in ["1.2.ip6.arpa", "x.ip6.arpa", ".ip6.arpa"] {
+        assert_eq!(find(odd), Found::Elsewhere, "{odd}");
+    }
 }

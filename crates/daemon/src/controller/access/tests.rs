@@ -137,14 +137,16 @@ fn names_are_the_cloud_providers() {
     assert_eq!(rules(&[many]).len(), 2);
 }
 
+/// Addresses, and the rest of a [`Case`].
+type OfFamilies<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
+
 /// Rules of IPv6 are named after it, and each family has those users of a Service that are its own.
 #[test]
 fn families_have_rules_of_their_own() {
     let both = "198.18.0.9 2001:2::9";
     let floating = ("azure-disable-load-balancer-floating-ip", "true");
     let only = ("azure-deny-all-except-load-balancer-source-ranges", "true");
-    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a [&'a str], &'a [&'a str]);
-    let cases: &[Case<'_>] = &[
+    let cases: &[OfFamilies<'_>] = &[
         (
             both,
             &[],
