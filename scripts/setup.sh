@@ -19,7 +19,7 @@ packages=(
   containerd runc etcd-server docker-registry containernetworking-plugins  # Kubernetes' neighbours
   nftables iptables conntrack iproute2 procps kmod util-linux mount        # what kubelet and kube-proxy call
   nginx-light busybox-static                                               # what the lab's images are made of
-  clang-19 ipset                                                           # and Cilium's, with iptables, mount, find
+  clang-19 ipset zstd                                                      # and Cilium's, with iptables, mount, find
   iputils-ping netcat-openbsd tcpdump jq                                   # to look around with
 )
 missing=()

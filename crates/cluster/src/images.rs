@@ -1,7 +1,8 @@
 //! Container images: made from the machine's own files, read from archives, pulled from upstream, pushed to the
 //! lab's registry. Not here: how nodes pull.
 //!
-//! Layers are plain tar files; nothing is gained by compressing what stays on one machine.
+//! Small layers are plain tar files; nothing is gained by compressing what stays on one machine. Those of Cilium are
+//! compressed, since every node keeps a copy: a pull of 618 MB took 8.5 s and 1.2 GB plain, 5.0 s and 0.77 GB by zstd.
 
 use std::{
     fmt::Write as _,
@@ -16,12 +17,15 @@ use sha2::{Digest, Sha256};
 
 mod archive;
 mod cilium;
+mod layer;
 mod pull;
 mod push;
 mod recipes;
 mod registry;
 mod tree;
 mod upstream;
+
+use layer::Layer;
 
 pub use archive::read_archive;
 pub use cilium::{agent_name, operator_name};
@@ -34,6 +38,7 @@ pub use upstream::{Fetched, Question, Upstream};
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+const ZSTD_LAYER: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// An image whose parts are files or in memory.
 #[derive(Clone, Debug)]
@@ -146,13 +151,14 @@ pub enum ImageError {
 
 impl Image {
     /// An image of one layer.
-    fn of_layer(layer: Blob, config: &Value) -> Self {
+    fn of_layer(layer: Layer, config: &Value) -> Self {
+        let Layer { blob: layer, plain_digest, media_type } = layer;
         let config = Blob::of_bytes(
             json!({
                 "architecture": architecture(),
                 "os": "linux",
                 "config": config,
-                "rootfs": {"type": "layers", "diff_ids": [layer.digest]},
+                "rootfs": {"type": "layers", "diff_ids": [plain_digest]},
                 "history": [{"created_by": "aksnet"}],
             })
             .to_string()
@@ -162,7 +168,7 @@ impl Image {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
             "config": config.descriptor(CONFIG),
-            "layers": [layer.descriptor(LAYER)],
+            "layers": [layer.descriptor(media_type)],
         });
         Self {
             manifest: manifest.to_string().into_bytes(),

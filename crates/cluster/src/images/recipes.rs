@@ -9,7 +9,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::{Blob, Image, ImageError, Reference, Source, archive, cilium, tree::Tree};
+use super::{Image, ImageError, Layer, Reference, archive, cilium, tree::Tree};
 use crate::{addons::COREDNS_IMAGE, install, programs::PAUSE_IMAGE};
 
 /// An image that the lab makes.
@@ -84,27 +84,14 @@ impl Recipe {
             return image.ok_or_else(|| ImageError::Archive { path: pulled, reason: reason() });
         }
         let stem = folder.join(format!("{}-{}", self.name(), self.identity(ingredients)?));
-        let layer = stem.with_added_extension("tar");
-        let digest = stem.with_added_extension("json");
-        let error = |source| ImageError::File { action: "make", path: layer.clone(), source };
-        fs::create_dir_all(folder).map_err(error)?;
-        // The digest is written last.
-        let known = fs::read(&digest).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let known: Option<(String, u64)> = known.filter(|_| layer.exists());
-        if let Some((digest, size)) = known {
-            let layer = Blob { digest, size, source: Source::File(layer) };
-            return Ok(Image::of_layer(layer, &self.config()));
-        }
-        let scratch = stem.with_added_extension(format!("{}.tmp", std::process::id()));
-        let made = self.pack(&scratch, ingredients);
-        let packed = scratch.join("layer.tar");
-        let made = made.and_then(|()| fs::rename(&packed, &layer).map_err(error));
-        let removed = fs::remove_dir_all(&scratch);
-        made?;
-        removed.map_err(error)?;
-        let layer = Blob::of_file(&layer)?;
-        let text = json!([layer.digest, layer.size]).to_string();
-        fs::write(&digest, text).map_err(error)?;
+        fs::create_dir_all(folder).map_err(|source| ImageError::File {
+            action: "make",
+            path: folder.to_owned(),
+            source,
+        })?;
+        let layer = Layer::made_once(&stem, Self::CILIUM.contains(&self), |tree| {
+            self.fill(tree, ingredients)
+        })?;
         Ok(Image::of_layer(layer, &self.config()))
     }
 
@@ -137,12 +124,6 @@ impl Recipe {
             Ok(format!("{:x}-{:x}", metadata.mtime(), metadata.len()))
         });
         Ok(parts.collect::<Result<Vec<_>, ImageError>>()?.join("-"))
-    }
-
-    fn pack(self, scratch: &Path, ingredients: &Ingredients) -> Result<(), ImageError> {
-        let tree = Tree::new(&scratch.join("tree"))?;
-        self.fill(&tree, ingredients)?;
-        tree.pack(&scratch.join("layer.tar"))
     }
 
     /// Puts everything into an empty tree.
