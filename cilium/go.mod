@@ -1,6 +1,6 @@
 // The module that `aksnet cilium install` builds Cilium's programs from. It names what `go list -deps` finds for
 // the programs of tools.go, and nothing else: with all that Cilium itself requires, Go asks for modules that no
-// module proxy serves, and so does `go mod tidy`.
+// module proxy serves, and so does `go mod tidy`. scripts/cilium-module.sh writes it.
 module aksnet.dev/cilium
 
 go 1.26.0

@@ -7,6 +7,8 @@
 use std::{
     collections::BTreeMap,
     error::Error,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -54,7 +56,12 @@ pub(super) fn ensure(shared: &Arc<Shared>, version: &str) -> Result<Images, Clus
         // A thread of its own, not one of the runtime's: a daemon that ends must not wait for a build.
         std::thread::spawn(move || {
             let told = |text: &str| worker.cilium.tell(&wanted_version, text);
-            let done = get(&worker, &wanted_version, &told);
+            let work = || get(&worker, &wanted_version, &told);
+            // Clusters would wait for ever for a thread that is gone.
+            let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_panic| {
+                Err(Arc::new(io::Error::other("getting them ended with a panic; see the log"))
+                    as Why)
+            });
             worker.cilium.finish(&wanted_version, done);
         });
     })
