@@ -56,13 +56,13 @@ const IPTABLES_NAMES: [&str; 12] = [
     "ip6tables-nft-restore",
 ];
 
-/// The agent's image, as AKS's DaemonSet `cilium` names it.
+/// The image of the agent's pods, as AKS names it.
 #[must_use]
 pub fn agent_name(version: &str) -> String {
     format!("{REGISTRY}/cilium:{version}")
 }
 
-/// The operator's image, as AKS's Deployment `cilium-operator` names it.
+/// The image of the operator's pods, as AKS names it.
 #[must_use]
 pub fn operator_name(version: &str) -> String {
     format!("{REGISTRY}/operator-generic:{version}")
