@@ -29,7 +29,7 @@ use layer::Layer;
 
 pub use archive::read_archive;
 pub use cilium::{agent_name, operator_name};
-pub(crate) use pull::{pull, pulled_name};
+pub(crate) use pull::{ask, pull, pulled_name};
 pub use push::{has_image, push};
 pub use recipes::{Ingredients, Recipe};
 pub use registry::{REGISTRY_PORT, UPSTREAM_PORT, registry};

@@ -21,6 +21,16 @@ use super::{
 const MOST: u64 = 4 << 20;
 const NAME: &str = "org.opencontainers.image.ref.name";
 
+/// Asks whether the registry has an image, and so whether it can be reached.
+pub(crate) fn ask(
+    upstream: &Upstream,
+    registry: &str,
+    reference: &Reference,
+) -> Result<(), ImageError> {
+    let source = Source { upstream, registry, repository: &reference.repository };
+    source.manifest(&reference.tag).map(drop)
+}
+
 /// Pulls this machine's image of a name. Blobs that an interrupted call has left are taken. `told` hears how many
 /// bytes of how many are there.
 pub(crate) fn pull(

@@ -87,6 +87,14 @@ fn cilium_by(
                 other => return other,
             }
         }
+        // A call that was interrupted may have pulled some; what is built is not mixed with it.
+        for name in [AGENT_IMAGE, OPERATOR_IMAGE] {
+            for left in [partial.join(name), partial.join(format!(".{name}.new"))] {
+                if left.exists() {
+                    fs::remove_dir_all(&left).map_err(file("remove", &left))?;
+                }
+            }
+        }
         build::all(&folder, &version, partial, progress)
     })?;
     Ok(folder)

@@ -1,6 +1,6 @@
 //! Pulls upstream's images of Cilium. Not here: the protocol.
 
-use std::path::Path;
+use std::{path::Path, thread, time::Duration};
 
 use super::{AGENT_IMAGE, OPERATOR_IMAGE};
 use crate::{
@@ -10,8 +10,11 @@ use crate::{
 
 const REGISTRY: &str = "quay.io";
 const MEGABYTE: u64 = 1_000_000;
+/// How often a pull goes on after its connection broke off.
+const TRIES: u32 = 3;
 
-/// Pulls both images. [`InstallError::Unreachable`] means that there is no way to upstream from here.
+/// Pulls both images. [`InstallError::Unreachable`] means that there is no way to upstream from here, and only that:
+/// a pull that broke off is no reason to build for minutes.
 pub(super) fn images(
     upstream: &Upstream,
     version: &str,
@@ -19,8 +22,11 @@ pub(super) fn images(
     progress: Progress<'_>,
 ) -> Result<(), InstallError> {
     let wanted = [(AGENT_IMAGE, "cilium/cilium"), (OPERATOR_IMAGE, "cilium/operator-generic")];
-    for (name, repository) in wanted {
-        let reference = Reference { repository: repository.to_owned(), tag: format!("v{version}") };
+    let wanted = wanted.map(|(name, repository)| {
+        (name, Reference { repository: repository.to_owned(), tag: format!("v{version}") })
+    });
+    images::ask(upstream, REGISTRY, &wanted[0].1).map_err(translate)?;
+    for (name, reference) in wanted {
         put(partial, name, |folder| {
             let mut last = None;
             let mut told = |done: u64, total: u64| {
@@ -29,13 +35,25 @@ pub(super) fn images(
                     progress(&format!("pulling {REGISTRY}/{reference} ({done} of {total} MB)"));
                 }
             };
-            images::pull(upstream, REGISTRY, &reference, folder, &mut told).map_err(translate)
+            let mut pull = || images::pull(upstream, REGISTRY, &reference, folder, &mut told);
+            let mut pulled = pull();
+            for _ in 1..TRIES {
+                if !matches!(pulled, Err(ImageError::Http { .. })) {
+                    break;
+                }
+                thread::sleep(Duration::from_secs(1));
+                pulled = pull();
+            }
+            pulled.map_err(|error| match error {
+                ImageError::Http { .. } => InstallError::Image(error),
+                other => translate(other),
+            })
         })?;
     }
     Ok(())
 }
 
-/// The version of the image in a folder that [`images`] has filled.
+/// The version of the image in a folder that [`images()`] has filled.
 pub(super) fn version_of(folder: &Path) -> Option<String> {
     let name = images::pulled_name(folder)?;
     name.rsplit_once(":v").map(|(_, version)| version.to_owned())

@@ -98,8 +98,9 @@ fn sources_are_taken_without_their_tests() {
     assert_eq!(fs::read_to_string(partial.join("bpf/bpf_lxc.c")).expect("there"), "code");
 }
 
-/// A registry that has these answers by path, until the test ends. Its address.
-fn registry(answers: BTreeMap<String, Vec<u8>>) -> String {
+/// A registry that has these answers by path, until the test ends. It breaks off the first `n_broken` blobs. Its
+/// address.
+fn registry(answers: BTreeMap<String, Vec<u8>>, mut n_broken: u32) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     std::thread::spawn(move || {
@@ -117,6 +118,9 @@ fn registry(answers: BTreeMap<String, Vec<u8>>) -> String {
                 "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
                 body.len()
             );
+            let is_broken = n_broken > 0 && path.contains("/blobs/") && status.starts_with("200");
+            n_broken -= u32::from(is_broken);
+            let body = if is_broken { &body[..body.len() / 2] } else { body };
             let mut stream = &stream;
             let _gone = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body));
         }
@@ -158,10 +162,13 @@ fn images() -> BTreeMap<String, Vec<u8>> {
 
 /// Installs from a registry; the answer is what was said, or why not.
 fn pull(cache: &Path, answers: BTreeMap<String, Vec<u8>>) -> Result<Vec<String>, String> {
-    let base = registry(answers);
+    pull_from(cache, &registry(answers, 0))
+}
+
+fn pull_from(cache: &Path, base: &str) -> Result<Vec<String>, String> {
     let mut said = Vec::new();
     let mut progress = |text: &str| said.push(text.to_owned());
-    let done = cilium_by(&Upstream::at(&base), cache, VERSION, None, &mut progress);
+    let done = cilium_by(&Upstream::at(base), cache, VERSION, None, &mut progress);
     done.map(|_| said).map_err(|err| err.to_string())
 }
 
@@ -201,4 +208,15 @@ fn damaged_or_missing_images_are_said_so() {
     assert_eq!(said, "https://quay.io/v2/cilium/cilium/manifests/v1.20.2 answers 404");
     // What was whole is not asked for again.
     pull(world.path(), images()).expect("pulled");
+}
+
+#[test]
+fn a_pull_that_breaks_off_goes_on_and_nothing_is_built_instead() {
+    let world = tempfile::tempdir().expect("a folder");
+    pull_from(world.path(), &registry(images(), 2)).expect("pulled at the third try");
+    assert!(cilium_dir(world.path(), VERSION).join(OPERATOR_IMAGE).exists());
+    let world = tempfile::tempdir().expect("a folder");
+    let said = pull_from(world.path(), &registry(images(), 3)).expect_err("it breaks off again");
+    assert_eq!(said, "pulling an image");
+    assert!(!cilium_dir(world.path(), VERSION).exists());
 }
