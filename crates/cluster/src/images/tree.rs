@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{PermissionsExt, symlink},
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
     process::Command,
 };
 
@@ -52,20 +52,13 @@ impl Tree {
         }
     }
 
-    /// Copies a program with the shared libraries that it names, each to its own path. One that is named as seen from
-    /// the program's folder goes to where it really is: a folder in which every program looks.
+    /// Copies a program with the shared libraries that it names, each to its own path.
     pub(super) fn program(&self, from: &Path, to: &str) -> Result<(), ImageError> {
         self.copy(from, to)?;
         let output = Command::new("ldd").arg(from).output().map_err(error("run ldd on", from))?;
         // It fails for a static program, which has no libraries.
         for library in parse_ldd(&String::from_utf8_lossy(&output.stdout)) {
-            let is_relative = library.components().any(|part| part == Component::ParentDir);
-            let real = is_relative.then(|| library.canonicalize().ok()).flatten();
-            let place = match real.as_deref().and_then(Path::parent).zip(library.file_name()) {
-                Some((folder, name)) => folder.join(name),
-                None => library.clone(),
-            };
-            self.copy(&library, &place.to_string_lossy())?;
+            self.copy(&library, &library.to_string_lossy())?;
         }
         Ok(())
     }
