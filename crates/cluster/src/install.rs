@@ -172,7 +172,7 @@ pub fn kubernetes(
         tell("building");
         let builder = match &mut builder {
             Some(builder) => builder,
-            none => none.insert(build::Builder::new(&folder, program, &version)?),
+            none => none.insert(build::Builder::new(cache, &folder, program, &version)?),
         };
         builder.build(program, target)
     })?;
@@ -190,7 +190,7 @@ fn coredns(cache: &Path, from: Option<&Path>, progress: Progress<'_>) -> Result<
             return copy(&found, target);
         }
         progress("building CoreDNS");
-        build::coredns(COREDNS_VERSION, target)
+        build::coredns(cache, COREDNS_VERSION, target)
     })
 }
 

@@ -8,7 +8,7 @@ use std::{fmt::Write as _, fs, path::Path};
 
 use super::{
     DEFAULT_VERSION, InstallError, PROGRAMS, file,
-    go::{self, Module},
+    go::{self, Go, Module},
 };
 
 const GO_MOD: &str = include_str!("../../../../kubernetes/go.mod");
@@ -21,10 +21,15 @@ pub(super) struct Builder(Module);
 
 impl Builder {
     /// Writes the module beside the folder that the programs will be in.
-    pub(super) fn new(folder: &Path, program: &str, version: &str) -> Result<Self, InstallError> {
+    pub(super) fn new(
+        cache: &Path,
+        folder: &Path,
+        program: &str,
+        version: &str,
+    ) -> Result<Self, InstallError> {
         let missing = "is neither on PATH nor can dl.k8s.io be reached";
-        go::require(program, version, missing)?;
-        let module = Module::new(folder, version)?;
+        let go = Go::find(cache, program, version, missing)?;
+        let module = Module::new(go, folder, version)?;
         module.write("tools.go", TOOLS)?;
         if version == DEFAULT_VERSION {
             module.write("go.mod", GO_MOD)?;
@@ -57,10 +62,10 @@ impl Builder {
 }
 
 /// Builds `CoreDNS`, whose module can be installed as it is.
-pub(super) fn coredns(version: &str, target: &Path) -> Result<(), InstallError> {
-    go::require("coredns", version, "is not on PATH")?;
+pub(super) fn coredns(cache: &Path, version: &str, target: &Path) -> Result<(), InstallError> {
+    let go = Go::find(cache, "coredns", version, "is not on PATH")?;
     let folder = target.with_extension("bin");
-    let mut command = go::command();
+    let mut command = go.command();
     command
         .args(["install", "-trimpath", "-ldflags", "-s -w"])
         .arg(format!("github.com/coredns/coredns@v{version}"))

@@ -95,7 +95,7 @@ fn cilium_by(
                 }
             }
         }
-        build::all(&folder, &version, partial, progress)
+        build::all(cache, &folder, &version, partial, progress)
     })?;
     Ok(folder)
 }

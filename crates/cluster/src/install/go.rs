@@ -10,8 +10,13 @@ use serde::Deserialize;
 
 use super::{InstallError, file};
 
+/// The `go` program.
+#[derive(Clone, Debug)]
+pub(super) struct Go(PathBuf);
+
 /// A module in a folder of the cache.
 pub(super) struct Module {
+    go: Go,
     version: String,
     folder: PathBuf,
 }
@@ -30,10 +35,10 @@ pub(super) struct Downloaded {
 
 impl Module {
     /// An empty one beside the folder that the programs of this version will be in.
-    pub(super) fn new(programs: &Path, version: &str) -> Result<Self, InstallError> {
+    pub(super) fn new(go: Go, programs: &Path, version: &str) -> Result<Self, InstallError> {
         let folder = programs.with_file_name(format!(".module-v{version}"));
         fs::create_dir_all(&folder).map_err(file("make", &folder))?;
-        Ok(Self { version: version.to_owned(), folder })
+        Ok(Self { go, version: version.to_owned(), folder })
     }
 
     /// The version of what is built.
@@ -52,7 +57,7 @@ impl Module {
 
     /// Runs `go` in it; the answer is what it prints.
     pub(super) fn go(&self, program: &str, args: &[&str]) -> Result<String, InstallError> {
-        run(command().current_dir(&self.folder).args(args))
+        run(self.go.command().current_dir(&self.folder).args(args))
             .map_err(|message| self.failed(program, message))
     }
 
@@ -75,23 +80,32 @@ impl Module {
     }
 }
 
-/// Refuses to go on where there is no Go. `missing` says where else the program was looked for.
-pub(super) fn require(
-    program: &str,
-    version: &str,
-    missing: &'static str,
-) -> Result<(), InstallError> {
-    if Command::new("go").arg("version").output().is_ok_and(|go| go.status.success()) {
-        return Ok(());
+impl Go {
+    /// The one that the set-up has put into the cache, which it does where none on `PATH` is new enough; else the one on
+    /// `PATH`. `missing` says where else than in Go the program was looked for.
+    pub(super) fn find(
+        cache: &Path,
+        program: &str,
+        version: &str,
+        missing: &'static str,
+    ) -> Result<Self, InstallError> {
+        let works = |go: &PathBuf| {
+            Command::new(go).arg("version").output().is_ok_and(|output| output.status.success())
+        };
+        let candidates = [cache.join("go/bin/go"), PathBuf::from("go")];
+        candidates.into_iter().find(works).map(Self).ok_or_else(|| InstallError::NoGo {
+            program: program.to_owned(),
+            version: version.to_owned(),
+            missing,
+        })
     }
-    Err(InstallError::NoGo { program: program.to_owned(), version: version.to_owned(), missing })
-}
 
-/// `go`, which ends when this process does: the lab's daemon builds too, and may be stopped meanwhile.
-pub(super) fn command() -> Command {
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM", "go"]).env("CGO_ENABLED", "0");
-    command
+    /// A run of it, which ends when this process does: the lab's daemon builds too, and may be stopped meanwhile.
+    pub(super) fn command(&self) -> Command {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "TERM"]).arg(&self.0).env("CGO_ENABLED", "0");
+        command
+    }
 }
 
 /// What a command prints, or the end of what it complains of.
@@ -113,4 +127,29 @@ pub(super) fn run(command: &mut Command) -> Result<String, String> {
 /// What Go says of its progress.
 fn is_chatter(line: &str) -> bool {
     line.starts_with("go: downloading ") || line.starts_with("go: finding ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_set_ups_go_comes_before_that_on_path() {
+        let world = tempfile::tempdir().expect("a folder");
+        let go = world.path().join("go/bin/go");
+        fs::create_dir_all(go.parent().expect("a parent")).expect("a folder");
+        fs::write(&go, "#!/bin/sh\necho go version go1.26.8\n").expect("written");
+        crate::install::make_executable(&go).expect("executable");
+        let found = Go::find(world.path(), "cilium-agent", "1.20.2", "is nowhere").expect("found");
+        assert_eq!(found.0, go);
+        let said = run(found.command().arg("version")).expect("it runs");
+        assert_eq!(said, "go version go1.26.8\n");
+    }
+
+    #[test]
+    fn a_failure_is_told_by_its_end_without_what_was_fetched() {
+        let script = "for it in 1 2 3 4 5 6; do echo \"$it\" >&2; echo 'go: downloading x v1' >&2; done; exit 1";
+        let said = run(Command::new("sh").args(["-c", script]));
+        assert_eq!(said, Err("2; 3; 4; 5; 6".to_owned()));
+    }
 }

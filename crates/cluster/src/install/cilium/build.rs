@@ -12,7 +12,7 @@ use super::{CILIUM_PROGRAMS, CILIUM_VERSION, take_sources};
 use crate::install::{
     InstallError, Progress, file,
     folder::put,
-    go::{self, Downloaded, Module},
+    go::{Downloaded, Go, Module},
     make_executable,
 };
 
@@ -34,14 +34,15 @@ const UPSTREAM: &str = "github.com/cilium/cilium";
 
 /// Builds every program and takes the sources that go with them.
 pub(super) fn all(
+    cache: &Path,
     folder: &Path,
     version: &str,
     partial: &Path,
     progress: Progress<'_>,
 ) -> Result<(), InstallError> {
-    go::require("Cilium", version, "cannot be pulled from quay.io")?;
+    let go = Go::find(cache, "Cilium", version, "cannot be pulled from quay.io")?;
     progress("fetching its sources");
-    let module = module(folder, version)?;
+    let module = module(go, folder, version)?;
     let upstream = module.download(UPSTREAM)?;
     take_sources(&upstream.dir, partial)?;
     let stamp = stamp(version, &upstream)?;
@@ -80,8 +81,8 @@ fn package(program: &str) -> (&'static str, &'static str) {
 }
 
 /// The module that the programs are built from.
-fn module(folder: &Path, version: &str) -> Result<Module, InstallError> {
-    let module = Module::new(folder, version)?;
+fn module(go: Go, folder: &Path, version: &str) -> Result<Module, InstallError> {
+    let module = Module::new(go, folder, version)?;
     module.write("tools.go", TOOLS)?;
     for (name, text) in STAND_IN {
         module.write(name, text)?;
