@@ -15,7 +15,7 @@ pub struct Fault {
     /// The HTTP status that Azure answers with, 400 to 599.
     pub status: u16,
     /// The property that is wrong, as a path, where Azure names one.
-    pub target: Option<String>,
+    pub target: Option<Box<str>>,
     /// The text, as Azure words it.
     pub message: String,
     /// Every finding, when there is more than one.
@@ -59,7 +59,7 @@ impl Fault {
     /// The same refusal, naming the property that is wrong.
     #[must_use]
     pub fn at(mut self, target: &str) -> Self {
-        self.target = Some(target.to_owned());
+        self.target = Some(target.into());
         self
     }
 }
