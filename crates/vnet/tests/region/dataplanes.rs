@@ -1,14 +1,15 @@
 //! Data planes and the network policies that come with them: what goes together, and how a living cluster gets Cilium.
 
 use vnet::{
-    command::{PutCluster, PutPool},
+    command::{Command, PutCluster, PutPool},
+    fault::Fault,
     model::{
         AdvancedNetworking, AdvancedPolicies, Dataplane, NetworkLinks, NetworkMode, NetworkPolicy,
         NodePhase, ProvisioningState,
     },
 };
 
-use crate::support::{Lab, cluster, id, pool_in, put_cluster, put_pool};
+use crate::support::{Lab, cluster, id, pool, pool_in, put_cluster, put_pool};
 
 use Dataplane::{Azure, Cilium};
 
@@ -325,4 +326,29 @@ fn security_needs_cilium_and_nothing_is_made_anew_for_it() {
     lab.up("c", NodePhase::Ready);
     lab.must(put_cluster("c", PutCluster::default()));
     assert_eq!(advanced(&lab), ask(None).advanced_networking, "what is not said stays");
+}
+
+#[test]
+fn an_update_that_failed_goes_on_when_it_is_asked_for_again() {
+    let mut lab = living(NetworkMode::Overlay, false);
+    lab.must(put_cluster("c", to_cilium()));
+    for _ in 0..4 {
+        lab.upgrade_step("c", NodePhase::Ready);
+    }
+    // One is done, and the next one cannot be drained.
+    assert_eq!(images(&lab), "cac");
+    let fault = Fault::bad("PodDrainFailure", "Drain node failed.");
+    lab.must(Command::Failed { target: id("cluster c"), fault });
+    lab.up("c", NodePhase::Ready);
+    assert_eq!((images(&lab).as_str(), says(&lab).0), ("ca", Cilium));
+    // As `az` does: with all that there is.
+    let again = PutCluster {
+        policy: Some(NetworkPolicy::Cilium),
+        pools: vec![pool("nodepool1", 2)],
+        ..to_cilium()
+    };
+    lab.must(put_cluster("c", again));
+    assert!(lab.region.is_upgrading(&id("cluster c")));
+    finish(&mut lab);
+    assert_eq!(images(&lab), "cc");
 }
