@@ -102,6 +102,10 @@ async fn plugins_and_engines() {
         (plugin("azure", cilium()), Ok(json!({ "networkPolicy": "cilium" }))),
         (plugin("kubenet", cilium()), needs_azure.clone()),
         (plugin("none", cilium()), needs_azure),
+        (
+            plugin("kubenet", json!({ "networkPluginMode": "overlay" })),
+            code("UnsupportedNetworkPluginModeWithNetworkPlugin", "networkPluginMode"),
+        ),
         // As Terraform sends it.
         (
             plugin("kubenet", json!({ "networkDataplane": "azure", "networkPolicy": "" })),

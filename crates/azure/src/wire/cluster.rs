@@ -342,9 +342,10 @@ fn mode(plugin: Option<&str>, mode: Option<&str>) -> Result<Option<NetworkMode>,
         (Some("azure"), false) => Ok(Some(NetworkMode::Azure)),
         (Some("kubenet"), false) => Ok(Some(NetworkMode::Kubenet)),
         (Some("none"), false) => Ok(Some(NetworkMode::None)),
+        // Azure/AKS issue 5662.
         (Some(plugin @ ("kubenet" | "none")), true) => Err(Fault::bad(
-            "NetworkModeNotSupported",
-            format!("Network plugin mode overlay is not supported for network plugin {plugin}."),
+            "UnsupportedNetworkPluginModeWithNetworkPlugin",
+            format!("NetworkPluginMode overlay is not supported with NetworkPlugin {plugin}."),
         )
         .at("networkProfile.networkPluginMode")),
         (Some(other), _) => Err(Fault::bad(

@@ -1,11 +1,13 @@
 //! Data planes and the network policies that come with them: what goes together, and how a living cluster gets Cilium.
 
+use std::sync::Arc;
+
 use vnet::{
     command::{Command, PutCluster, PutPool},
     fault::Fault,
     model::{
         AdvancedNetworking, AdvancedPolicies, Dataplane, NetworkLinks, NetworkMode, NetworkPolicy,
-        NodePhase, ProvisioningState,
+        NodePhase, ProvisioningState, Role,
     },
 };
 
@@ -349,6 +351,20 @@ fn an_update_that_failed_goes_on_when_it_is_asked_for_again() {
     };
     lab.must(put_cluster("c", again));
     assert!(lab.region.is_upgrading(&id("cluster c")));
+    finish(&mut lab);
+    assert_eq!(images(&lab), "cc");
+}
+
+/// Older versions of the lab did not write down what nodes were made from.
+#[test]
+fn nodes_of_which_nothing_is_written_get_cilium_too() {
+    let mut lab = living(NetworkMode::Overlay, false);
+    for machine in lab.region.machines.values_mut() {
+        let Role::Node(node) = &mut Arc::make_mut(machine).role else { continue };
+        node.image = None;
+    }
+    lab.must(put_cluster("c", to_cilium()));
+    assert_eq!(images(&lab), "aac");
     finish(&mut lab);
     assert_eq!(images(&lab), "cc");
 }
