@@ -194,7 +194,8 @@ fn balanced(lab: &TestLab, node: &str) {
         (fronts(lab, "six", 1), fronts(lab, "both", 2), fronts(lab, "inside", 2));
     let mut expected = [outbound.clone(), six.clone(), both[1..].to_vec()].concat();
     let mut found = publics(lab, GROUP, "IPv6");
-    (expected.sort(), found.sort());
+    expected.sort();
+    found.sort();
     assert_eq!(found, expected);
     assert!(publics(lab, GROUP, "IPv4").contains(&both[0]), "{both:?}");
 
@@ -265,7 +266,8 @@ fn balanced(lab: &TestLab, node: &str) {
     });
     let mut expected = [outbound.clone(), vec![six[1].clone()]].concat();
     let mut found = publics(lab, GROUP, "IPv6");
-    (expected.sort(), found.sort());
+    expected.sort();
+    found.sort();
     assert_eq!(found, expected);
 
     lab.kubectl("dual", "delete service six both inside").succeeds();
