@@ -109,9 +109,10 @@ pub(crate) enum Answer {
         /// How it finds names.
         #[serde(default)]
         resolv_conf: Option<String>,
-        /// The computer that it is, or that the pod runs on, where that runs Kubernetes.
+        /// The pid of the first process of the computer that it is, or that the pod runs on, where that runs
+        /// Kubernetes.
         #[serde(default)]
-        computer: Option<daemon::clusters::ComputerAt>,
+        first_process: Option<i32>,
     },
     /// To [`Ask::Pods`].
     Pods {

@@ -23,27 +23,29 @@ const CILIUM_TOOLS: [&str; 2] = ["cilium-dbg", "hubble"];
 
 /// Runs `command` in the network of `target` and gives its exit status (128 + the signal that ended it).
 pub(crate) fn run(lab: &Lab, target: &str, command: &[String]) -> anyhow::Result<u8> {
-    let Answer::Found { kind, netns, resolv_conf, computer } =
+    let Answer::Found { kind, netns, resolv_conf, first_process } =
         ask(lab, &Ask::Find { name: target.to_owned() })?
     else {
         anyhow::bail!("the lab answered another question");
     };
     let (program, arguments) = command.split_first().context("no command was given")?;
-    if let Some(computer) = &computer {
-        if kind == "node" && CILIUM_TOOLS.contains(&program.as_str()) {
-            return inside(computer.first_process, program, arguments).map(exit_code);
-        }
-        // Cilium leads sockets to services by the control group that their process is in.
-        linux::sandbox::join(&computer.cgroup)
-            .with_context(|| format!("entering the control group of {target}"))?;
+    let is_tool = kind == "node" && CILIUM_TOOLS.contains(&program.as_str());
+    if let Some(pid) = first_process.filter(|_| is_tool) {
+        return inside(pid, program, arguments).map(exit_code);
     }
     let namespace = Netns::at(Path::new(&netns), target)
         .with_context(|| format!("opening the network of {target}"))?;
     // A child is born in the namespace of the thread that starts it.
     let run = || process::Command::new(program).args(arguments).status();
-    let status = match resolv_conf {
+    let run = || match resolv_conf {
         Some(text) => namespace.run_with_resolver(&text, run),
         None => namespace.run(run),
+    };
+    let status = match first_process {
+        // Cilium leads sockets to services by the control group that their process is in.
+        Some(pid) => linux::sandbox::in_group_of(pid, run)
+            .with_context(|| format!("entering the control group of {target}"))?,
+        None => run(),
     };
     let status = status
         .with_context(|| format!("entering the network of {target}"))?

@@ -35,6 +35,9 @@ pub(crate) struct Place {
     pub(crate) address_v6: Option<IpAddr>,
     /// The machine that it is, or runs on, by id.
     pub(crate) machine: Option<ArmId>,
+    /// The first process of that machine, where it has file systems of its own.
+    #[serde(default)]
+    pub(crate) first_process: Option<i32>,
 }
 
 /// Finds places in a region.
@@ -180,6 +183,7 @@ impl Finder<'_> {
             address: None,
             address_v6: None,
             machine: None,
+            first_process: None,
         }
     }
 

@@ -352,8 +352,13 @@ impl Answering {
         let pods = |name: &str| self.clusters.find_pods(&region, name);
         let finder = Finder { lab: self.lab.name(), region: &region, pods: &pods };
         match finder.find(from).and_then(|from| Ok((from, finder.find(to)?))) {
-            Ok((from, to)) => {
-                let watched = finder.between(&from, &to);
+            Ok((mut from, to)) => {
+                let mut watched = finder.between(&from, &to);
+                for place in watched.iter_mut().chain([&mut from]) {
+                    let machine = place.machine.as_ref().and_then(|id| region.machines.get(id));
+                    place.first_process =
+                        machine.and_then(|machine| self.clusters.first_process(machine));
+                }
                 let groups = daemon::metrics::groups(&region);
                 Answer::Ground { from: Box::new(from), to: Box::new(to), watched, groups }
             }
@@ -364,8 +369,8 @@ impl Answering {
     fn find(&self, name: &str) -> Answer {
         let region = self.store.snapshot();
         let found = |kind: &str, netns: String, resolv_conf: Option<String>, machine: &Machine| {
-            let computer = self.clusters.computer(machine);
-            Answer::Found { kind: kind.to_owned(), netns, resolv_conf, computer }
+            let first_process = self.clusters.first_process(machine);
+            Answer::Found { kind: kind.to_owned(), netns, resolv_conf, first_process }
         };
         let machines = region.machines.values().filter(|machine| machine.hostname == name);
         match machines.collect::<Vec<_>>().as_slice() {

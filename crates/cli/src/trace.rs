@@ -1,5 +1,6 @@
 //! `aksnet trace`: one real packet, what it met on its way, and what the model says of it.
 
+mod cilium;
 mod hops;
 pub(crate) mod model;
 mod watcher;
@@ -142,7 +143,10 @@ pub(crate) fn run(lab: &Lab, wanted: &Trace) -> anyhow::Result<Exit> {
     let patience = Duration::from_secs_f64(wanted.timeout);
     let seen = watcher::watch(lab.name(), (&watched, &groups), &from, kind, destination, patience)?;
     let names: Vec<String> = seen.told.iter().map(|told| told.name.clone()).collect();
-    let path = hops::path(&seen.seen, &seen.told, DSCP, protocol);
+    let mut path = hops::path(&seen.seen, &seen.told, DSCP, protocol);
+    if from.first_process.is_some_and(cilium::is_on) {
+        cilium::show_socket(&mut path, destination);
+    }
     let ways = match question_about(&from, &path, protocol) {
         None => Vec::new(),
         Some(question) => match ask(lab, &Ask::Ways(question))? {
@@ -235,26 +239,32 @@ fn report(
 
 /// The way of the model's that the packet took, or should have, and whether it did.
 fn agreement<'w>(path: &Path, ways: &'w [Way]) -> (Option<&'w Way>, Option<bool>) {
-    let Some(entered) = path.hops.iter().rposition(is_vnet) else { return (None, None) };
-    let beyond = &path.hops[entered + 1..];
+    let Some(entered) = path.hops.iter().position(is_vnet) else { return (None, None) };
+    let left = path.hops.iter().rposition(is_vnet).unwrap_or(entered);
+    let beyond = &path.hops[left + 1..];
+    // A node may send it on to another, of which the model knows nothing: what counts is where it got first.
+    let arrival = |way: &Way| {
+        let machine = way.delivered_to.as_ref()?;
+        path.hops[entered + 1..].iter().position(|hop| hop.place == *machine)
+    };
     let dropper = path.hops.last().and_then(|hop| hop.rules.iter().find(|rule| rule.is_drop));
     let agrees = |way: &Way| {
-        let is_there = way
-            .delivered_to
-            .as_ref()
-            .is_none_or(|machine| beyond.iter().any(|hop| hop.place == *machine));
         let same_rule = match (&way.denied_by, dropper.filter(|_| beyond.is_empty())) {
             (Some(rule), Some(dropper)) => dropper.name.as_ref() == Some(rule),
             (Some(_), None) => false,
             (None, _) => true,
         };
-        way.passes != beyond.is_empty() && is_there && same_rule
+        match &way.delivered_to {
+            Some(_) => arrival(way).is_some(),
+            None => way.passes != beyond.is_empty() && same_rule,
+        }
     };
     let destination = path.hops.last().and_then(|hop| hop.last.as_ref()).map(|it| it.destination);
     let taken = |way: &&Way| destination == Some(way.destination);
     let way = ways
         .iter()
-        .find(|way| agrees(way))
+        .filter(|way| agrees(way))
+        .min_by_key(|way| arrival(way))
         .or_else(|| ways.iter().find(taken))
         .or_else(|| ways.first());
     (way, way.map(agrees))
@@ -311,13 +321,8 @@ fn draw(report: &Report) -> String {
         line(format_args!("{number:>2}  {}  {links}", hop.place));
         for rule in hop.rules.iter().filter(|rule| is_telling(rule)) {
             let what = rule.name.as_deref().or(rule.text.as_deref()).unwrap_or("a rule");
-            let (at, verb) = match (&rule.gate, rule.is_drop) {
-                (Some(gate), true) => (gate, " denies"),
-                (Some(gate), false) => (gate, " allows"),
-                (None, true) => (&rule.chain, " drops"),
-                (None, false) => (&rule.chain, ""),
-            };
-            line(format_args!("      {at}: {what}{verb}"));
+            let at = rule.gate.as_ref().unwrap_or(&rule.chain);
+            line(format_args!("      {at}: {}", said(rule, what)));
         }
         if hop.before != hop.after {
             line(format_args!("      {}  becomes  {}", hop.before, hop.after));
@@ -349,6 +354,20 @@ fn draw(report: &Report) -> String {
         }
     ));
     text
+}
+
+/// What a rule does, in words.
+fn said(rule: &hops::Rule, what: &str) -> String {
+    match (rule.verdict.as_str(), &rule.gate, rule.is_drop) {
+        (cilium::DEFAULT_DENY, _, _) => format!("no rule of {what} allows it"),
+        (cilium::AUDIT, _, _) => format!("{what} would deny it, and only audits"),
+        (cilium::REDIRECT, _, _) => format!("{what} allows, by way of the proxy"),
+        (cilium::TRANSLATED, _, _) => what.to_owned(),
+        (_, Some(_), true) => format!("{what} denies"),
+        (_, Some(_), false) => format!("{what} allows"),
+        (_, None, true) => format!("{what} drops"),
+        (_, None, false) => what.to_owned(),
+    }
 }
 
 /// Whether a rule is worth a line: those that have a name, drop, choose or translate. Who jumps where is in the JSON.

@@ -38,7 +38,6 @@ use linux::{
     netns::Netns,
     sandbox::{Sandbox, SandboxError},
 };
-use serde::{Deserialize, Serialize};
 use store::Store;
 use tokio::{sync::watch, task::JoinSet};
 use vnet::{
@@ -198,16 +197,6 @@ pub enum ClustersError {
 #[derive(Clone)]
 pub struct Clusters(Arc<Shared>);
 
-/// How to get into a computer that runs Kubernetes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct ComputerAt {
-    /// The pid of its first process.
-    pub first_process: i32,
-    /// Its folder in every hierarchy of control groups, relative.
-    pub cgroup: String,
-}
-
 /// What all tasks see.
 struct Shared {
     places: Places,
@@ -279,12 +268,11 @@ impl Clusters {
             .or_else(|| records::kept_kubeconfig(&places.state_of(places.sandbox_name(&netns))))
     }
 
-    /// The computer that runs Kubernetes as this machine.
+    /// The pid of the first process of the computer that this machine is, where it runs Kubernetes.
     #[must_use]
-    pub fn computer(&self, machine: &Machine) -> Option<ComputerAt> {
+    pub fn first_process(&self, machine: &Machine) -> Option<i32> {
         let places = &self.0.places;
-        let sandbox = places.sandbox_in(&names::machine_ns(&places.lab, machine))?;
-        Some(ComputerAt { first_process: sandbox.pid(), cgroup: sandbox.spec().cgroup.clone() })
+        Some(places.sandbox_in(&names::machine_ns(&places.lab, machine))?.pid())
     }
 
     /// What is being done that takes minutes and clusters wait for, a sentence each.

@@ -48,7 +48,7 @@ pub mod pidfile;
 mod root;
 mod supervisor;
 
-pub use cgroup::join;
+pub use cgroup::in_group_of;
 pub use failing::{Failing, failing};
 pub use init::init;
 

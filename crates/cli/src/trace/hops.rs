@@ -37,6 +37,26 @@ pub(super) struct Told {
     pub(super) groups: BTreeMap<String, String>,
     /// The table whose stations mean that a packet enters.
     pub(super) own_table: String,
+    /// What was decided there by others than `nft`'s rules, in order.
+    pub(super) decisions: Vec<Decision>,
+}
+
+/// Something that others than `nft`'s rules decided on a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Decision {
+    /// As it then was.
+    pub(super) packet: Packet,
+    pub(super) turn: Turn,
+    pub(super) rule: Rule,
+}
+
+/// When something is decided, beside the rules of the same place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// Before them, as the packet comes in.
+    First,
+    /// After them, as it goes on.
+    Last,
 }
 
 /// One namespace that the packet passed.
@@ -95,8 +115,12 @@ pub(super) fn path(seen: &[Seen], told: &[Told], dscp: u8, protocol: u8) -> Path
     ours.sort_by_key(|seen| seen.at);
     let first = ours.first().map(|seen| seen.packet.id);
     let by_rules = || {
-        let mut packets = told.iter().flat_map(|told| &told.events).filter_map(headers);
-        packets.find(|packet| is_probe(packet, dscp, protocol)).map(|packet| packet.id)
+        let packets = told.iter().flat_map(|told| &told.events).filter_map(headers);
+        let decided = told.iter().flat_map(|told| &told.decisions).map(|it| it.packet.clone());
+        packets
+            .chain(decided)
+            .find(|packet| is_probe(packet, dscp, protocol))
+            .map(|packet| packet.id)
     };
     let Some(id) = first.or_else(by_rules) else {
         return Path { hops: Vec::new(), answer: Vec::new() };
@@ -127,6 +151,7 @@ pub(super) fn path(seen: &[Seen], told: &[Told], dscp: u8, protocol: u8) -> Path
     for (number, told) in told.iter().enumerate() {
         let is_ours = |packet: &Packet| packet.id == id && is_probe(packet, dscp, protocol);
         add_rules(&mut hops, number, told, is_ours);
+        add_decisions(&mut hops, number, told, id);
     }
     for hop in &mut hops {
         let ends = |packet: &Option<Packet>| packet.as_ref().map(Packet::ends).unwrap_or_default();
@@ -187,6 +212,40 @@ fn add_rules(hops: &mut Vec<Hop>, number: usize, told: &Told, is_ours: impl Fn(&
             hop.rules.extend(rule(told, event));
         }
         hop.dropped = hop.rules.iter().any(|rule| rule.is_drop);
+    }
+}
+
+/// Gives the hops at one place what others decided there.
+fn add_decisions(hops: &mut Vec<Hop>, number: usize, told: &Told, id: u16) {
+    let mut first = 0;
+    for decision in told.decisions.iter().filter(|decision| decision.packet.id == id) {
+        let has = |packet: &Option<Packet>| {
+            packet.as_ref().is_some_and(|it| it.ends() == decision.packet.ends())
+        };
+        let here = |hop: &Hop| hop.place_number == number;
+        let at = hops
+            .iter()
+            .rposition(|hop| here(hop) && (has(&hop.first) || has(&hop.last)))
+            .or_else(|| hops.iter().rposition(here))
+            .unwrap_or_else(|| {
+                hops.push(Hop::new(&told.name, number, Some(decision.packet.clone())));
+                hops.len() - 1
+            });
+        let hop = &mut hops[at];
+        match decision.turn {
+            Turn::First => {
+                hop.rules.insert(first.min(hop.rules.len()), decision.rule.clone());
+                first += 1;
+            }
+            Turn::Last => hop.rules.push(decision.rule.clone()),
+        }
+        if decision.rule.is_drop {
+            hop.dropped = true;
+            // It may have been translated just before, and no link saw it after.
+            if hop.link_out.is_none() {
+                hop.last = Some(decision.packet.clone());
+            }
+        }
     }
 }
 
@@ -269,7 +328,7 @@ fn describe(told: &Told, link: &str) -> String {
     }
 }
 
-fn is_probe(packet: &Packet, dscp: u8, protocol: u8) -> bool {
+pub(super) fn is_probe(packet: &Packet, dscp: u8, protocol: u8) -> bool {
     packet.dscp == dscp
         && packet.protocol == protocol
         && match packet.inside {

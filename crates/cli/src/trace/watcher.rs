@@ -15,11 +15,13 @@ use linux::{
     nft, packets,
     packets::Tap,
     probe::{Kind, Outcome, probe},
+    sandbox,
 };
 use vnet::addr::Family;
 
 use super::{
     DSCP, OUTSIDE,
+    cilium::{self, Agent},
     hops::{self, Seen, Told},
 };
 use crate::{
@@ -31,6 +33,8 @@ use crate::{
 const BEGINNING: usize = 192;
 /// An answer to the sender may be read before the taps' copies are.
 const LINGER: Duration = Duration::from_millis(20);
+/// What Cilium decides passes its agent before it is read here.
+const LINGER_FOR_AGENTS: Duration = Duration::from_millis(200);
 
 /// A namespace that is watched.
 struct Post {
@@ -38,6 +42,8 @@ struct Post {
     namespace: Netns,
     tap: Tap,
     tracer: Tracer,
+    /// Of a node that has Cilium.
+    agent: Option<Agent>,
 }
 
 /// A probe's outcome and everything that was seen meanwhile.
@@ -59,7 +65,7 @@ pub(super) fn watch(
     let table = format!("aksnet-trace-{lab}-{}", std::process::id());
     let family = Family::of(to.ip());
     let marked = |place| post(place, &table, family, kind);
-    let posts: Vec<Post> = places.iter().filter_map(marked).collect();
+    let mut posts: Vec<Post> = places.iter().filter_map(marked).collect();
     let sender = Netns::at(Path::new(&from.netns), &from.name)
         .with_context(|| format!("opening the network of {}", from.name))?;
     anyhow::ensure!(
@@ -68,33 +74,57 @@ pub(super) fn watch(
         from.name
     );
     packets::wait_for_stamps()?;
+    for post in &mut posts {
+        if let Some(Err(error)) = post.agent.as_ref().map(Agent::wait) {
+            unheard(&post.place, &error);
+            post.agent = None;
+        }
+    }
+    let linger =
+        if posts.iter().any(|post| post.agent.is_some()) { LINGER_FOR_AGENTS } else { LINGER };
+    // Cilium translates services where sockets are made, by programs that hang on the node's control group.
+    let beside = from.first_process.filter(|pid| cilium::is_on(*pid));
+    let protocol = kind.protocol(family);
+    let is_ours = |packet: &_| hops::is_probe(packet, DSCP, protocol);
     let mut seen = Vec::new();
     let mut told: Vec<Told> = posts.iter().map(|post| post.told(groups)).collect();
     let outcome = std::thread::scope(|scope| {
         let sender = &sender;
         let source = (from.name == "internet" && family == Family::V6).then_some(OUTSIDE.into());
-        let sending = scope.spawn(move || probe(sender, kind, source, to, DSCP, patience));
+        let send = move || probe(sender, kind, source, to, DSCP, patience);
+        let sending = scope.spawn(move || match beside {
+            Some(pid) => Ok::<_, anyhow::Error>(sandbox::in_group_of(pid, send)??),
+            None => Ok(send()?),
+        });
         let mut until = None;
         loop {
             let sources: Vec<_> = posts.iter().map(|post| post.tap.as_fd()).collect();
             packets::wait(&sources, Duration::from_millis(5))?;
-            for (number, post) in posts.iter().enumerate() {
+            for (number, post) in posts.iter_mut().enumerate() {
                 post.read(number, &mut seen)?;
+                if let Some(Err(error)) = post.agent.as_mut().map(|agent| agent.read(is_ours)) {
+                    unheard(&post.place, &error);
+                    post.agent = None;
+                }
                 told[number].events.extend(post.tracer.events()?);
             }
             match until {
-                None if sending.is_finished() => until = Some(Instant::now() + LINGER),
+                None if sending.is_finished() => until = Some(Instant::now() + linger),
                 Some(until) if Instant::now() >= until => break,
                 _ => {}
             }
         }
         let sent = sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok::<_, anyhow::Error>(sent?)
+        sent
     })?;
     for (post, told) in posts.iter().zip(&mut told) {
         if told.events.iter().any(|event| event.table != told.own_table) {
             let listing = nft::listing(&post.namespace);
             told.rules = hops::rules(&listing.context("listing the rules that it met")?, family);
+        }
+        match post.agent.as_ref().map(Agent::decisions).transpose() {
+            Ok(decisions) => told.decisions = decisions.unwrap_or_default(),
+            Err(error) => unheard(&post.place, &error),
         }
     }
     Ok(Watched { outcome, seen, told })
@@ -106,7 +136,15 @@ fn post(place: &Place, table: &str, family: Family, kind: Kind) -> Option<Post> 
         let namespace = Netns::at(Path::new(&place.netns), &place.name)?;
         let tap = Tap::open(&namespace, &[], BEGINNING)?;
         let tracer = Tracer::open(&namespace, table, family, DSCP, kind.protocol(family))?;
-        Ok(Post { place: place.clone(), namespace, tap, tracer })
+        // Pods are on nodes that are watched themselves.
+        let is_machine = ["node/", "vm/"].iter().any(|kind| place.name.starts_with(kind));
+        let agent = place.first_process.filter(|_| is_machine).and_then(|pid| {
+            Agent::open(pid).unwrap_or_else(|error| {
+                unheard(place, &error);
+                None
+            })
+        });
+        Ok(Post { place: place.clone(), namespace, tap, tracer, agent })
     };
     match open() {
         Ok(post) => Some(post),
@@ -115,6 +153,11 @@ fn post(place: &Place, table: &str, family: Family, kind: Kind) -> Option<Post> 
             None
         }
     }
+}
+
+/// What Cilium decides there is not shown; all else is.
+fn unheard(place: &Place, error: &anyhow::Error) {
+    tracing::warn!(place = place.name, error = format!("{error:#}"), "Cilium is not heard");
 }
 
 impl Post {

@@ -17,9 +17,6 @@ use super::{Doing, SandboxError, poll_until};
 /// Where Linux systems have their hierarchies.
 pub(super) const MOUNT_POINT: &str = "/sys/fs/cgroup";
 
-/// The group of a version 2 sandbox's own processes.
-pub(super) const LEAF: &str = "init";
-
 /// A mounted hierarchy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hierarchy {
@@ -93,17 +90,29 @@ pub(super) fn enter(cgroup: &str) -> Result<(), SandboxError> {
     Ok(())
 }
 
-/// Moves the calling process into a sandbox's group of the version 2 hierarchy, if this machine has one. Programs for
-/// sockets that hang at the group are for this process then, too.
-pub fn join(cgroup: &str) -> Result<(), SandboxError> {
-    for hierarchy in observe()?.into_iter().filter(|hierarchy| hierarchy.unified) {
-        let folder = hierarchy.path.join(cgroup);
-        // Where a group has controllers, processes are in its leaves alone.
-        let leaf = Some(folder.join(LEAF)).filter(|leaf| leaf.is_dir()).unwrap_or(folder);
-        fs::write(leaf.join("cgroup.procs"), "0")
-            .doing("enter the control group", leaf.display())?;
-    }
-    Ok(())
+/// Does `work` with this whole process in the version 2 control group of another one: programs of the kernel's that
+/// hang on the group, or on one above, see what is done. The process is back in its own afterwards.
+pub fn in_group_of<T>(pid: i32, work: impl FnOnce() -> T) -> Result<T, SandboxError> {
+    let Some(hierarchy) = observe()?.into_iter().find(|hierarchy| hierarchy.unified) else {
+        return Ok(work());
+    };
+    let enter = |folder: &Path| {
+        fs::write(folder.join("cgroup.procs"), "0")
+            .doing("enter the control group", folder.display())
+    };
+    let own = group_of("self", &hierarchy)?;
+    enter(&group_of(&pid.to_string(), &hierarchy)?)?;
+    let done = work();
+    enter(&own)?;
+    Ok(done)
+}
+
+/// The folder of a process's version 2 control group.
+fn group_of(process: &str, hierarchy: &Hierarchy) -> Result<PathBuf, SandboxError> {
+    let file = format!("/proc/{process}/cgroup");
+    let groups = fs::read_to_string(&file).doing("read", &file)?;
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    Ok(hierarchy.path.join(group))
 }
 
 /// Lets the children of a version 2 group have every controller that it has itself.

@@ -136,7 +136,7 @@ fn cgroups(root: &Path, hierarchies: &[Hierarchy]) -> Result<(), SandboxError> {
 
 /// In version 2 a group with children that have controllers may not hold processes itself.
 fn leave_the_top(top: &Path) -> Result<(), SandboxError> {
-    let leaf = top.join(cgroup::LEAF);
+    let leaf = top.join("init");
     make_dir(&leaf)?;
     fs::write(leaf.join("cgroup.procs"), "0").doing("enter the control group", leaf.display())?;
     cgroup::delegate(top);
