@@ -93,12 +93,18 @@ impl Change {
         cluster: &mut Cluster,
         put: &PutCluster,
     ) -> Result<(), Fault> {
-        if put.dataplane.is_some_and(|dataplane| dataplane != cluster.dataplane) {
+        let is_new = put.dataplane.is_some_and(|dataplane| dataplane != cluster.dataplane);
+        if is_new {
             self.keep_images(cluster);
         }
         cluster.dataplane = put.dataplane.unwrap_or(cluster.dataplane);
+        // `az aks update --network-dataplane cilium` sends back the `none` that it was shown; with Cilium come its policies
+        // (MicrosoftDocs/azure-aks-docs, `update-azure-cni.md`; users of some releases were refused, issue 264 there).
+        let none = Some(NetworkPolicy::None);
+        let asked =
+            put.policy.filter(|_| !(is_new && put.policy == none && cluster.policy == none));
         let default = default_policy(cluster.dataplane);
-        cluster.policy = put.policy.or(default).or(cluster.policy);
+        cluster.policy = asked.or(default).or(cluster.policy);
         cluster.advanced_networking = put.advanced_networking.or(cluster.advanced_networking);
         check(cluster)
     }

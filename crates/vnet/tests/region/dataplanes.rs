@@ -187,13 +187,13 @@ fn what_living_clusters_can_become() {
     for (mode, has_pod_subnet) in [(Flat, false), (Flat, true), (Overlay, false)] {
         let mut lab = living(mode, has_pod_subnet);
         check(&mut lab, with(Own), Err(NOT_WITHOUT_CILIUM));
+        let none = PutCluster { policy: Some(Nobody), ..to_cilium() };
+        check(&mut lab, none.clone(), Err(CILIUM_NEEDS_ITS_OWN));
+        assert_eq!(images(&lab), "aa", "a refused command changes nothing");
         check(&mut lab, with(Nobody), Ok((Azure, Some(Nobody))));
         lab.up("c", NodePhase::Ready);
         // As a client does that sends back what it was shown.
-        let shown = PutCluster { policy: Some(Nobody), ..to_cilium() };
-        check(&mut lab, shown, Err(CILIUM_NEEDS_ITS_OWN));
-        assert_eq!(images(&lab), "aa", "a refused command changes nothing");
-        check(&mut lab, to_cilium(), Ok((Cilium, Some(Own))));
+        check(&mut lab, none, Ok((Cilium, Some(Own))));
         finish(&mut lab);
         check(&mut lab, with(Nobody), Err(CILIUM_NEEDS_ITS_OWN));
         check(&mut lab, with(Own), Ok((Cilium, Some(Own))));
