@@ -112,7 +112,7 @@ pub struct InstalledCilium {
     pub folder: PathBuf,
 }
 
-/// The versions of Cilium in the cache.
+/// The versions of Cilium in the cache, the oldest first.
 pub fn list_cilium(cache: &Path) -> Result<Vec<InstalledCilium>, InstallError> {
     let folder = cache.join("cilium");
     let entries = match fs::read_dir(&folder) {
@@ -131,7 +131,10 @@ pub fn list_cilium(cache: &Path) -> Result<Vec<InstalledCilium>, InstallError> {
         let source = if is_pulled { "upstream's images" } else { "programs, built with Go" };
         found.push(InstalledCilium { version, source, folder });
     }
-    found.sort_by(|a, b| a.version.cmp(&b.version));
+    let numbers = |it: &InstalledCilium| -> Vec<u16> {
+        it.version.split('.').filter_map(|part| part.parse().ok()).collect()
+    };
+    found.sort_by_key(numbers);
     Ok(found)
 }
 

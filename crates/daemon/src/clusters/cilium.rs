@@ -158,43 +158,4 @@ fn get(shared: &Shared, version: &str, told: &dyn Fn(&str)) -> Result<(), Why> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Asks; the answer as text, and whether work was begun.
-    fn ask(wanted: &Wanted) -> (String, bool) {
-        let mut has_begun = false;
-        let answer = match wanted.ask("1.20.2", || has_begun = true) {
-            Ok(Images::Ready) => "ready".to_owned(),
-            Ok(Images::Underway(text)) => text,
-            Err(err) => Chain(&err).to_string(),
-        };
-        (answer, has_begun)
-    }
-
-    #[test]
-    fn whoever_asks_is_told_how_far_it_is_and_the_work_is_done_once() {
-        let wanted = Wanted::default();
-        assert_eq!(ask(&wanted), ("waiting for its turn".to_owned(), true));
-        assert_eq!(ask(&wanted), ("waiting for its turn".to_owned(), false));
-        wanted.tell("1.20.2", "building cilium-agent (1 of 8)");
-        assert_eq!(ask(&wanted), ("building cilium-agent (1 of 8)".to_owned(), false));
-        assert_eq!(wanted.underway(), ["Cilium 1.20.2: building cilium-agent (1 of 8)"]);
-        wanted.finish("1.20.2", Ok(()));
-        assert_eq!(ask(&wanted), ("ready".to_owned(), false));
-        assert_eq!(wanted.underway(), Vec::<String>::new());
-    }
-
-    #[test]
-    fn a_failure_is_told_for_a_while_and_then_it_is_tried_again() {
-        let wanted = Wanted::default();
-        ask(&wanted);
-        let why: Why = Arc::new(std::io::Error::other("no Go here"));
-        wanted.finish("1.20.2", Err(why.clone()));
-        let told = ("Cilium 1.20.2 cannot be had: no Go here".to_owned(), false);
-        assert_eq!(ask(&wanted), told);
-        let Some(at) = Instant::now().checked_sub(PAUSE) else { return };
-        wanted.lock().insert("1.20.2".to_owned(), State::Failed { at, why });
-        assert_eq!(ask(&wanted), ("waiting for its turn".to_owned(), true));
-    }
-}
+mod tests;

@@ -56,6 +56,11 @@ fn a_folder_of_the_right_version_is_taken_whole() {
     let (version, source) = (VERSION.to_owned(), "programs, built with Go");
     let listed = list_cilium(&cache).expect("listed");
     assert_eq!(listed, [InstalledCilium { version, source, folder }]);
+    for version in ["1.9.0", "1.20.10"] {
+        fs::create_dir_all(cilium_dir(&cache, version)).expect("a folder");
+    }
+    let listed = list_cilium(&cache).expect("listed").into_iter().map(|it| it.version);
+    assert_eq!(listed.collect::<Vec<_>>(), ["1.9.0", VERSION, "1.20.10"]);
     assert_eq!(list_cilium(world.path()).expect("listed"), []);
 }
 
