@@ -111,10 +111,16 @@ impl Change {
             |there| there.as_ref().clone(),
         );
         self.touch(&mut balancer.meta, updating);
-        let wanted = self.outbound_frontends(cluster)?;
-        let wanted6 = (0..cluster.n_managed_v6())
-            .map(|i| self.managed_ip(cluster, &format!("outbound IPv6 {i}"), None, Family::V6))
-            .collect::<Result<Vec<_>, _>>()?;
+        let all = self.outbound_frontends(cluster)?;
+        let is_v6 = |(_, id): &(Name, ArmId)| {
+            self.region.public_ips.get(id).is_some_and(|it| it.address.is_ipv6())
+        };
+        let (mut wanted6, wanted): (Vec<_>, Vec<_>) = all.into_iter().partition(is_v6);
+        check_given(cluster, &wanted, &wanted6)?;
+        for i in 0..cluster.n_managed_v6() {
+            let what = format!("outbound IPv6 {i}");
+            wanted6.push(self.managed_ip(cluster, &what, None, Family::V6)?);
+        }
         let kept: Vec<&Name> = wanted.iter().chain(&wanted6).map(|(name, _)| name).collect();
         self.remove_frontends(cluster, &mut balancer, &kept);
         // Whoever takes an address later must find it taken.
@@ -359,6 +365,20 @@ impl Change {
             | OutboundType::None
             | OutboundType::Block => {}
         }
+    }
+}
+
+/// Refuses addresses of the user's that are of IPv6 where the cluster is not, and such of IPv6 alone: nodes leave by IPv4,
+/// too.
+fn check_given(cluster: &Cluster, v4: &[(Name, ArmId)], v6: &[(Name, ArmId)]) -> Result<(), Fault> {
+    let target = "networkProfile.loadBalancerProfile";
+    match (v4, v6) {
+        (_, [(_, id), ..]) if !cluster.is_dual_stack() => Err(refusal::invalid(
+            target,
+            &format!("{id} is an outbound address of IPv6, which needs a dual-stack cluster."),
+        )),
+        ([], _) => Err(refusal::invalid(target, "No outbound address of IPv4 is given.")),
+        _ => Ok(()),
     }
 }
 

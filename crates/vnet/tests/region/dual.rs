@@ -6,11 +6,13 @@ use vnet::{
     addr::Family,
     command::{Command, PutCluster},
     host::platform::{Found, lookup},
-    model::{NetworkMode, NodePhase, OutboundAddresses, OutboundProfile, OutboundType},
+    model::{Frontend, NetworkMode, NodePhase, OutboundAddresses, OutboundProfile, OutboundType},
     name::Name,
 };
 
-use crate::support::{Lab, cluster, id, pool, pool_in, prefix, put_cluster, put_subnet, subnet};
+use crate::support::{
+    Lab, cluster, id, pool, pool_in, prefix, put_cluster, put_public_ip, put_subnet, subnet,
+};
 
 fn dual(mode: NetworkMode, subnet: Option<&str>) -> PutCluster {
     let first = subnet.map_or_else(|| pool("nodepool1", 2), |it| pool_in("nodepool1", 2, it));
@@ -107,6 +109,48 @@ fn a_managed_network_is_dual_stack_and_so_is_the_way_out() {
         lab.up("c", NodePhase::Ready);
         assert_eq!(of_v6(&lab), usize::try_from(n).unwrap());
     }
+}
+
+/// Addresses of the user's are those of the rule of their family.
+#[test]
+fn outbound_addresses_of_ones_own_may_be_of_ipv6() {
+    let put_ip = |name: &str, family| match put_public_ip(name, None) {
+        Command::PutPublicIp { common, prefix, sku, allocation, .. } => {
+            Command::PutPublicIp { common, prefix, sku, allocation, family }
+        }
+        other => panic!("{other:?}"),
+    };
+    let with = |names: &[&str], is_dual_stack| {
+        let ids = names.iter().map(|name| id(&format!("pip {name}"))).collect();
+        let mut put = dual(NetworkMode::Overlay, None);
+        put.is_dual_stack = Some(is_dual_stack);
+        put.outbound_profile = Some(OutboundProfile {
+            addresses: OutboundAddresses::PublicIps(ids),
+            ..OutboundProfile::default()
+        });
+        put_cluster("c", put)
+    };
+    let mut lab = Lab::new();
+    lab.must(put_ip("four", Family::V4));
+    lab.must(put_ip("six", Family::V6));
+    assert_eq!(lab.refused(with(&["six"], true)).code, "InvalidParameter");
+    assert_eq!(lab.refused(with(&["four", "six"], false)).code, "InvalidParameter");
+    lab.must(with(&["six", "four"], true));
+    lab.up("c", NodePhase::Ready);
+    let cluster = lab.region.clusters[&id("cluster c")].clone();
+    let balancer = cluster.node_group.sibling(vnet::kind::LOAD_BALANCER, "kubernetes");
+    let there = &lab.region.balancers[&balancer];
+    for (rule, pip) in [("aksOutboundRule", "four"), ("aksOutboundRule-IPv6", "six")] {
+        let rule = &there.outbound_rules[&Name::new(rule)];
+        let fronts: Vec<_> = rule.frontends.iter().map(|name| &there.frontends[name]).collect();
+        assert_eq!(fronts, [&Frontend::Public { public_ip: id(&format!("pip {pip}")) }]);
+    }
+    // Without one of IPv6 there is no way out by it.
+    lab.must(with(&["four"], true));
+    lab.up("c", NodePhase::Ready);
+    let there = &lab.region.balancers[&balancer];
+    assert!(!there.outbound_rules.contains_key(&Name::new("aksOutboundRule-IPv6")));
+    assert_eq!(there.frontends.len(), 1);
 }
 
 #[test]

@@ -323,9 +323,13 @@ impl Change {
         }
         let n_addresses = match &profile.addresses {
             OutboundAddresses::Managed(n) => u64::from(*n),
-            OutboundAddresses::PublicIps(ids) => ids.len() as u64,
+            OutboundAddresses::PublicIps(ids) => {
+                let there = ids.iter().filter_map(|id| self.region.public_ips.get(id));
+                there.filter(|it| it.address.is_ipv4()).count() as u64
+            }
             OutboundAddresses::Prefixes(ids) => {
                 let there = ids.iter().filter_map(|id| self.region.public_ip_prefixes.get(id));
+                let there = there.filter(|it| it.prefix.family() == Family::V4);
                 there.map(|it| it.prefix.n_addresses()).sum()
             }
         };
