@@ -41,6 +41,8 @@ pub(super) struct Agent {
     monitor: UnixStream,
     stream: Stream,
     notices: Vec<Notice>,
+    /// When the last of them came.
+    heard: Option<Instant>,
 }
 
 /// Whether the node with this first process has Cilium.
@@ -62,7 +64,13 @@ impl Agent {
         let monitor = UnixStream::connect(sockets.join("monitor1_2.sock"))
             .context("listening to Cilium's agent")?;
         monitor.set_nonblocking(true)?;
-        Ok(Some(Self { sockets, monitor, stream: Stream::default(), notices: Vec::new() }))
+        Ok(Some(Self {
+            sockets,
+            monitor,
+            stream: Stream::default(),
+            notices: Vec::new(),
+            heard: None,
+        }))
     }
 
     /// Waits until the agent reads what the kernel tells: it does so only while somebody listens.
@@ -83,13 +91,22 @@ impl Agent {
                 Ok(0) => return Ok(()),
                 Ok(length) => {
                     let come = self.stream.push(&buffer[..length]).map_err(anyhow::Error::msg)?;
+                    let before = self.notices.len();
                     self.notices.extend(come.into_iter().filter(|it| is_ours(&it.packet)));
+                    if self.notices.len() > before {
+                        self.heard = Some(Instant::now());
+                    }
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => return Err(error).context("listening to Cilium's agent"),
             }
         }
+    }
+
+    /// Whether it has told of packets of ours, and nothing more for some time.
+    pub(super) fn has_finished(&self, quiet: Duration) -> bool {
+        self.heard.is_some_and(|heard| heard.elapsed() >= quiet)
     }
 
     /// What was decided, with the names of pods and policies.
@@ -104,8 +121,8 @@ impl Agent {
                     },
                     self.rule(verdict, &notice.packet)?,
                 ),
-                What::Drop(number) if stream::is_policy(number) => continue,
-                What::Drop(number) => (Turn::Last, dropped(number)),
+                What::Drop(number) if !stream::is_policy(number) => (Turn::Last, dropped(number)),
+                What::Drop(_) | What::Passed => continue,
             };
             decisions.push(Decision { packet: notice.packet.clone(), turn, rule });
         }

@@ -26,15 +26,15 @@ use super::{
 };
 use crate::{
     places::Place,
-    watch::frame::{Decoded, decode},
+    watch::frame::{Decoded, Packet, decode},
 };
 
 /// How much of a frame is needed: headers, and those of what an ICMP error quotes.
 const BEGINNING: usize = 192;
 /// An answer to the sender may be read before the taps' copies are.
 const LINGER: Duration = Duration::from_millis(20);
-/// What Cilium decides passes its agent before it is read here.
-const LINGER_FOR_AGENTS: Duration = Duration::from_millis(200);
+/// How long Cilium's agent may take to tell of a packet that its node has seen.
+const LINGER_FOR_AGENTS: Duration = Duration::from_millis(500);
 
 /// A namespace that is watched.
 struct Post {
@@ -80,12 +80,10 @@ pub(super) fn watch(
             post.agent = None;
         }
     }
-    let linger =
-        if posts.iter().any(|post| post.agent.is_some()) { LINGER_FOR_AGENTS } else { LINGER };
     // Cilium translates services where sockets are made, by programs that hang on the node's control group.
     let beside = from.first_process.filter(|pid| cilium::is_on(*pid));
     let protocol = kind.protocol(family);
-    let is_ours = |packet: &_| hops::is_probe(packet, DSCP, protocol);
+    let is_ours = |packet: &Packet| hops::is_probe(packet, DSCP, protocol);
     let mut seen = Vec::new();
     let mut told: Vec<Told> = posts.iter().map(|post| post.told(groups)).collect();
     let outcome = std::thread::scope(|scope| {
@@ -109,8 +107,14 @@ pub(super) fn watch(
                 told[number].events.extend(post.tracer.events()?);
             }
             match until {
-                None if sending.is_finished() => until = Some(Instant::now() + linger),
-                Some(until) if Instant::now() >= until => break,
+                None if sending.is_finished() => until = Some(Instant::now() + LINGER),
+                Some(until)
+                    if Instant::now() >= until
+                        && (have_told(&posts, &seen, is_ours)
+                            || Instant::now() >= until + LINGER_FOR_AGENTS) =>
+                {
+                    break;
+                }
                 _ => {}
             }
         }
@@ -153,6 +157,14 @@ fn post(place: &Place, table: &str, family: Family, kind: Kind) -> Option<Post> 
             None
         }
     }
+}
+
+/// Whether the agents of all nodes that have seen a packet of ours have told of it.
+fn have_told(posts: &[Post], seen: &[Seen], is_ours: impl Fn(&Packet) -> bool) -> bool {
+    posts.iter().enumerate().all(|(number, post)| {
+        let passed = || seen.iter().any(|seen| seen.place == number && is_ours(&seen.packet));
+        post.agent.as_ref().is_none_or(|agent| agent.has_finished(LINGER) || !passed())
+    })
 }
 
 /// What Cilium decides there is not shown; all else is.

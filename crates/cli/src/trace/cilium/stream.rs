@@ -2,7 +2,7 @@
 //! Plain functions from bytes to values. Not here: the socket (see [`super`]).
 //!
 //! The agent writes values of one Go type by `encoding/gob` (cilium/cilium, pkg/monitor/payload), each with one record of
-//! the kernel's (pkg/monitor/datapath_policy.go, datapath_drop.go).
+//! the kernel's (pkg/monitor/datapath_policy.go, datapath_drop.go, datapath_trace.go).
 
 use crate::watch::frame::{Decoded, Packet, decode};
 
@@ -20,6 +20,8 @@ pub(super) enum What {
     Policy(Verdict),
     /// It is dropped, for the reason with this number.
     Drop(u8),
+    /// Nothing: it passed.
+    Passed,
 }
 
 /// What an endpoint's policies said of a new flow.
@@ -117,6 +119,7 @@ fn record(mut message: &[u8]) -> Option<&[u8]> {
 /// `None` for records of other kinds, and of packets that are not IP.
 fn notice(record: &[u8]) -> Option<Notice> {
     const DROP: u8 = 1;
+    const TRACE: u8 = 4;
     const POLICY: u8 = 5;
     let (what, header) = match *record.first()? {
         DROP => {
@@ -126,6 +129,14 @@ fn notice(record: &[u8]) -> Option<Notice> {
                 _ => 48,
             };
             (What::Drop(*record.get(1)?), header)
+        }
+        TRACE => {
+            let header = match record.get(14)? {
+                0 => 32,
+                1 => 48,
+                _ => 56,
+            };
+            (What::Passed, header)
         }
         POLICY => {
             // Cilium 1.19 made the header longer. Records are padded, to eight bytes at most.
