@@ -229,14 +229,12 @@ fn names_in_policies(lab: &TestLab) {
                 { "toFQDNs": [{ "matchName": OUTSIDE.split(':').next() }] },
             ] } });
     let get = |url: &str| {
-        let line = format!(
-            "echo nameserver 10.1.0.10 >/tmp/resolv.$$; curl -s -m 3 -o /dev/null http://{url}"
-        );
-        lab.exec("c:default/a", &line).success()
+        lab.exec("c:default/a", &format!("curl -s -m 3 -o /dev/null http://{url}")).success()
     };
     let inside = |name: &str| {
         // Names are asked of the cluster's server, as the pod's own programs do.
-        let line = format!("exec a -- wget -q -T 3 -O /dev/null http://{name}");
+        // Busybox's own switch for it does not do.
+        let line = format!("exec a -- timeout 3 wget -q -O /dev/null http://{name}");
         lab.kubectl("c", &line).success()
     };
     eventually("the registry answers", || inside(&format!("{OUTSIDE}/v2/")));
