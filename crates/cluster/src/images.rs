@@ -30,7 +30,7 @@ use layer::Layer;
 pub use archive::read_archive;
 pub use cilium::{agent_name, operator_name};
 pub(crate) use pull::{ask, pull, pulled_name};
-pub use push::{has_image, push};
+pub use push::{digest_of, has_image, push};
 pub use recipes::{Ingredients, Recipe};
 pub use registry::{REGISTRY_PORT, UPSTREAM_PORT, registry};
 pub use upstream::{Fetched, Question, Upstream};
@@ -150,6 +150,12 @@ pub enum ImageError {
 }
 
 impl Image {
+    /// The digest of its manifest, which names it and all that is in it.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        render_digest(&Sha256::digest(&self.manifest))
+    }
+
     /// An image of one layer.
     fn of_layer(layer: Layer, config: &Value) -> Self {
         let Layer { blob: layer, plain_digest, media_type } = layer;

@@ -57,6 +57,7 @@ mod proxy;
 mod records;
 mod registry;
 mod report;
+mod seed;
 mod simulated;
 mod upgrades;
 mod upstream;

@@ -24,6 +24,19 @@ pub fn has_image(registry: SocketAddrV4, reference: &Reference) -> Result<bool, 
     Ok(answer.map_err(unreachable(&url))?.status().is_success())
 }
 
+/// The digest of the image that the registry has under this name.
+pub fn digest_of(
+    registry: SocketAddrV4,
+    reference: &Reference,
+) -> Result<Option<String>, ImageError> {
+    let Reference { repository, tag } = reference;
+    let url = format!("http://{registry}/v2/{repository}/manifests/{tag}");
+    let answer = agent().head(&url).header(header::ACCEPT, ACCEPTED).call();
+    let answer = answer.map_err(unreachable(&url))?;
+    let digest = answer.headers().get("docker-content-digest");
+    Ok(digest.and_then(|value| value.to_str().ok()).map(str::to_owned))
+}
+
 /// Pushes an image under a name. What the registry has already is not sent again.
 pub fn push(
     registry: SocketAddrV4,

@@ -1,5 +1,5 @@
 //! Gets Cilium's images into the lab's registry once a cluster asks for them: installs Cilium where it is
-//! missing, makes its images, pushes them. Not here: how each is done, and what clusters do with them.
+//! missing, makes its images, pushes them, and prepares what nodes begin with. Not here: how each is done, and what clusters do with them.
 //!
 //! It takes minutes where Cilium is built, so it is done beside the loops, once for each version, and whoever
 //! asks is told how far it is.
@@ -8,17 +8,20 @@ use std::{
     collections::BTreeMap,
     error::Error,
     io,
+    net::SocketAddrV4,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
 use cluster::{
-    images::{ImageError, Ingredients, Recipe},
+    images::{self, ImageError, Ingredients, REGISTRY_PORT, Recipe},
     install,
 };
+use vnet::host::names;
 
-use super::{ClustersError, Shared, in_internet, registry};
+use super::{ClustersError, Shared, in_internet, registry, seed};
 use crate::reconcile::Chain;
 
 /// After a failure nothing is tried for so long: what it needs, such as Go, is put there by people.
@@ -37,7 +40,11 @@ pub(super) enum Images {
 
 /// What is known of the images of each version that a cluster has asked for.
 #[derive(Debug, Default)]
-pub(super) struct Wanted(Mutex<BTreeMap<String, State>>);
+pub(super) struct Wanted {
+    versions: Mutex<BTreeMap<String, State>>,
+    /// What nodes begin with, once it is prepared.
+    seed: OnceLock<PathBuf>,
+}
 
 #[derive(Debug)]
 enum State {
@@ -76,6 +83,11 @@ impl Wanted {
             _ => None,
         });
         lines.collect()
+    }
+
+    /// What nodes that Cilium forwards on may begin with (see [`seed::plant`]).
+    pub(super) fn seed(&self) -> Option<PathBuf> {
+        self.seed.get().cloned()
     }
 
     /// How far a version is; `begin` is called if nobody works on it.
@@ -125,7 +137,7 @@ impl Wanted {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<String, State>> {
         // Only whole values are put in.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -154,7 +166,45 @@ fn get(shared: &Shared, version: &str, told: &dyn Fn(&str)) -> Result<(), Why> {
         std::thread::sleep(Duration::from_millis(500));
         pushed = push();
     }
-    pushed.map_err(|err| Arc::new(err) as Why)
+    pushed.map_err(|err| Arc::new(err) as Why)?;
+    told("preparing it for nodes");
+    match prepare_seed(shared, &folder, &ingredients, version) {
+        Ok(Some(seed)) => {
+            // The first version's stays: clusters have one.
+            let _is_first = shared.cilium.seed.set(seed);
+        }
+        Ok(None) => {}
+        // Nodes pull, then.
+        Err(error) => tracing::warn!(error = %Chain(&*error), "nodes will begin without Cilium"),
+    }
+    Ok(())
+}
+
+/// Prepares what nodes begin with: the agent's image, which every node needs. `None` where a user has put another
+/// image in its place.
+fn prepare_seed(
+    shared: &Shared,
+    folder: &Path,
+    ingredients: &Ingredients,
+    version: &str,
+) -> Result<Option<PathBuf>, Why> {
+    let why = |err: ClustersError| Arc::new(err) as Why;
+    let image = Recipe::Cilium.make(folder, ingredients).map_err(|err| why(err.into()))?;
+    let digest = image.digest();
+    let references = Recipe::Cilium.references(ingredients).map_err(|err| why(err.into()))?;
+    let Some(reference) = references.into_iter().next() else { return Ok(None) };
+    let address = SocketAddrV4::new(names::REGISTRY_ADDRESS, REGISTRY_PORT);
+    let places = &shared.places;
+    let found = in_internet(&places.lab, || images::digest_of(address, &reference)).map_err(why)?;
+    if found.as_ref() != Some(&digest) {
+        return Ok(None);
+    }
+    let name = digest.trim_start_matches("sha256:");
+    let seed = places.cache.join("containerd").join(name);
+    let wanted = [(reference, images::agent_name(version))];
+    let prepared = seed::prepare(&places.lab, &places.run, &seed, &wanted);
+    prepared.map_err(|err| Arc::new(err) as Why)?;
+    Ok(Some(seed))
 }
 
 #[cfg(test)]

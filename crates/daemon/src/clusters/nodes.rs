@@ -26,12 +26,16 @@ use vnet::{
     region::Region,
 };
 
-use super::{ClustersError, Shared, blocking, is_leaving, places::Places, records, stop_sandbox};
+use super::{
+    ClustersError, Shared, blocking, is_leaving, places::Places, records, seed, stop_sandbox,
+};
 
 /// Where Debian's reference plugins are. Nodes of AKS have them too.
 const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 /// The names of the lab's plugin: as a network's own, and as the one that Cilium asks for addresses.
 const OWN_PLUGINS: [&str; 2] = ["aksnet-cni", "azure-ipam"];
+/// Where containerd keeps images, on a node.
+const CONTAINERD_ROOT: &str = "/var/lib/containerd";
 /// How long pods may take to leave a node.
 const DRAIN_PATIENCE: Duration = Duration::from_mins(1);
 
@@ -61,7 +65,9 @@ pub(super) async fn start(
         let (certificates, machine) = (certificates.clone(), machine.clone());
         let version = region.image_of(&machine).map_or(cluster.version.clone(), |it| it.version);
         let programs = shared.places.programs(&version)?;
+        let seed = if cluster.dataplane.is_azure() { None } else { shared.cilium.seed() };
         starting.spawn(blocking(move || {
+            plant(&shared.places, &machine, seed.as_deref());
             start_one(&shared.places, &region, &cluster, &machine, &certificates, &programs)
         }));
     }
@@ -130,6 +136,21 @@ fn start_one(
     Sandbox::start(&places.launcher(), &places.run_dir(), &spec)
         .map(drop)
         .map_err(|source| ClustersError::Sandbox { name: name.to_owned(), source })
+}
+
+/// Lets a new node begin with what containerd keeps of Cilium's images, if that is prepared.
+fn plant(places: &Places, machine: &Machine, seed: Option<&Path>) {
+    let Some(seed) = seed else { return };
+    let netns = names::machine_ns(&places.lab, machine);
+    let root = places.folder_of(places.sandbox_name(&netns), CONTAINERD_ROOT);
+    match seed::plant(seed, &root) {
+        Ok(true) => tracing::debug!(node = machine.hostname, "begins with Cilium's images"),
+        Ok(false) => {}
+        // It pulls, then.
+        Err(error) => {
+            tracing::warn!(node = machine.hostname, %error, "begins without Cilium's images")
+        }
+    }
 }
 
 fn is_running(places: &Places, spec: &SandboxSpec) -> bool {

@@ -99,6 +99,40 @@ impl World {
         })
     }
 
+    /// What containerd, started with this root, says that it has.
+    fn images(&self, root: &Path) -> String {
+        let socket = self.dir.join("socket");
+        let config = self.dir.join("containerd.toml");
+        let text = format!(
+            "version = 2\nroot = {root:?}\nstate = {:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {socket:?}\n",
+            self.dir.join("containerd")
+        );
+        fs::write(&config, text).expect("written");
+        let containerd = Command::new("unshare")
+            .args(["--mount", "setpriv", "--pdeathsig", "KILL", "containerd", "--config"])
+            .arg(&config)
+            .stderr(std::process::Stdio::null())
+            .spawn();
+        let mut containerd = containerd.expect("containerd runs");
+        let ask = || {
+            let mut ctr = Command::new("ctr");
+            ctr.args(["--namespace", "k8s.io", "--address"]).arg(&socket);
+            ctr.args(["images", "list", "--quiet"]).output().expect("ctr runs")
+        };
+        let mut answer = ask();
+        for _ in 0..200 {
+            if answer.status.success() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            answer = ask();
+        }
+        containerd.kill().expect("killed");
+        containerd.wait().expect("ended");
+        String::from_utf8_lossy(&answer.stdout).into_owned()
+    }
+
     fn start_registry(&mut self) {
         let address = format!("{}:{REGISTRY_PORT}", names::REGISTRY_ADDRESS);
         let root = self.dir.join("registry");
@@ -119,28 +153,39 @@ impl World {
     }
 }
 
-/// An image of one empty layer as an OCI layout, as an installation leaves it that could pull.
+/// An image of one file, `word`, as an OCI layout, as an installation leaves it that could pull.
 fn pulled(folder: &Path) {
     let blobs: PathBuf = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("a folder");
-    let put = |text: &str| {
-        let hash =
-            Sha256::digest(text).iter().fold(String::new(), |it, byte| format!("{it}{byte:02x}"));
-        fs::write(blobs.join(&hash), text).expect("written");
-        json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": format!("sha256:{hash}"), "size": text.len()})
+    let put = |kind: &str, bytes: &[u8]| {
+        let hash = Sha256::digest(bytes);
+        let hash = hash.iter().fold(String::new(), |it, byte| format!("{it}{byte:02x}"));
+        fs::write(blobs.join(&hash), bytes).expect("written");
+        let kind = format!("application/vnd.oci.image.{kind}");
+        json!({"mediaType": kind, "digest": format!("sha256:{hash}"), "size": bytes.len()})
     };
+    fs::write(folder.join("word"), "unpacked").expect("written");
+    let layer = Command::new("tar").args(["-c", "-C"]).arg(folder).arg("word").output();
+    let layer = put("layer.v1.tar", &layer.expect("tar runs").stdout);
+    let arch = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
+    let config = json!({
+        "architecture": arch,
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
+    });
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": put("{}"),
-        "layers": [put("a layer")],
+        "config": put("config.v1+json", config.to_string().as_bytes()),
+        "layers": [layer],
     });
-    let index = json!({"schemaVersion": 2, "manifests": [put(&manifest.to_string())]});
+    let manifest = put("manifest.v1+json", manifest.to_string().as_bytes());
+    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
     fs::write(folder.join("index.json"), index.to_string()).expect("written");
 }
 
 #[test]
-fn images_are_pushed_once_the_registry_is_there() {
+fn images_are_pushed_once_the_registry_is_there_and_nodes_begin_with_them() {
     let mut world = World::new();
     let folder = install::cilium_dir(&world.dir.join("cache"), "1.20.2");
     for name in [install::AGENT_IMAGE, install::OPERATOR_IMAGE] {
@@ -165,4 +210,12 @@ fn images_are_pushed_once_the_registry_is_there() {
         let found = in_internet(&world.lab, || has_image(address, &reference));
         assert!(found.expect("the registry answers"), "{name}");
     }
+    let seed = shared.cilium.seed().expect("it is prepared");
+    let node = world.dir.join("node");
+    assert!(seed::plant(&seed, &node).expect("planted"));
+    let snapshot = node.join("io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs/word");
+    assert_eq!(fs::read_to_string(snapshot).expect("it is unpacked"), "unpacked");
+    // A node that runs may be looked at in its own way; containerd's databases are whole.
+    let names = world.images(&node);
+    assert_eq!(names, "mcr.microsoft.com/oss/cilium/cilium:1.20.2\n");
 }
