@@ -197,6 +197,24 @@ async fn beyond_subnets() {
     let body = json!({ "location": "eastus", "sku": { "name": "Standard" },
         "properties": { "prefixLength": 31, "publicIPAddressVersion": "IPv4" } });
     check("public_ip_prefix", &lab.put(&prefix, body).await);
+    let balancer = network("loadBalancers/out");
+    let part = |kind: &str, name: &str| json!({ "id": format!("{balancer}/{kind}/{name}") });
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" }, "properties": {
+        "frontendIPConfigurations": [{ "name": "all", "properties": { "publicIPPrefix": { "id": prefix } } }],
+        "backendAddressPools": [{ "name": "p" }],
+        "outboundRules": [{ "name": "o", "properties": { "protocol": "All",
+            "frontendIPConfigurations": [part("frontendIPConfigurations", "all")],
+            "backendAddressPool": part("backendAddressPools", "p") } }] } });
+    let made = lab.put(&balancer, body).await;
+    let front = &made["properties"]["frontendIPConfigurations"][0];
+    assert_eq!(front["properties"]["publicIPPrefix"]["id"], json!(prefix));
+    let user =
+        &lab.get(&prefix).await.body["properties"]["loadBalancerFrontendIpConfiguration"]["id"];
+    assert_eq!(user, &front["id"]);
+    // What is given back is taken.
+    assert_eq!(lab.put(&balancer, made.clone()).await["properties"], made["properties"]);
+    assert_eq!(lab.send("DELETE", &balancer, None).await.status, 202);
+    lab.settle();
     let public_ip = network("publicIPAddresses/p");
     let body = json!({ "location": "eastus", "sku": { "name": "Standard" },
         "properties": { "publicIPAllocationMethod": "Static", "publicIPPrefix": { "id": prefix } } });

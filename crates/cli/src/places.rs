@@ -291,6 +291,8 @@ impl Finder<'_> {
                     let public = self.region.public_ips.get(public_ip);
                     hosts.extend(public.map(|public| public.address));
                 }
+                // Nobody sends anything there but answers.
+                Frontend::Prefix { .. } => {}
             }
         }
         let mut members = balancer.pools.values().flat_map(|pool| &pool.members);

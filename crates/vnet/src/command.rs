@@ -386,6 +386,11 @@ pub enum PutFrontend {
         /// Its id.
         public_ip: ArmId,
     },
+    /// With every address of a public IP prefix.
+    Prefix {
+        /// Its id.
+        public_ip_prefix: ArmId,
+    },
 }
 
 /// What a cluster should be. `None` is the default on creation and "as it is" on update.

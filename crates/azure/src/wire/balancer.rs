@@ -58,6 +58,8 @@ struct FrontendProperties {
     subnet: Option<Reference>,
     #[serde(rename = "publicIPAddress")]
     public_ip: Option<Reference>,
+    #[serde(rename = "publicIPPrefix")]
+    public_ip_prefix: Option<Reference>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -123,6 +125,7 @@ const KNOWN: &[&str] = &[
     "/properties/frontendIPConfigurations/*/properties/privateIPAllocationMethod",
     "/properties/frontendIPConfigurations/*/properties/subnet",
     "/properties/frontendIPConfigurations/*/properties/publicIPAddress",
+    "/properties/frontendIPConfigurations/*/properties/publicIPPrefix",
     "/properties/frontendIPConfigurations/*/properties/loadBalancingRules",
     "/properties/frontendIPConfigurations/*/properties/outboundRules",
     "/properties/backendAddressPools",
@@ -163,11 +166,6 @@ const REFUSED: &[Refusal] = &[
     refusal("/sku/tier", When::Is(&["Global"]), "global load balancers"),
     refusal("/sku/name", When::Is(&["Gateway"]), "gateway load balancers"),
     refusal("/properties/inboundNatPools", When::Given, "inbound NAT pools"),
-    refusal(
-        "/properties/frontendIPConfigurations/*/properties/publicIPPrefix",
-        When::Given,
-        "public IP prefixes as front ends",
-    ),
     refusal(
         "/properties/frontendIPConfigurations/*/properties/gatewayLoadBalancer",
         When::Given,
@@ -309,6 +307,11 @@ impl Parser<'_> {
             let target = format!("{path}.publicIPAddress.id");
             let public_ip = arm_id_of(&id, kind::PUBLIC_IP, &target);
             return Some(PutFrontend::Public { public_ip: self.findings.take(public_ip)? });
+        }
+        if let Some(id) = id_of(part.public_ip_prefix) {
+            let target = format!("{path}.publicIPPrefix.id");
+            let id = arm_id_of(&id, kind::PUBLIC_IP_PREFIX, &target);
+            return Some(PutFrontend::Prefix { public_ip_prefix: self.findings.take(id)? });
         }
         let Some(id) = id_of(part.subnet) else {
             let message = format!(
@@ -517,6 +520,9 @@ fn with_parts(stored: &LoadBalancer, change: impl FnOnce(&mut PutLoadBalancer)) 
             family: Family::of(*address),
         },
         Frontend::Public { public_ip } => PutFrontend::Public { public_ip: public_ip.clone() },
+        Frontend::Prefix { public_ip_prefix } => {
+            PutFrontend::Prefix { public_ip_prefix: public_ip_prefix.clone() }
+        }
     };
     let pools = stored.pools.iter().map(|(name, pool)| (name.clone(), pool.clone())).collect();
     let common = vnet::command::Common {

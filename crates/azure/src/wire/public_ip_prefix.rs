@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use vnet::{command::Command, fault::Fault, kind, model::PublicIpPrefix};
+use vnet::{command::Command, fault::Fault, kind, model::PublicIpPrefix, name::ArmId};
 
 use super::{Asked, Resource, View, fill, frame, network_state, public_ip::one_of, references};
 use crate::{
@@ -71,7 +71,9 @@ pub(crate) fn render(view: &View<'_>, prefix: &PublicIpPrefix) -> Value {
         body["properties"]["publicIPAddresses"] = json!(references(public_ips));
     }
     if let Some(user) = &prefix.used_by {
-        body["properties"]["natGateway"] = json!({ "id": user });
+        let is_gateway = user.parse::<ArmId>().is_ok_and(|user| user.is_kind(kind::NAT_GATEWAY));
+        let key = if is_gateway { "natGateway" } else { "loadBalancerFrontendIpConfiguration" };
+        body["properties"][key] = json!({ "id": user });
     }
     kept::merge(&mut body, &prefix.meta.kept);
     fill(&mut body, json!({ "sku": { "tier": "Regional" } }));

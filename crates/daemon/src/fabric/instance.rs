@@ -243,7 +243,14 @@ fn outbound_addresses(
     let rules = balancer.outbound_rules.values().filter(|rule| has(&rule.pool));
     rules
         .flat_map(|rule| &rule.frontends)
-        .filter_map(|name| address_of(region, balancer.frontends.get(name)?))
+        .filter_map(|name| balancer.frontends.get(name))
+        .flat_map(|frontend| match frontend {
+            Frontend::Prefix { public_ip_prefix } => {
+                let there = region.public_ip_prefixes.get(public_ip_prefix);
+                there.into_iter().flat_map(|it| it.prefix.addresses()).collect()
+            }
+            frontend => address_of(region, frontend).into_iter().collect::<Vec<_>>(),
+        })
         .collect()
 }
 
@@ -251,5 +258,6 @@ fn address_of(region: &Region, frontend: &Frontend) -> Option<IpAddr> {
     match frontend {
         Frontend::Internal { address, .. } => Some(*address),
         Frontend::Public { public_ip } => region.public_ips.get(public_ip).map(|ip| ip.address),
+        Frontend::Prefix { .. } => None,
     }
 }

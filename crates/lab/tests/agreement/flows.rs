@@ -121,7 +121,7 @@ fn frontends(region: &Region) -> Vec<IpAddr> {
     let all = region.balancers.values().flat_map(|balancer| balancer.frontends.values());
     all.filter_map(|frontend| match frontend {
         Frontend::Internal { address, .. } => Some(*address),
-        Frontend::Public { .. } => None,
+        Frontend::Public { .. } | Frontend::Prefix { .. } => None,
     })
     .collect()
 }

@@ -190,6 +190,23 @@ fn several_front_ends_are_used_and_each_member_has_ports_of_all() {
 }
 
 #[test]
+fn an_outbound_rule_may_have_a_whole_prefix() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm one 10.1.1.4
+         balancer b
+         frontend out prefix 20.9.9.8/31
+         frontend more public 20.9.9.7
+         pool nodes one
+         outbound out,more nodes",
+    );
+    serve(&lab.internet(), "internet", 80);
+    let all: BTreeSet<String> = (0..40).map(|_| seen(&lab, "one")).collect();
+    assert_eq!(all, BTreeSet::from(["20.9.9.7", "20.9.9.8", "20.9.9.9"].map(str::to_owned)));
+}
+
+#[test]
 fn a_cluster_with_user_defined_routing_leaves_through_the_appliance() {
     let lab = Lab::new(
         "vnet v 10.1.0.0/16

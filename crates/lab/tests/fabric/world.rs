@@ -14,7 +14,7 @@
 //! cluster NAME kubenet|azure|overlay|none API-ADDRESS [pods PREFIX] [outbound lb|nat|udr|none|block]
 //! node NAME ADDRESS[,ADDRESS…] [range PREFIX] [batch ADDRESS-ADDRESS] [forwards] [nsg NSG]
 //! balancer NAME
-//! frontend NAME ADDRESS | public ADDRESS
+//! frontend NAME ADDRESS | public ADDRESS | prefix PREFIX
 //! pool NAME MACHINE…
 //! probe NAME tcp|http PORT
 //! rule FRONTEND POOL tcp|udp|all PORT [to PORT] [probe NAME] [by-source] [no-snat]
@@ -218,15 +218,7 @@ impl Reader {
         };
         for text in outside.split(',') {
             if text.contains('/') {
-                let id = id("publicIPPrefixes", &text.replace('/', "-"));
-                let prefix = PublicIpPrefix {
-                    meta: meta(id.clone()),
-                    prefix: parse(text),
-                    sku: "Standard".to_owned(),
-                    used_by: None,
-                };
-                self.region.public_ip_prefixes.insert(id.clone(), Arc::new(prefix));
-                gateway.public_ip_prefixes.push(id);
+                gateway.public_ip_prefixes.push(self.public_ip_prefix(text));
             } else {
                 gateway.public_ips.push(self.public_ip(text, text));
             }
@@ -250,6 +242,18 @@ impl Reader {
         };
         self.region.public_ips.insert(public_ip.clone(), Arc::new(ip));
         public_ip
+    }
+
+    fn public_ip_prefix(&mut self, prefix: &str) -> ArmId {
+        let id = id("publicIPPrefixes", &prefix.replace(['/', ':'], "-"));
+        let prefix = PublicIpPrefix {
+            meta: meta(id.clone()),
+            prefix: parse(prefix),
+            sku: "Standard".to_owned(),
+            used_by: None,
+        };
+        self.region.public_ip_prefixes.insert(id.clone(), Arc::new(prefix));
+        id
     }
 
     fn vnet_mut(&mut self) -> &mut Vnet {
@@ -473,6 +477,7 @@ impl Reader {
                     Frontend::Public { public_ip } => {
                         Family::of(self.region.public_ips[public_ip].address)
                     }
+                    Frontend::Prefix { .. } => panic!("a rule of a prefix"),
                 };
                 if let Some(pool) = balancer.pools.get_mut(&Name::new(pool)) {
                     pool.family = family;
@@ -517,6 +522,9 @@ impl Reader {
 
     fn frontend(&mut self, words: &[&str]) -> Frontend {
         match words {
+            [_, "prefix", prefix] => {
+                Frontend::Prefix { public_ip_prefix: self.public_ip_prefix(prefix) }
+            }
             [name, "public", address] => {
                 Frontend::Public { public_ip: self.public_ip(name, address) }
             }

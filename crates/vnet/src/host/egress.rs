@@ -20,9 +20,7 @@ use std::{
 use super::view::{Port, View};
 use crate::{
     addr::Family,
-    model::{
-        Frontend, LoadBalancer, NatGateway, OutboundType, PortRange, ProvisioningState, Subnet,
-    },
+    model::{LoadBalancer, NatGateway, OutboundType, PortRange, ProvisioningState, Subnet},
     name::{ArmId, Name},
 };
 
@@ -83,8 +81,7 @@ pub(crate) fn ways<'v>(view: &'v View<'_>) -> Ways<'v> {
 pub(crate) fn public_addresses(view: &View<'_>) -> BTreeSet<IpAddr> {
     let mut addresses = BTreeSet::from([view.vnet.default_outbound.into()]);
     let public = view.balancers.iter().flat_map(|balancer| balancer.frontends.values());
-    let public = public.filter(|frontend| matches!(frontend, Frontend::Public { .. }));
-    addresses.extend(public.filter_map(|frontend| view.frontend_address(frontend)));
+    addresses.extend(public.flat_map(|frontend| view.outside_addresses(frontend)));
     addresses.extend(view.ports.iter().flat_map(|port| own_public_ips(view, port).into_values()));
     addresses.extend(Gateways::new(view).0.into_values().flat_map(|way| way.addresses));
     addresses
@@ -168,10 +165,8 @@ fn by_balancer(
     let pools = pools
         .filter(|(balancer, pool)| balancer.pools.get(pool).is_some_and(|it| it.family == family));
     let way = |balancer: &LoadBalancer, pool, frontends: &[Name], allocated, idle_minutes| {
-        let public = frontends.iter().filter_map(|name| match balancer.frontends.get(name)? {
-            Frontend::Internal { .. } => None,
-            frontend @ Frontend::Public { .. } => view.frontend_address(frontend),
-        });
+        let public = frontends.iter().filter_map(|name| balancer.frontends.get(name));
+        let public = public.flat_map(|frontend| view.outside_addresses(frontend));
         let addresses: BTreeSet<IpAddr> =
             public.filter(|address| Family::of(*address) == family).collect();
         let addresses: Vec<IpAddr> = addresses.into_iter().collect();

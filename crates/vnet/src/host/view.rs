@@ -199,11 +199,24 @@ impl<'a> View<'a> {
         self.pools_of.get(nic).map_or(&[], Vec::as_slice)
     }
 
-    /// The address of a front end.
+    /// The address of a front end that takes flows: those of a prefix only send.
     pub(crate) fn frontend_address(&self, frontend: &Frontend) -> Option<IpAddr> {
         match frontend {
             Frontend::Internal { address, .. } => Some(*address),
             Frontend::Public { public_ip } => self.public_address(public_ip),
+            Frontend::Prefix { .. } => None,
+        }
+    }
+
+    /// The addresses that a front end has outside; none of a private one.
+    pub(crate) fn outside_addresses(&self, frontend: &Frontend) -> Vec<IpAddr> {
+        match frontend {
+            Frontend::Internal { .. } => Vec::new(),
+            Frontend::Public { public_ip } => self.public_address(public_ip).into_iter().collect(),
+            Frontend::Prefix { public_ip_prefix } => {
+                let there = self.region.public_ip_prefixes.get(public_ip_prefix);
+                there.into_iter().flat_map(|it| it.prefix.addresses()).collect()
+            }
         }
     }
 
@@ -261,7 +274,7 @@ pub(crate) fn is_there(machine: &Machine) -> bool {
 fn vnet_of(region: &Region, balancer: &LoadBalancer) -> Option<ArmId> {
     let by_frontend = balancer.frontends.values().find_map(|frontend| match frontend {
         Frontend::Internal { subnet, .. } => subnet.parent(),
-        Frontend::Public { .. } => None,
+        Frontend::Public { .. } | Frontend::Prefix { .. } => None,
     });
     by_frontend.or_else(|| {
         let mut members = balancer.pools.values().flat_map(|pool| &pool.members);

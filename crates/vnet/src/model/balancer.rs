@@ -49,6 +49,11 @@ pub enum Frontend {
         /// The public IP's id.
         public_ip: ArmId,
     },
+    /// Every address of a public IP prefix, for outbound rules alone.
+    Prefix {
+        /// The prefix's id.
+        public_ip_prefix: ArmId,
+    },
 }
 
 /// Machines behind a load balancer.

@@ -73,6 +73,11 @@ impl Change {
                     self.attach_public_ip(&public_ip, id, location, &name)?;
                     frontends.insert(name, Frontend::Public { public_ip });
                 }
+                PutFrontend::Prefix { public_ip_prefix } => {
+                    let user = frontend_id(id, &name).to_string();
+                    self.attach_prefix(&public_ip_prefix, id, location, &user)?;
+                    frontends.insert(name, Frontend::Prefix { public_ip_prefix });
+                }
                 PutFrontend::Internal { subnet, address, family } => {
                     self.joinable(&subnet, id, location)?;
                     let has = match old.and_then(|old| old.frontends.get(&name)) {
@@ -132,6 +137,7 @@ impl Change {
             match frontend {
                 Frontend::Internal { subnet, address, .. } => self.release(subnet, *address),
                 Frontend::Public { public_ip } => self.detach_public(public_ip),
+                Frontend::Prefix { public_ip_prefix } => self.detach_prefix(public_ip_prefix),
             }
         }
     }
@@ -178,6 +184,9 @@ impl Change {
             Frontend::Internal { address, .. } => Some(Family::of(*address)),
             Frontend::Public { public_ip } => {
                 self.region.public_ips.get(public_ip).map(|it| Family::of(it.address))
+            }
+            Frontend::Prefix { public_ip_prefix } => {
+                self.region.public_ip_prefixes.get(public_ip_prefix).map(|it| it.prefix.family())
             }
         };
         let pool_family = |name: &Name| {
@@ -308,9 +317,23 @@ fn check_references(balancer: &LoadBalancer) -> Result<(), Fault> {
         let known = balancer.pools.contains_key(name);
         if known { Ok(()) } else { Err(missing("backendAddressPools", name)) }
     };
+    // Azure documentation, "Public IP address prefix": a whole one is for outbound rules.
+    let takes = |kind: &str, rule: &Name, name: &Name| match balancer.frontends.get(name) {
+        Some(Frontend::Prefix { public_ip_prefix }) => Err(refusal::invalid(
+            &format!("properties.{kind}[{rule}]"),
+            &format!(
+                "Front end {name} is public IP prefix {public_ip_prefix}, which is for outbound rules only."
+            ),
+        )),
+        Some(Frontend::Public { .. } | Frontend::Internal { .. }) | None => Ok(()),
+    };
+    for (name, rule) in &balancer.inbound_rules {
+        takes("inboundNatRules", name, &rule.frontend)?;
+    }
     let mut wanted = BTreeMap::new();
     for (name, rule) in &balancer.rules {
         frontend(&rule.frontend)?;
+        takes("loadBalancingRules", name, &rule.frontend)?;
         pool(&rule.pool)?;
         if let Some(probe) =
             rule.probe.as_ref().filter(|probe| !balancer.probes.contains_key(*probe))

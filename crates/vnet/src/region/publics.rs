@@ -31,9 +31,12 @@ impl Region {
         let mut uses = Vec::new();
         for (id, balancer) in &self.balancers {
             for (name, frontend) in &balancer.frontends {
-                if let Frontend::Public { public_ip } = frontend {
-                    uses.push((public_ip, super::balancer::frontend_id(id, name).to_string()));
-                }
+                let public = match frontend {
+                    Frontend::Internal { .. } => continue,
+                    Frontend::Public { public_ip } => public_ip,
+                    Frontend::Prefix { public_ip_prefix } => public_ip_prefix,
+                };
+                uses.push((public, super::balancer::frontend_id(id, name).to_string()));
             }
         }
         for (id, nic) in &self.nics {

@@ -75,7 +75,7 @@ fn outside(lab: &Lab) -> Vec<ArmId> {
     names
         .map(|name| match &balancer.frontends[name] {
             Frontend::Public { public_ip } => public_ip.clone(),
-            Frontend::Internal { .. } => panic!("an outbound rule with a private address"),
+            other => panic!("an outbound rule with {other:?}"),
         })
         .collect()
 }

@@ -3,7 +3,7 @@
 use vnet::{
     addr::Family,
     command::{Command, PutFrontend, PutIpConfiguration, PutNatGateway, PutSubnet},
-    model::Allocation,
+    model::{Allocation, BalancingRule, Transport},
     name::ArmId,
 };
 
@@ -260,6 +260,46 @@ fn an_ip_configuration_has_a_public_ip_of_its_own() {
     lab.fabric();
     assert_eq!(lab.user("pip q"), None);
     assert_eq!(lab.refused(nic_with(Some("nope"))).code, "InvalidResourceReference");
+}
+
+/// A whole prefix is for outbound rules, and has one user.
+#[test]
+fn a_front_end_may_be_a_whole_prefix() {
+    let mut lab = lab();
+    lab.must(put_prefix("x", 31));
+    let with = |takes_flows: bool| {
+        let mut balancer = internal_balancer("v/s", None);
+        let front = PutFrontend::Prefix { public_ip_prefix: id("prefix x") };
+        balancer.frontends = vec![("fe".into(), front)];
+        balancer.pools = vec![("p".into(), Vec::new().into())];
+        let rule = BalancingRule {
+            frontend: "fe".into(),
+            pool: "p".into(),
+            probe: None,
+            protocol: Transport::Tcp,
+            frontend_port: 80,
+            backend_port: 80,
+            floating_ip: false,
+            source_ip_affinity: false,
+            idle_timeout_minutes: 4,
+            enable_tcp_reset: false,
+            disable_outbound_snat: true,
+        };
+        balancer.rules.extend(takes_flows.then(|| ("r".into(), rule)));
+        Command::PutLoadBalancer { common: common(id("lb b")), balancer }
+    };
+    assert_eq!(lab.refused(with(true)).code, "InvalidParameter");
+    lab.must(with(false));
+    assert!(lab.user("prefix x").unwrap().starts_with("loadBalancers/b/frontendIPConfigurations/"));
+    assert_eq!(lab.refused(put_public_ip("y", Some("x"))).code, "PublicIPPrefixInUse");
+    assert_eq!(
+        lab.refused(Command::Delete { id: id("prefix x") }).code,
+        "InUsePublicIpPrefixCannotBeDeleted"
+    );
+    lab.must(with(false));
+    lab.delete("lb b");
+    lab.fabric();
+    assert_eq!(lab.user("prefix x"), None);
 }
 
 #[test]

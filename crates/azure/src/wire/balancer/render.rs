@@ -120,6 +120,10 @@ impl Part<'_> {
                 "privateIPAllocationMethod": "Dynamic",
                 "publicIPAddress": { "id": public_ip },
             }),
+            Frontend::Prefix { public_ip_prefix } => json!({
+                "privateIPAllocationMethod": "Dynamic",
+                "publicIPPrefix": { "id": public_ip_prefix },
+            }),
         };
         let rules = self.rules(|rule| rule.frontend == *name);
         let outbound = self.outbound_rules(|rule| rule.frontends.contains(name));

@@ -204,7 +204,7 @@ fn effective_outbound_ips(view: &View<'_>, cluster: &Cluster) -> Vec<ArmId> {
     names
         .filter_map(|name| match balancer.frontends.get(name)? {
             Frontend::Public { public_ip } => Some(public_ip.clone()),
-            Frontend::Internal { .. } => None,
+            Frontend::Internal { .. } | Frontend::Prefix { .. } => None,
         })
         .collect()
 }
