@@ -11,11 +11,12 @@ use cluster::{
     install::{CILIUM_VERSION, cilium_dir},
     programs::CILIUM,
 };
-use linux::netns::Netns;
+use linux::{netns::Netns, sandbox};
 
 use crate::{
     control::{Answer, Ask, ask},
     lab::Lab,
+    trace::has_cilium,
 };
 
 /// Programs that talk to a node's Cilium by files of the node.
@@ -37,15 +38,15 @@ pub(crate) fn run(lab: &Lab, target: &str, command: &[String]) -> anyhow::Result
         .with_context(|| format!("opening the network of {target}"))?;
     // A child is born in the namespace of the thread that starts it.
     let run = || process::Command::new(program).args(arguments).status();
-    let run = || match resolv_conf {
+    let run_there = || match resolv_conf {
         Some(text) => namespace.run_with_resolver(&text, run),
         None => namespace.run(run),
     };
-    let status = match first_process {
-        // Cilium leads sockets to services by the control group that their process is in.
-        Some(pid) => linux::sandbox::in_group_of(pid, run)
+    // Cilium translates services where sockets are made, by programs that hang on the node's control group.
+    let status = match first_process.filter(|pid| has_cilium(*pid)) {
+        Some(pid) => sandbox::in_group_of(pid, run_there)
             .with_context(|| format!("entering the control group of {target}"))?,
-        None => run(),
+        None => run_there(),
     };
     let status = status
         .with_context(|| format!("entering the network of {target}"))?

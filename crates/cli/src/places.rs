@@ -91,14 +91,20 @@ impl Finder<'_> {
     pub(crate) fn between(&self, from: &Place, to: &Place) -> Vec<Place> {
         let machines = self.region.machines.values();
         let may_be_any = to.machine.is_none();
+        // A node may send what it gets for a service on to any other.
+        let is_node = |machine: &&Machine| self.machine(machine).address == to.address;
+        let node = to.machine.as_ref().and_then(|id| self.region.machines.get(id));
+        let cluster =
+            node.map(|it| &**it).filter(is_node).and_then(Machine::node).map(|it| &it.cluster);
         let mut others = 0;
         let wanted = machines.filter(|machine| {
             let is_end = [&from.machine, &to.machine].contains(&&Some(machine.meta.id.clone()));
             let nic = self.region.nics.get(&machine.nic);
             let forwards =
                 matches!(machine.role, Role::Vm) && nic.is_some_and(|it| it.ip_forwarding);
-            others += usize::from(may_be_any);
-            is_end || forwards || (may_be_any && others <= MAX_WATCHED)
+            let is_peer = machine.node().is_some_and(|node| cluster == Some(&node.cluster));
+            others += usize::from(may_be_any || is_peer);
+            is_end || forwards || ((may_be_any || is_peer) && others <= MAX_WATCHED)
         });
         let mut places: Vec<Place> = wanted.map(|machine| self.machine(machine)).collect();
         places.extend(self.region.vnets.values().map(|vnet| self.vnet(vnet)));

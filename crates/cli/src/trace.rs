@@ -17,6 +17,7 @@ use linux::probe::{Kind, Outcome};
 use serde::Serialize;
 use vnet::addr::Family;
 
+pub(crate) use self::cilium::is_on as has_cilium;
 use self::{
     hops::{Hop, Path},
     model::{Question, Way},
@@ -154,7 +155,13 @@ pub(crate) fn run(lab: &Lab, wanted: &Trace) -> anyhow::Result<Exit> {
             _ => bail!("the lab answered another question"),
         },
     };
-    let report = report(&from, &to, kind, seen.outcome, path, &names, ways);
+    let mut report = report(&from, &to, kind, seen.outcome, path, &names, ways);
+    if report.hops.is_empty()
+        && matches!(seen.outcome, Outcome::Unreachable(_))
+        && from.first_process.is_some_and(cilium::is_on)
+    {
+        cilium::UNANSWERED.clone_into(&mut report.verdict);
+    }
     output::show(&report, wanted.output, draw)?;
     Ok(match (report.agree, report.reachable) {
         (Some(false), _) => Exit::Failed,

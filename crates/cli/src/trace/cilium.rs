@@ -24,6 +24,9 @@ use crate::watch::frame::{Inside, Packet};
 
 /// The table that its rules are shown in.
 const TABLE: &str = "Cilium";
+/// What it means that no socket may connect: Cilium refuses those to a service that nobody answers for.
+pub(super) const UNANSWERED: &str =
+    "it never left: Cilium knows nobody who answers for the service";
 /// Verdicts that are shown in words of their own.
 pub(super) const DEFAULT_DENY: &str = "default deny";
 pub(super) const AUDIT: &str = "audit";
@@ -31,6 +34,8 @@ pub(super) const REDIRECT: &str = "redirect";
 pub(super) const TRANSLATED: &str = "translate";
 /// Where the agent has its sockets, seen from a node's root folder.
 const SOCKETS: &str = "run/cilium";
+/// How long it takes until an agent's new reader has got the kernel's events in place of an old one.
+const RELIEF: Duration = Duration::from_millis(50);
 /// How long an agent may take to answer a question, or to begin to listen.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -39,6 +44,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub(super) struct Agent {
     sockets: PathBuf,
     monitor: UnixStream,
+    opened: Instant,
     stream: Stream,
     notices: Vec<Notice>,
     /// When the last of them came.
@@ -46,7 +52,7 @@ pub(super) struct Agent {
 }
 
 /// Whether the node with this first process has Cilium.
-pub(super) fn is_on(first_process: i32) -> bool {
+pub(crate) fn is_on(first_process: i32) -> bool {
     folder(first_process).join("cilium.sock").exists()
 }
 
@@ -67,6 +73,7 @@ impl Agent {
         Ok(Some(Self {
             sockets,
             monitor,
+            opened: Instant::now(),
             stream: Stream::default(),
             notices: Vec::new(),
             heard: None,
@@ -75,6 +82,8 @@ impl Agent {
 
     /// Waits until the agent reads what the kernel tells: it does so only while somebody listens.
     pub(super) fn wait(&self) -> anyhow::Result<()> {
+        // The reader of those who listened last may still wait for an event, which it would lose.
+        std::thread::sleep(RELIEF.saturating_sub(self.opened.elapsed()));
         let until = Instant::now() + PATIENCE;
         while self.ask("healthz")?["nodeMonitor"].is_null() {
             anyhow::ensure!(Instant::now() < until, "Cilium's agent does not listen to the kernel");
@@ -191,7 +200,7 @@ impl Agent {
 /// Shows that a probe to `wanted` has got another destination before it was sent: Cilium chooses who answers for a service
 /// where a socket is made.
 pub(super) fn show_socket(way: &mut Way, wanted: SocketAddr) {
-    let Some(hop) = way.hops.first_mut().filter(|hop| hop.link_in.is_none()) else { return };
+    let Some(hop) = way.hops.first_mut() else { return };
     let Some(packet) = &hop.first else { return };
     let given = SocketAddr::new(packet.destination, packet.ports().map_or(0, |(_, to)| to));
     if given == wanted || matches!(packet.inside, Inside::Icmp { .. }) {
