@@ -11,10 +11,10 @@ use linux::{
 use vnet::addr::Family;
 
 use super::{
-    DSCP, agreement,
-    hops::{self, Seen, Told},
+    DSCP, agreement, cilium,
+    hops::{self, Decision, Rule, Seen, Told, Turn},
     model::Way,
-    verdict,
+    said, verdict,
 };
 use crate::watch::frame::{Inside, Packet, flags};
 
@@ -247,4 +247,98 @@ fn of_a_flow_of_ipv6_the_first_packet_alone_is_the_probe() {
     assert_eq!(path.hops.len(), 1);
     assert_eq!(path.hops[0].rules.len(), 1);
     assert_eq!(path.hops[0].before, "[fd00::4]:40000 > [fd00::5]:80");
+}
+
+fn decision(packet: &Packet, turn: Turn, name: &str, said: &str, is_drop: bool) -> Decision {
+    let rule = Rule {
+        table: "Cilium".to_owned(),
+        chain: String::new(),
+        gate: Some(format!("Cilium, {}", if turn == Turn::First { "egress" } else { "ingress" })),
+        name: Some(name.to_owned()),
+        text: None,
+        verdict: said.to_owned(),
+        is_drop,
+    };
+    Decision { packet: packet.clone(), turn, rule }
+}
+
+#[test]
+fn what_policies_decide_stands_around_the_rules_of_the_node() {
+    let (packet, again) = (syn(WEB, DB, 7), syn(WEB, DB, 8));
+    let sightings = [
+        seen(0, 10, "eth0", Direction::Out, packet.clone()),
+        seen(1, 11, "lxc1", Direction::In, packet.clone()),
+    ];
+    let events = vec![
+        event("own", "incoming", Fate::Policy(Verdict::Accept), Some(&packet)),
+        event("aksnet", "gate", rule(8, Verdict::Continue), Some(&packet)),
+    ];
+    let mut node = told("node/n", events);
+    node.decisions = vec![
+        decision(&packet, Turn::First, "NetworkPolicy default/out", "allow", false),
+        decision(&packet, Turn::Last, "NetworkPolicy default/deny", cilium::DEFAULT_DENY, true),
+        // Of what was sent again.
+        decision(&again, Turn::Last, "NetworkPolicy default/deny", cilium::DEFAULT_DENY, true),
+    ];
+    let pods = told("pod/default/web", Vec::new());
+    let path = hops::path(&sightings, &[pods, node], DSCP, 6);
+    let hop = &path.hops[1];
+    let names: Vec<_> = hop.rules.iter().map(|rule| rule.name.as_deref()).collect();
+    assert_eq!(
+        names,
+        [Some("NetworkPolicy default/out"), None, Some("NetworkPolicy default/deny")]
+    );
+    assert!(hop.dropped);
+    assert_eq!(
+        verdict(Outcome::Silence, &path, false, &[]),
+        "dropped at node/n by `NetworkPolicy default/deny` (Cilium, ingress)"
+    );
+    let words: Vec<String> = hop.rules.iter().map(|rule| said(rule, "it")).collect();
+    assert_eq!(words, ["it allows", "it", "no rule of it allows it"]);
+}
+
+#[test]
+fn what_is_dropped_once_it_is_translated_shows_what_it_had_become() {
+    let (before, after) = (syn(WEB, FRONT, 7), syn(WEB, DB, 7));
+    let sightings = [seen(0, 10, "eth0", Direction::In, before)];
+    let mut node = told("node/n", Vec::new());
+    node.decisions = vec![decision(&after, Turn::Last, "deny", "deny", true)];
+    let path = hops::path(&sightings, &[node], DSCP, 6);
+    assert_eq!(path.hops[0].before, "10.1.0.4:40000 > 10.1.1.9:80");
+    assert_eq!(path.hops[0].after, "10.1.0.4:40000 > 10.1.1.4:80");
+    // No link saw it at all.
+    let mut node = told("node/n", Vec::new());
+    node.decisions = vec![decision(&after, Turn::Last, "deny", "deny", true)];
+    let path = hops::path(&[], &[node], DSCP, 6);
+    assert_eq!((path.hops.len(), path.hops[0].dropped), (1, true));
+}
+
+#[test]
+fn the_model_knows_where_a_packet_got_first_not_where_a_node_sent_it_on() {
+    let (packet, on) = (syn(WEB, FRONT, 7), syn([10, 1, 2, 4], DB, 7));
+    let sightings = [
+        seen(0, 1, "eth0", Direction::Out, packet.clone()),
+        seen(1, 2, "nic-1", Direction::In, packet.clone()),
+        seen(1, 3, "nic-2", Direction::Out, packet.clone()),
+        seen(2, 4, "eth0", Direction::In, packet.clone()),
+        seen(2, 5, "eth0", Direction::Out, on.clone()),
+        seen(1, 6, "nic-2", Direction::In, on.clone()),
+    ];
+    let arrives = [
+        seen(1, 7, "nic-3", Direction::Out, on.clone()),
+        seen(3, 8, "eth0", Direction::In, on.clone()),
+    ];
+    let told = ["vm/web", "vnet/v", "node/one", "node/two"].map(|name| told(name, Vec::new()));
+    let to = |name: &str| Way { delivered_to: Some(name.to_owned()), ..way(true, None, FRONT) };
+    let ways = [to("node/two"), to("node/one")];
+    let all = [&sightings[..], &arrives[..]].concat();
+    let path = hops::path(&all, &told, DSCP, 6);
+    assert_eq!(path.hops.len(), 5);
+    let (taken, agree) = agreement(&path, &ways);
+    assert_eq!(taken.unwrap().delivered_to.as_deref(), Some("node/one"));
+    assert_eq!(agree, Some(true));
+    // What becomes of it then is not the model's.
+    let path = hops::path(&sightings, &told, DSCP, 6);
+    assert_eq!(agreement(&path, &ways).1, Some(true));
+    assert_eq!(agreement(&path, &[to("node/three")]).1, Some(false));
 }
