@@ -197,24 +197,6 @@ async fn beyond_subnets() {
     let body = json!({ "location": "eastus", "sku": { "name": "Standard" },
         "properties": { "prefixLength": 31, "publicIPAddressVersion": "IPv4" } });
     check("public_ip_prefix", &lab.put(&prefix, body).await);
-    let balancer = network("loadBalancers/out");
-    let part = |kind: &str, name: &str| json!({ "id": format!("{balancer}/{kind}/{name}") });
-    let body = json!({ "location": "eastus", "sku": { "name": "Standard" }, "properties": {
-        "frontendIPConfigurations": [{ "name": "all", "properties": { "publicIPPrefix": { "id": prefix } } }],
-        "backendAddressPools": [{ "name": "p" }],
-        "outboundRules": [{ "name": "o", "properties": { "protocol": "All",
-            "frontendIPConfigurations": [part("frontendIPConfigurations", "all")],
-            "backendAddressPool": part("backendAddressPools", "p") } }] } });
-    let made = lab.put(&balancer, body).await;
-    let front = &made["properties"]["frontendIPConfigurations"][0];
-    assert_eq!(front["properties"]["publicIPPrefix"]["id"], json!(prefix));
-    let user =
-        &lab.get(&prefix).await.body["properties"]["loadBalancerFrontendIpConfiguration"]["id"];
-    assert_eq!(user, &front["id"]);
-    // What is given back is taken.
-    assert_eq!(lab.put(&balancer, made.clone()).await["properties"], made["properties"]);
-    assert_eq!(lab.send("DELETE", &balancer, None).await.status, 202);
-    lab.settle();
     let public_ip = network("publicIPAddresses/p");
     let body = json!({ "location": "eastus", "sku": { "name": "Standard" },
         "properties": { "publicIPAllocationMethod": "Static", "publicIPPrefix": { "id": prefix } } });
@@ -228,6 +210,30 @@ async fn beyond_subnets() {
         "defaultOutboundAccess": false } });
     check("subnet_of_gateway", &lab.put(&subnet("s"), body).await);
     check("nat_gateway_of_subnet", &lab.get(&gateway).await.body);
+
+    let whole = network("publicIPPrefixes/whole");
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" }, "properties": { "prefixLength": 31 } });
+    lab.put(&whole, body).await;
+    let balancer = network("loadBalancers/out");
+    let part = |kind: &str, name: &str| json!({ "id": format!("{balancer}/{kind}/{name}") });
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" }, "properties": {
+        "frontendIPConfigurations": [{ "name": "all", "properties": { "publicIPPrefix": { "id": whole } } }],
+        "backendAddressPools": [{ "name": "p" }],
+        "outboundRules": [{ "name": "o", "properties": { "protocol": "All",
+            "frontendIPConfigurations": [part("frontendIPConfigurations", "all")],
+            "backendAddressPool": part("backendAddressPools", "p") } }] } });
+    let made = lab.put(&balancer, body).await;
+    let front = &made["properties"]["frontendIPConfigurations"][0];
+    assert_eq!(front["properties"]["publicIPPrefix"]["id"], json!(whole));
+    let user =
+        &lab.get(&whole).await.body["properties"]["loadBalancerFrontendIpConfiguration"]["id"];
+    assert_eq!(user, &front["id"]);
+    // What is given back is taken.
+    let again = lab.put(&balancer, made.clone()).await;
+    assert_eq!(
+        again["properties"]["frontendIPConfigurations"][0]["properties"],
+        front["properties"]
+    );
 }
 
 #[tokio::test]

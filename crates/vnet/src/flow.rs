@@ -397,6 +397,10 @@ impl<'m, 'a> Walker<'m, 'a> {
         if port.addresses().any(|own| own == flow.destination) {
             return self.end(End::Delivered { machine, flow });
         }
+        // A route that leads an appliance's own flow back to it. The kernel has no such check for IPv6.
+        if flow.source.is_ipv4() && port.addresses().any(|own| own == flow.source) {
+            return self.drop(Reason::OwnAddress { machine, flow });
+        }
         self.steps.push(Step::Forwarded { machine, flow });
         self.leave(network, port, flow);
     }
