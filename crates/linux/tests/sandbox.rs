@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use linux::sandbox::{Bind, FileSpec, Launcher, Ready, Sandbox, SandboxSpec, Unit};
+use linux::sandbox::{Bind, FileSpec, Launcher, Ready, Sandbox, SandboxSpec, Unit, in_group_of};
 
 /// A network namespace and folders that go with the test.
 struct World {
@@ -132,6 +132,23 @@ fn has_everything_of_its_own() {
     assert!(!Path::new("/etc/sbxtest-trace").exists());
     let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
     assert!(!mounts.contains(&format!("{}/run", world.name)), "mounts stay inside:\n{mounts}");
+}
+
+#[test]
+fn a_process_is_in_its_group_for_a_while() {
+    let world = World::new("group");
+    let sandbox = world.start(&world.spec("exec sleep 1000"));
+    let groups = || fs::read_to_string("/proc/self/cgroup").expect("groups");
+    let before = groups();
+    let meanwhile = in_group_of(sandbox.pid(), groups).expect("it may enter");
+    let of =
+        |groups: &str| groups.lines().find_map(|line| line.strip_prefix("0::").map(str::to_owned));
+    let wanted = format!("/{}/lab/node", world.name);
+    assert!(of(&meanwhile).is_some_and(|group| group.starts_with(&wanted)), "{meanwhile}");
+    assert_eq!(groups(), before, "and out of it again");
+    let others = |groups: &str| groups.lines().filter(|it| !it.starts_with("0::")).count();
+    assert_eq!(others(&meanwhile), others(&before));
+    assert!(in_group_of(i32::MAX, || ()).is_err(), "there is no such process");
 }
 
 #[test]

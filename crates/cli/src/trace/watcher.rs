@@ -25,6 +25,7 @@ use super::{
     hops::{self, Seen, Told},
 };
 use crate::{
+    output,
     places::Place,
     watch::frame::{Decoded, Packet, decode},
 };
@@ -169,7 +170,7 @@ fn have_told(posts: &[Post], seen: &[Seen], is_ours: impl Fn(&Packet) -> bool) -
 
 /// What Cilium decides there is not shown; all else is.
 fn unheard(place: &Place, error: &anyhow::Error) {
-    tracing::warn!(place = place.name, error = format!("{error:#}"), "Cilium is not heard");
+    output::say(&format!("{}: what Cilium decides is not shown: {error:#}", place.name));
 }
 
 impl Post {
