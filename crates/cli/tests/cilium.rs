@@ -211,11 +211,21 @@ fn policies(lab: &TestLab) {
     eventually("all are let in", || heard("a") && heard("b"));
 }
 
-/// The trace says that Cilium dropped it, and which policies that was for.
+/// The trace says what Cilium decides, and which policies that is for.
 fn traced(lab: &TestLab, address: &str) {
-    let said = lab.aksnet(&["trace", "c:default/b", address, "--port", "9000"]);
+    let trace = |from: &str, to: &str| lab.aksnet(&["trace", from, to, "--port", "9000"]);
+    let said = trace("c:default/b", address);
     let text = said.stdout();
-    assert!(!said.success() && text.contains("Cilium") && text.contains("deny"), "{text}");
+    let wanted = "by `NetworkPolicy default/deny, NetworkPolicy default/from-a` (Cilium, ingress of default/c)";
+    assert!(!said.success() && text.contains(wanted), "{text}");
+    let text = trace("c:default/a", address).succeeds();
+    let allows = "Cilium, ingress of default/c: NetworkPolicy default/from-a allows";
+    assert!(text.contains(allows), "{text}");
+    // Cilium chooses who answers for a service before the packet is sent.
+    let service = jsonpath(lab, "c", "service echo", ".spec.clusterIP");
+    let text = trace("c:default/a", &service).succeeds();
+    let chosen = format!("socket of pod/c:default/a: {address}:9000 for {service}:9000");
+    assert!(text.contains(&chosen) && text.contains(allows), "{text}");
 }
 
 /// A policy of Cilium's own that names a destination by its DNS name.
