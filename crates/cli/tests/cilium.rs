@@ -5,10 +5,10 @@
 
 mod lab;
 
-use std::{fs, path::PathBuf};
+use std::fs;
 
 use lab::{
-    TestLab, eventually,
+    TestLab, eventually, is_cilium_installed,
     packets::{Echo, Mode, Seen, jsonpath, run_pod, seen_from, table, wait_for_pods},
 };
 use serde_json::{Value, json};
@@ -18,20 +18,6 @@ const IDS: &str = "/subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceG
 const SERVICES: &str = "--service-cidr 10.1.0.0/16 --dns-service-ip 10.1.0.10";
 /// A name that the lab's internet has, and its port: the lab's own registry of images.
 const OUTSIDE: &str = "registry.aksnet.test:5000";
-
-fn is_installed() -> bool {
-    let cache = std::env::var_os("AKSNET_CACHE").map_or("/var/cache/aksnet".into(), PathBuf::from);
-    let versions = fs::read_dir(cache.join("cilium")).into_iter().flatten().flatten();
-    let is_whole =
-        versions.map(|it| it.path()).any(|it| it.extension() != Some("partial".as_ref()));
-    if !is_whole {
-        #[allow(clippy::print_stderr, reason = "who reads the test's result should know")]
-        {
-            eprintln!("Cilium is not installed (`aksnet cilium install`): nothing was tested");
-        }
-    }
-    is_whole
-}
 
 /// A lab with a virtual network and these subnets of it.
 fn world(subnets: &[(&str, &str)]) -> TestLab {
@@ -53,7 +39,7 @@ fn vm(lab: &TestLab, subnet: &str) {
 
 #[test]
 fn overlay() {
-    if !is_installed() {
+    if !is_cilium_installed() {
         return;
     }
     let lab = world(&[("nodes", "10.20.0.0/24"), ("vms", "10.20.2.0/24"), ("lb", "10.20.3.0/24")]);
@@ -284,7 +270,7 @@ fn seen_by_hubble(lab: &TestLab) {
 /// Addresses of a pod subnet come in batches; when it is full a pod waits and says why, and starts when there are some.
 #[test]
 fn pod_subnet() {
-    if !is_installed() {
+    if !is_cilium_installed() {
         return;
     }
     let lab =
@@ -336,7 +322,7 @@ fn pod_subnet() {
 /// From kubenet to overlay to Cilium in a living cluster, with a client that counts what it loses.
 #[test]
 fn migration() {
-    if !is_installed() {
+    if !is_cilium_installed() {
         return;
     }
     let lab = world(&[("nodes", "10.20.0.0/24"), ("vms", "10.20.2.0/24")]);

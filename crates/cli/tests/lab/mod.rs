@@ -234,6 +234,18 @@ impl Ran {
     }
 }
 
+/// Whether clusters with Cilium can be tried; who reads the test is told when not.
+pub(crate) fn is_cilium_installed() -> bool {
+    let cache = std::env::var_os("AKSNET_CACHE").map_or("/var/cache/aksnet".into(), PathBuf::from);
+    let versions = fs::read_dir(cache.join("cilium")).into_iter().flatten().flatten();
+    let is_whole =
+        versions.map(|it| it.path()).any(|it| it.extension() != Some("partial".as_ref()));
+    if !is_whole {
+        eprintln!("Cilium is not installed (`aksnet cilium install`): nothing was tested");
+    }
+    is_whole
+}
+
 /// Waits until something is so, two minutes at most.
 #[track_caller]
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
