@@ -63,6 +63,8 @@ fn inside(pid: i32, program: &str, arguments: &[String]) -> anyhow::Result<ExitS
         );
     }
     Command::new("nsenter")
+        // As upstream's image says it: the node's own, where its default is a relay.
+        .env("HUBBLE_SERVER", "unix:///var/run/cilium/hubble.sock")
         .args(["--mount", "--uts", "--ipc", "--net", "--pid", "--cgroup", "--target"])
         .arg(pid.to_string())
         .arg(format!("{CILIUM}/{program}"))

@@ -43,13 +43,23 @@ impl<'a> Cluster<'a> {
         name: &str,
         n_nodes: usize,
     ) -> anyhow::Result<(Self, Times)> {
+        Self::create_with(lab, name, n_nodes, "")
+    }
+
+    /// The same with more words for `az aks create`.
+    pub(crate) fn create_with(
+        lab: &'a Lab,
+        name: &str,
+        n_nodes: usize,
+        more: &str,
+    ) -> anyhow::Result<(Self, Times)> {
         let give_up = AtomicBool::new(false);
         let (az, arm) = thread::scope(|scope| {
             let watching = scope.spawn(|| watch(lab, name, &give_up));
             let az = timed(|| {
                 lab.az(&format!(
                     "aks create -n {name} -g {GROUP} -l eastus --node-count {n_nodes} --no-ssh-key \
-                     --network-plugin azure --network-plugin-mode overlay"
+                     --network-plugin azure --network-plugin-mode overlay {more}"
                 ))
             });
             give_up.store(true, Ordering::Relaxed);

@@ -8,6 +8,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program of the laboratory")]
 
 mod cluster;
+mod dataplanes;
 mod lab;
 mod machine;
 mod network_only;
@@ -71,6 +72,8 @@ enum What {
     PodPackets,
     /// Round trips behind security groups and load balancers, few rules and many
     GatePackets,
+    /// The lab's own data plane beside Cilium's, with and without Hubble
+    Dataplanes,
 }
 
 fn main() -> ExitCode {
@@ -106,8 +109,14 @@ fn measure(cli: &Cli) -> anyhow::Result<Value> {
     note("version", json!(1));
     note("machine", machine::describe());
 
-    let without_cluster =
-        [What::Tour, What::NetworkOnly, What::Reconcile, What::PodPackets, What::GatePackets];
+    let without_cluster = [
+        What::Tour,
+        What::NetworkOnly,
+        What::Reconcile,
+        What::PodPackets,
+        What::GatePackets,
+        What::Dataplanes,
+    ];
     if cli.only.is_none_or(|only| !without_cluster.contains(&only)) {
         let load = machine::wait_until_quiet();
         let (lab, time) = Lab::up(&cli.aksnet)?;
@@ -167,6 +176,9 @@ fn measure(cli: &Cli) -> anyhow::Result<Value> {
     }
     if wants(What::GatePackets) {
         note("gate_packets", packets::gates()?);
+    }
+    if wants(What::Dataplanes) {
+        note("dataplanes", dataplanes::measure(&cli.aksnet)?);
     }
     Ok(Value::Object(report))
 }

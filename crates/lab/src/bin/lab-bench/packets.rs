@@ -40,7 +40,7 @@ use crate::{
 const ROUNDS: usize = 7;
 const ROUND_TRIPS: usize = 20_000;
 const CONNECTIONS: usize = 1_500;
-const PORT: u16 = 7_000;
+pub(crate) const PORT: u16 = 7_000;
 const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Plays one end, when this process was started as one: `serve PORT` or `ask ADDRESS:PORT`.
@@ -112,14 +112,14 @@ fn micros(mut times: Vec<Duration>) -> f64 {
 }
 
 /// Two ends to measure between.
-struct Subject {
-    name: &'static str,
+pub(crate) struct Subject {
+    pub(crate) name: &'static str,
     /// What comes before this program's own command line, to be where the asker is.
-    asker: Vec<String>,
-    to: String,
+    pub(crate) asker: Vec<String>,
+    pub(crate) to: String,
 }
 
-struct Servers(Vec<Child>);
+pub(crate) struct Servers(pub(crate) Vec<Child>);
 
 impl Drop for Servers {
     fn drop(&mut self) {
@@ -132,7 +132,7 @@ impl Drop for Servers {
 }
 
 impl Servers {
-    fn start(&mut self, place: &[String], port: u16) -> anyhow::Result<()> {
+    pub(crate) fn start(&mut self, place: &[String], port: u16) -> anyhow::Result<()> {
         let mut command = pinned(place, &["serve", &port.to_string()])?;
         self.0.push(command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?);
         Ok(())
@@ -151,7 +151,7 @@ fn inside(namespace: &str) -> Vec<String> {
 }
 
 /// Each subject in turn, round after round; medians, and medians of each round's ratio to the first subject.
-fn compare(subjects: &[Subject]) -> anyhow::Result<Value> {
+pub(crate) fn compare(subjects: &[Subject]) -> anyhow::Result<Value> {
     let mut all: BTreeMap<&str, Vec<(f64, f64)>> = BTreeMap::new();
     for _ in 0..ROUNDS {
         for subject in subjects {
@@ -191,14 +191,14 @@ fn median(mut numbers: Vec<f64>) -> f64 {
 }
 
 /// A veth pair between two namespaces, and nothing else.
-struct Bare {
+pub(crate) struct Bare {
     names: [String; 2],
 }
 
 impl Bare {
     const SERVER: &str = "192.0.2.2";
 
-    fn new() -> anyhow::Result<Self> {
+    pub(crate) fn new() -> anyhow::Result<Self> {
         let names = ["a", "b"].map(|end| format!("bare{}-{end}", std::process::id()));
         let [a, b] = &names;
         for name in &names {
@@ -219,7 +219,7 @@ impl Bare {
         Ok(bare)
     }
 
-    fn subject(&self, servers: &mut Servers) -> anyhow::Result<Subject> {
+    pub(crate) fn subject(&self, servers: &mut Servers) -> anyhow::Result<Subject> {
         servers.start(&inside(&self.names[1]), PORT)?;
         let to = format!("{}:{PORT}", Self::SERVER);
         Ok(Subject { name: "bare_veth", asker: inside(&self.names[0]), to })
