@@ -34,6 +34,7 @@ pub fn digest_of(
     let answer = agent().head(&url).header(header::ACCEPT, ACCEPTED).call();
     let answer = answer.map_err(unreachable(&url))?;
     let digest = answer.headers().get("docker-content-digest");
+    let digest = digest.filter(|_| answer.status().is_success());
     Ok(digest.and_then(|value| value.to_str().ok()).map(str::to_owned))
 }
 

@@ -149,6 +149,12 @@ fn get(shared: &Shared, version: &str, told: &dyn Fn(&str)) -> Result<(), Why> {
     told("making its images");
     let folder = places.cache.join("images");
     let ingredients = Ingredients::new(&places.cache, version);
+    // Prepared earlier, it is there before the first node starts. What is wrong is told when it is prepared.
+    if let Ok(Some(seed)) = find_seed(shared, &folder, &ingredients)
+        && seed.is_dir()
+    {
+        shared.cilium.seed.get_or_init(|| seed);
+    }
     let push = || {
         in_internet(&places.lab, || registry::push_missing(&Recipe::CILIUM, &folder, &ingredients))
     };
@@ -168,43 +174,47 @@ fn get(shared: &Shared, version: &str, told: &dyn Fn(&str)) -> Result<(), Why> {
     }
     pushed.map_err(|err| Arc::new(err) as Why)?;
     told("preparing it for nodes");
-    match prepare_seed(shared, &folder, &ingredients, version) {
-        Ok(Some(seed)) => {
-            // The first version's stays: clusters have one.
-            let _is_first = shared.cilium.seed.set(seed);
-        }
-        Ok(None) => {}
+    let prepared = find_seed(shared, &folder, &ingredients).and_then(|seed| {
+        let Some(seed) = seed else { return Ok(()) };
+        let references = Recipe::Cilium.references(&ingredients).map_err(|err| why(err.into()))?;
+        let name = images::agent_name(version);
+        let wanted: Vec<_> = references.into_iter().map(|it| (it, name.clone())).collect();
+        seed::prepare(&places.lab, &places.run, &seed, &wanted)
+            .map_err(|err| Arc::new(err) as Why)?;
+        // The first version's stays: clusters have one.
+        shared.cilium.seed.get_or_init(|| seed);
+        Ok(())
+    });
+    if let Err(error) = prepared {
         // Nodes pull, then.
-        Err(error) => tracing::warn!(error = %Chain(&*error), "nodes will begin without Cilium"),
+        tracing::warn!(error = %Chain(&*error), "nodes will begin without Cilium's images");
     }
     Ok(())
 }
 
-/// Prepares what nodes begin with: the agent's image, which every node needs. `None` where a user has put another
-/// image in its place.
-fn prepare_seed(
+/// Where that is, or will be, which nodes begin with: the agent's image, which every node needs. `None` where a user
+/// has put another image in its place.
+fn find_seed(
     shared: &Shared,
     folder: &Path,
     ingredients: &Ingredients,
-    version: &str,
 ) -> Result<Option<PathBuf>, Why> {
-    let why = |err: ClustersError| Arc::new(err) as Why;
     let image = Recipe::Cilium.make(folder, ingredients).map_err(|err| why(err.into()))?;
-    let digest = image.digest();
     let references = Recipe::Cilium.references(ingredients).map_err(|err| why(err.into()))?;
-    let Some(reference) = references.into_iter().next() else { return Ok(None) };
     let address = SocketAddrV4::new(names::REGISTRY_ADDRESS, REGISTRY_PORT);
-    let places = &shared.places;
-    let found = in_internet(&places.lab, || images::digest_of(address, &reference)).map_err(why)?;
-    if found.as_ref() != Some(&digest) {
-        return Ok(None);
+    let digest = image.digest();
+    for reference in references {
+        let found = in_internet(&shared.places.lab, || images::digest_of(address, &reference));
+        if found.map_err(why)?.is_some_and(|found| found != digest) {
+            return Ok(None);
+        }
     }
     let name = digest.trim_start_matches("sha256:");
-    let seed = places.cache.join("containerd").join(name);
-    let wanted = [(reference, images::agent_name(version))];
-    let prepared = seed::prepare(&places.lab, &places.run, &seed, &wanted);
-    prepared.map_err(|err| Arc::new(err) as Why)?;
-    Ok(Some(seed))
+    Ok(Some(shared.places.cache.join("containerd").join(name)))
+}
+
+fn why(error: ClustersError) -> Why {
+    Arc::new(error)
 }
 
 #[cfg(test)]
