@@ -21,7 +21,7 @@ use crate::{
     pki::{NodeCertificates, Pair},
 };
 
-/// Says which nodes Cilium's agents are for, in the words of AKS (its DaemonSet `cilium` selects them by it).
+/// Says which nodes Cilium's agents are for, in the words of AKS (its `DaemonSet` `cilium` selects them by it).
 const CILIUM_LABEL: (&str, &str) = ("kubernetes.azure.com/ebpf-dataplane", "cilium");
 const PKI: &str = "/etc/kubernetes/pki";
 const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
