@@ -148,7 +148,7 @@ fn plant(places: &Places, machine: &Machine, seed: Option<&Path>) {
         Ok(false) => {}
         // It pulls, then.
         Err(error) => {
-            tracing::warn!(node = machine.hostname, %error, "begins without Cilium's images")
+            tracing::warn!(node = machine.hostname, %error, "begins without Cilium's images");
         }
     }
 }

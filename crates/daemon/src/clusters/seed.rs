@@ -54,13 +54,13 @@ pub(super) fn prepare(
 
 fn pull(lab: &str, folder: &Path, socket: &Path, images: &[(Reference, String)]) -> io::Result<()> {
     let config = format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\n\
+        "version = 2\nroot = '{}'\nstate = '{}'\n\
          disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.snapshotter.v1.btrfs\", \
          \"io.containerd.snapshotter.v1.zfs\", \"io.containerd.snapshotter.v1.devmapper\"]\n\
-         [grpc]\naddress = {:?}\n",
-        folder.join("root"),
-        folder.join("state"),
-        socket
+         [grpc]\naddress = '{}'\n",
+        folder.join("root").display(),
+        folder.join("state").display(),
+        socket.display()
     );
     let config_path = folder.join("config.toml");
     fs::write(&config_path, config)?;

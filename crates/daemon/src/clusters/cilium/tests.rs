@@ -104,9 +104,11 @@ impl World {
         let socket = self.dir.join("socket");
         let config = self.dir.join("containerd.toml");
         let text = format!(
-            "version = 2\nroot = {root:?}\nstate = {:?}\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = {socket:?}\n",
-            self.dir.join("containerd")
+            "version = 2\nroot = '{}'\nstate = '{}'\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = '{}'\n",
+            root.display(),
+            self.dir.join("containerd").display(),
+            socket.display()
         );
         fs::write(&config, text).expect("written");
         let containerd = Command::new("unshare")
