@@ -119,8 +119,7 @@ pub(super) fn watch(
                 _ => {}
             }
         }
-        let sent = sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        sent
+        sending.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })?;
     for (post, told) in posts.iter().zip(&mut told) {
         if told.events.iter().any(|event| event.table != told.own_table) {

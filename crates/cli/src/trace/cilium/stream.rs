@@ -2,7 +2,7 @@
 //! Plain functions from bytes to values. Not here: the socket (see [`super`]).
 //!
 //! The agent writes values of one Go type by `encoding/gob` (cilium/cilium, pkg/monitor/payload), each with one record of
-//! the kernel's (pkg/monitor/datapath_policy.go, datapath_drop.go, datapath_trace.go).
+//! the kernel's (`datapath_policy.go`, `datapath_drop.go` and `datapath_trace.go` in pkg/monitor).
 
 use crate::watch::frame::{Decoded, Packet, decode};
 

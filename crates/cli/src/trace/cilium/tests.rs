@@ -125,7 +125,8 @@ fn verdicts_have_the_names_of_their_policies() {
     let deny = "NetworkPolicy default/deny";
     let from_a = "NetworkPolicy default/from-a";
     let everywhere = "CiliumClusterwideNetworkPolicy everywhere";
-    let table: [(u16, Direction, u32, Fate, bool, Door, &[&str]); 14] = [
+    type Row<'a> = (u16, Direction, u32, Fate, bool, Door, &'a [&'a str]);
+    let table: [Row<'_>; 14] = [
         // Nothing allows it: all that select the pod in this direction.
         (285, Egress, C, Denied, false, tcp(80), &[cidr, out]),
         (476, Ingress, B, Denied, false, tcp(80), &[deny, from_a]),
