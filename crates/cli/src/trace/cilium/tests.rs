@@ -113,6 +113,9 @@ const A: u32 = 22223;
 const B: u32 = 59137;
 const C: u32 = 52056;
 
+/// Endpoint, direction, the other end, fate, whether a rule is about it, where it wants to enter, whose rules.
+type Row<'a> = (u16, Direction, u32, Fate, bool, Door, &'a [&'a str]);
+
 #[test]
 fn verdicts_have_the_names_of_their_policies() {
     use Direction::{Egress, Ingress};
@@ -125,7 +128,6 @@ fn verdicts_have_the_names_of_their_policies() {
     let deny = "NetworkPolicy default/deny";
     let from_a = "NetworkPolicy default/from-a";
     let everywhere = "CiliumClusterwideNetworkPolicy everywhere";
-    type Row<'a> = (u16, Direction, u32, Fate, bool, Door, &'a [&'a str]);
     let table: [Row<'_>; 14] = [
         // Nothing allows it: all that select the pod in this direction.
         (285, Egress, C, Denied, false, tcp(80), &[cidr, out]),
