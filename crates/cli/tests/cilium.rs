@@ -111,7 +111,7 @@ fn described(lab: &TestLab) {
     assert!(!processes.contains(lab.name()), "{processes}");
 }
 
-/// NodePorts from outside and from pods, by either node.
+/// `NodePort`s from outside and from pods, by either node.
 fn node_ports(lab: &TestLab) {
     let address = jsonpath(lab, "c", "pod c", ".status.podIP");
     let _echo = Echo::start(lab, "c:default/c", &address);
@@ -174,7 +174,7 @@ fn policy(name: &str, spec: &Value) -> String {
     .to_string()
 }
 
-/// Denied and allowed by NetworkPolicy; what AKS says `ipBlock` never selects.
+/// Denied and allowed by `NetworkPolicy`; what AKS says `ipBlock` never selects.
 fn policies(lab: &TestLab) {
     let address = jsonpath(lab, "c", "pod c", ".status.podIP");
     let _echo = Echo::start(lab, "c:default/c", &address);
@@ -349,7 +349,7 @@ fn migration() {
         ),
     );
     let said = lab.az("aks update -g rg -n c --network-dataplane cilium").fails();
-    assert!(said.contains("cilium"), "{said}");
+    assert!(said.contains("Cilium dataplane requires network plugin azure."), "{said}");
     lab.az("aks update -g rg -n c --network-plugin azure --network-plugin-mode overlay").succeeds();
     let shown = lab.az("aks update -g rg -n c --network-dataplane cilium").json();
     assert_eq!(shown["networkProfile"]["networkDataplane"], "cilium");
