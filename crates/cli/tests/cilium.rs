@@ -122,6 +122,7 @@ fn node_ports(lab: &TestLab) {
     );
     let path = ".items[*].status.addresses[?(@.type=='InternalIP')].address";
     let nodes = jsonpath(lab, "c", "nodes", path);
+    let holder = jsonpath(lab, "c", "pod c", ".spec.nodeName");
     let get = |from: &str, node: &str| {
         let line = format!(
             "python3 -c \"import socket; s = socket.create_connection(('{node}', 30900), 3); print(s.recv(64).decode())\""
@@ -132,6 +133,10 @@ fn node_ports(lab: &TestLab) {
         for from in ["vm", "c:default/a"] {
             eventually(&format!("port of {node} from {from}"), || get(from, node));
         }
+        // Whoever the node sends it on to is shown too.
+        let text = lab.aksnet(&["trace", "vm", node, "--port", "30900"]).succeeds();
+        let last = format!("  node/{holder}  in eth0, out lxc");
+        assert!(text.contains(&last) && text.contains("did what the model says"), "{text}");
     }
     // By name, from a pod: the cluster's own name server behind its service.
     let line = "python3 -c \"import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); \
