@@ -287,6 +287,7 @@ fn pod_subnet() {
     lab.az("aks get-credentials -g rg -n c").succeeds();
     vm(&lab, "vms");
     let node = jsonpath(&lab, "c", "nodes", ".items[0].metadata.name");
+    observed_from_now_on(&lab, &node);
     run_pod(&lab, "c", "a", &node);
     wait_for_pods(&lab, "c");
     let a = jsonpath(&lab, "c", "pod a", ".status.podIP");
@@ -322,6 +323,17 @@ fn pod_subnet() {
     });
     lab.aksnet(&["down"]).succeeds();
     assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// Hubble comes with an update of a living cluster, and nobody's node is made anew for it.
+fn observed_from_now_on(lab: &TestLab, node: &str) {
+    let hubble = || lab.aksnet(&["exec", node, "--", "hubble", "status"]);
+    hubble().fails();
+    let before = jsonpath(lab, "c", "nodes", ".items[*].metadata.uid");
+    let updated = lab.az("aks update -g rg -n c --enable-acns").json();
+    assert_eq!(updated["networkProfile"]["advancedNetworking"]["enabled"], true);
+    hubble().succeeds();
+    assert_eq!(jsonpath(lab, "c", "nodes", ".items[*].metadata.uid"), before);
 }
 
 /// From kubenet to overlay to Cilium in a living cluster, with a client that counts what it loses.

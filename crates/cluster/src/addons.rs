@@ -10,7 +10,7 @@ use vnet::model::Cluster;
 
 mod cilium;
 
-pub use cilium::{Features, tells_api_server};
+pub use cilium::{Features, is_rolled_out, tells_api_server};
 
 /// The cluster's name server, as AKS names its image.
 pub const COREDNS_IMAGE: &str = "mcr.microsoft.com/oss/kubernetes/coredns:v1.14.7";

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{apps::v1::DaemonSet, core::v1::Pod};
 use kube::{
     Api, Client,
     api::{DynamicObject, PostParams},
@@ -111,4 +111,16 @@ pub async fn tells_api_server(client: &Client) -> Result<bool, kube::Error> {
     let made = api.create(&dry, &pod).await?;
     let containers = made.spec.map(|spec| spec.containers).unwrap_or_default();
     Ok(containers.iter().all(|container| container.env.is_some()))
+}
+
+/// Whether every node that Cilium is for has an agent that is available and of its present settings.
+pub async fn is_rolled_out(client: &Client) -> Result<bool, kube::Error> {
+    let api: Api<DaemonSet> = Api::namespaced(client.clone(), "kube-system");
+    let Some(agents) = api.get_opt("cilium").await? else { return Ok(false) };
+    Ok(agents.status.is_some_and(|status| {
+        let n_wanted = status.desired_number_scheduled;
+        status.observed_generation == agents.metadata.generation
+            && status.updated_number_scheduled == Some(n_wanted)
+            && status.number_available.unwrap_or_default() == n_wanted
+    }))
 }

@@ -63,8 +63,8 @@ struct Keeper {
     proxy: Option<Proxy>,
     client: Option<Client>,
     kubeconfig: String,
-    /// Add-ons that this task has applied.
-    applied: Vec<Group>,
+    /// Add-ons that this task has applied, and with what.
+    applied: Vec<(Group, Values)>,
     /// Whether Cilium's images are being got, which takes minutes.
     is_waiting: bool,
     /// Rung by the watch of nodes.
@@ -300,17 +300,19 @@ impl Keeper {
         }
     }
 
-    /// Puts add-ons into the cluster, each group once; says whether all are there.
+    /// Puts add-ons into the cluster, each group once and again when what it depends on changes; says whether all are
+    /// there.
     async fn apply_addons(
         &mut self,
         client: &Client,
         cluster: &Cluster,
     ) -> Result<bool, ClustersError> {
         let is_cilium = cluster.dataplane == Dataplane::Cilium;
+        let values = Values::of(cluster);
         let all = [Group::Base, Group::CiliumAccess, Group::Cilium, Group::Dns];
         let of_cilium = |group: &Group| matches!(group, Group::CiliumAccess | Group::Cilium);
         for group in all.into_iter().filter(|group| is_cilium || !of_cilium(group)) {
-            if self.applied.contains(&group) {
+            if self.applied.iter().any(|(there, with)| *there == group && *with == values) {
                 continue;
             }
             // A pod that is too early for its image waits ten seconds for the next try.
@@ -325,9 +327,14 @@ impl Keeper {
                     return Ok(false);
                 }
             }
-            let applied = addons::apply(client, group, &Values::of(cluster)).await;
+            let applied = addons::apply(client, group, &values).await;
             applied.map_err(self.api("applying add-ons"))?;
-            self.applied.push(group);
+            self.applied.retain(|(there, _)| *there != group);
+            self.applied.push((group, values.clone()));
+        }
+        if is_cilium {
+            let is_there = addons::is_rolled_out(client).await;
+            return is_there.map_err(self.api("asking about Cilium's agents"));
         }
         Ok(true)
     }
