@@ -1,7 +1,10 @@
 //! The only road to the terminal: data on stdout, talk on stderr.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the one place that prints")]
+#![expect(clippy::print_stderr, reason = "this is the one place that prints")]
 
-use std::{io::IsTerminal, time::Duration};
+use std::{
+    io::{ErrorKind, IsTerminal, Write},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -17,9 +20,18 @@ pub(crate) enum Format {
     Yaml,
 }
 
-/// Prints data as it is.
+/// Prints data as it is. Where nobody reads any more (`aksnet top | head`), the program ends as others do then.
 pub(crate) fn data(text: &str) {
-    println!("{text}");
+    /// 128 and the number of SIGPIPE, as shells tell it.
+    const UNREAD: i32 = 141;
+    match writeln!(std::io::stdout(), "{text}") {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(UNREAD),
+        Err(error) => {
+            eprintln!("error: the answer cannot be written: {error}");
+            std::process::exit(1);
+        }
+    }
 }
 
 /// Says something to the person.

@@ -288,6 +288,7 @@ fn pod_subnet() {
     vm(&lab, "vms");
     let node = jsonpath(&lab, "c", "nodes", ".items[0].metadata.name");
     observed_from_now_on(&lab, &node);
+    first_packets(&lab);
     run_pod(&lab, "c", "a", &node);
     wait_for_pods(&lab, "c");
     let a = jsonpath(&lab, "c", "pod a", ".status.podIP");
@@ -323,6 +324,22 @@ fn pod_subnet() {
     });
     lab.aksnet(&["down"]).succeeds();
     assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// The first thing that these pods do is to call somebody outside, and they do it once.
+fn first_packets(lab: &TestLab) {
+    for n in 0..4 {
+        let pod = json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": format!("eager{n}") },
+            "spec": { "restartPolicy": "Never", "terminationGracePeriodSeconds": 0, "containers": [{
+                "name": "c", "image": "busybox", "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", "nc -w 2 203.0.113.9 80 </dev/null"] }] } });
+        lab.apply("c", &pod.to_string());
+    }
+    let phases = || jsonpath(lab, "c", "pods", ".items[*].status.phase");
+    eventually("every pod has had its answer", || {
+        phases() == "Succeeded Succeeded Succeeded Succeeded"
+    });
+    lab.kubectl("c", "delete pods --all").succeeds();
 }
 
 /// Hubble comes with an update of a living cluster, and nobody's node is made anew for it.

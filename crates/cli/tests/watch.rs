@@ -324,3 +324,17 @@ fn scrape(address: &str) -> String {
     );
     text
 }
+
+#[test]
+fn who_stops_reading_stops_the_program_without_a_word() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_aksnet"))
+        .args(["completion", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert_eq!(output.status.code(), Some(141));
+}
