@@ -70,5 +70,6 @@ named() { grep -E "^(docker\.io/library|registry\.k8s\.io(/e2e-test-images)?)/($
   image nginx '{"Cmd": ["nginx"]}' "$(named nginx)"
   image pause '{"Entrypoint": ["/agnhost", "pause"]}' "$(named pause)"
 } | jq -s . >"$work/manifest.json"
-tar --create --file "$work/images.tar" -C "$work" manifest.json layer.tar agnhost.json busybox.json nginx.json pause.json
+tar --create --file "$work/images.tar" -C "$work" \
+  manifest.json layer.tar {agnhost,busybox,nginx,pause}.json
 mv "$work/images.tar" "$folder/images.tar"
