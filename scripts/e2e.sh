@@ -5,7 +5,7 @@
 #
 # A MODE is one of
 #   cilium       Azure CNI powered by Cilium, overlay: network policies and sig-network's conformance
-#   cilium-cidr  the same with `policy-cidr-match-mode: pods,nodes`, which AKS does not set: network policies
+#   cilium-cidr  the same with `policy-cidr-match-mode: pods nodes`, which AKS does not set: network policies
 #   azure        Azure CNI overlay, which has no engine for policies: sig-network's conformance
 # and without any, all run one after another. `--focus` runs other specs; `--keep` leaves the last lab up.
 # Results are in target/e2e/MODE; a failure that scripts/e2e-known.txt does not explain makes the exit status 1.
@@ -105,7 +105,7 @@ start_cluster() {
   "$aksnet" image import "$programs/images.tar"
   case $1 in
     cilium) configure_cilium '{}' ;;
-    cilium-cidr) configure_cilium '{"policy-cidr-match-mode": "pods,nodes"}' ;;
+    cilium-cidr) configure_cilium '{"policy-cidr-match-mode": "pods nodes"}' ;;
   esac
 }
 
