@@ -211,7 +211,10 @@ impl Keeper {
             cluster: &cluster,
             client: &client,
         };
-        upgrades::advance(&pass, &mut self.upgrades).await?;
+        // No node is taken down for a data plane that is not to be had yet.
+        if !self.is_waiting {
+            upgrades::advance(&pass, &mut self.upgrades).await?;
+        }
         // Machines that came after the pass began may have registered meanwhile.
         let all_left = nodes::remove(
             &self.shared,
