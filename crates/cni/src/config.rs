@@ -78,15 +78,18 @@ struct WireRuntime {
     bandwidth: Option<WireBandwidth>,
 }
 
+// containerd writes these two with capitals, which CNI's own library, where Go reads them, does not mind
+// (containerd/go-cni: `PortMapping` and `BandWidth` have no JSON names).
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct WirePort {
-    #[serde(default)]
+    #[serde(default, alias = "HostPort")]
     host_port: i64,
-    #[serde(default)]
+    #[serde(default, alias = "ContainerPort")]
     container_port: i64,
+    #[serde(alias = "Protocol")]
     protocol: Option<String>,
-    #[serde(rename = "hostIP")]
+    #[serde(rename = "hostIP", alias = "HostIP")]
     host_ip: Option<String>,
 }
 
@@ -94,9 +97,13 @@ struct WirePort {
 #[derive(Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct WireBandwidth {
+    #[serde(alias = "IngressRate")]
     ingress_rate: u64,
+    #[serde(alias = "IngressBurst")]
     ingress_burst: u64,
+    #[serde(alias = "EgressRate")]
     egress_rate: u64,
+    #[serde(alias = "EgressBurst")]
     egress_burst: u64,
 }
 

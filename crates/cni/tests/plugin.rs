@@ -543,6 +543,22 @@ fn what_the_runtime_adds_is_read_or_refused() {
         ports.iter().map(|one| format!("{} to {}", one.host, one.pod_port)).collect();
     assert_eq!(said, ["8080/tcp to 80", "10.0.0.4:53/udp to 5353", "[fd00::1]:81/tcp to 81"]);
     assert_eq!((bandwidth.ingress, bandwidth.egress.unwrap().bits_per_second), (None, 8000));
+    // As containerd writes both.
+    let runtime = json!({
+        "portMappings": [
+            { "HostPort": 54323, "ContainerPort": 8080, "Protocol": "tcp", "HostIP": "127.0.0.1" },
+            { "HostPort": 81, "ContainerPort": 8081, "Protocol": "udp", "HostIP": "" },
+        ],
+        "bandwidth": { "IngressRate": 8000, "IngressBurst": 80, "EgressRate": 9000, "EgressBurst": 90 },
+    });
+    let call = Call::new("ADD", "1.0.0").config("runtimeConfig", runtime);
+    let (_, request) = call.run_against(Reply::Added(added()));
+    let Request::Add { ports, bandwidth, .. } = request else { panic!("{request:?}") };
+    let said: Vec<_> =
+        ports.iter().map(|one| format!("{} to {}", one.host, one.pod_port)).collect();
+    assert_eq!(said, ["127.0.0.1:54323/tcp to 8080", "81/udp to 8081"]);
+    let rates = [bandwidth.ingress, bandwidth.egress].map(|rate| rate.unwrap().bits_per_second);
+    assert_eq!(rates, [8000, 9000]);
     let port = |port: Value, pod: Value, protocol: &str, address: &str| {
         json!({ "portMappings": [
             { "hostPort": port, "containerPort": pod, "protocol": protocol, "hostIP": address },
