@@ -18,6 +18,7 @@ aksnet=${AKSNET:-target/release/aksnet}
 export AKSNET_NAME=e2e
 listen=${E2E_LISTEN:-127.0.0.1:8553}
 export PATH="$PATH:$cache/go/bin"
+export CGO_ENABLED=0 # agnhost runs in an image without libraries of its own
 version=$(sed -n 's|^require k8s.io/kubernetes v||p' kubernetes/go.mod)
 programs=$cache/e2e/v$version
 
