@@ -79,10 +79,19 @@ pub(crate) fn table(lab: &TestLab, mode: &Mode, vm: &str) {
     run_pod(lab, cluster, "a", nodes[0]);
     run_pod(lab, cluster, "b", nodes[0]);
     run_pod(lab, cluster, "c", nodes[1]);
+    let ported = format!(
+        "{{\"apiVersion\":\"v1\",\"kind\":\"Pod\",\"metadata\":{{\"name\":\"ported\"}},\"spec\":{{\"nodeName\":\"{}\",\
+         \"terminationGracePeriodSeconds\":0,\"containers\":[{{\"name\":\"c\",\"image\":\"nginx\",\
+         \"ports\":[{{\"containerPort\":80,\"hostPort\":8088}}]}}]}}}}",
+        nodes[0]
+    );
+    lab.apply(cluster, &ported);
     wait_for_pods(lab, cluster);
     let address = |pod: &str| jsonpath(lab, cluster, &format!("pod {pod}"), ".status.podIP");
     let node_of_a = jsonpath(lab, cluster, "pod a", ".status.hostIP");
     let (a, b, c) = (address("a"), address("b"), address("c"));
+    let host_port = format!("curl -s -m 2 -o /dev/null http://{node_of_a}:8088/");
+    eventually(&format!("{cluster}: a host port"), || lab.exec(vm, &host_port).success());
     let vm_address = lab.aksnet(&["vm", "list", "-o", "json"]).json()["vms"]
         .as_array()
         .unwrap()
