@@ -378,7 +378,7 @@ fn migration() {
     let client = lab.exec_in_background(
         "vm",
         &format!(
-            "good=0; bad=0; while [ ! -e {stop} ]; do \
+            "good=0; bad=0; end=$(($(date +%s) + 600)); while [ ! -e {stop} ] && [ $(date +%s) -lt $end ]; do \
              if {get}; then good=$((good + 1)); else bad=$((bad + 1)); fi; sleep 0.05; done; echo $good $bad"
         ),
     );
