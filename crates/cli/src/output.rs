@@ -21,6 +21,7 @@ pub(crate) enum Format {
 }
 
 /// Prints data as it is. Where nobody reads any more (`aksnet top | head`), the program ends as others do then.
+#[expect(clippy::exit, reason = "who would be told has gone, or cannot be")]
 pub(crate) fn data(text: &str) {
     /// 128 and the number of SIGPIPE, as shells tell it.
     const UNREAD: i32 = 141;
