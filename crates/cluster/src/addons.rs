@@ -192,7 +192,7 @@ mod tests {
             assert!(!text.contains("${"), "{text}");
             let wanted = match group {
                 Group::Dns => r#""clusterIP":"10.9.0.10""#,
-                _ => r#""value":"demo.hcp.eastus.azmk8s.io""#,
+                _ => "demo.hcp.eastus.azmk8s.io",
             };
             assert!(text.contains(wanted), "{text}");
         }
