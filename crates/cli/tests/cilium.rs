@@ -9,7 +9,7 @@ use std::fs;
 
 use lab::{
     TestLab, eventually, is_cilium_installed,
-    packets::{Echo, Mode, Seen, jsonpath, run_pod, seen_from, table, wait_for_pods},
+    packets::{Echo, Mode, Seen, WEB, jsonpath, run_pod, seen_from, table, wait_for_pods},
 };
 use serde_json::{Value, json};
 
@@ -406,16 +406,3 @@ fn migration() {
 fn lab_file(lab: &TestLab, name: &str) -> String {
     std::env::temp_dir().join(format!("{}-{name}", lab.name())).display().to_string()
 }
-
-/// Two pods behind an internal load balancer, of which one may be away.
-const WEB: &str = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: 2, \
-selector: {matchLabels: {app: web}}, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, \
-image: nginx, readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}, \
-lifecycle: {preStop: {sleep: {seconds: 3}}}}]}}}}\n\
----\n\
-{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: web}, spec: {minAvailable: 1, \
-selector: {matchLabels: {app: web}}}}\n\
----\n\
-{apiVersion: v1, kind: Service, metadata: {name: web, annotations: \
-{service.beta.kubernetes.io/azure-load-balancer-internal: 'true'}}, spec: {type: LoadBalancer, \
-selector: {app: web}, ports: [{port: 80}]}}\n";

@@ -5,7 +5,7 @@ mod lab;
 
 use lab::{
     TestLab, eventually,
-    packets::{Mode, Seen, jsonpath, table},
+    packets::{Mode, Seen, WEB, jsonpath, table},
 };
 
 const IDS: &str = "/subscriptions/16e85b36-5c9d-48cc-a45d-c672a4393c36/resourceGroups/rg/providers/Microsoft.Network/virtualNetworks/net/subnets";
@@ -82,19 +82,6 @@ fn overlay_and_node_subnet() {
     lab.aksnet(&["down"]).succeeds();
     assert_eq!(lab.traces(), Vec::<String>::new());
 }
-
-/// Two pods that end slowly, of which one may be away, behind an internal load balancer.
-const WEB: &str = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: 2, \
-selector: {matchLabels: {app: web}}, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, \
-image: nginx, readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}, \
-lifecycle: {preStop: {sleep: {seconds: 3}}}}]}}}}\n\
----\n\
-{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: web}, spec: {minAvailable: 1, \
-selector: {matchLabels: {app: web}}}}\n\
----\n\
-{apiVersion: v1, kind: Service, metadata: {name: web, annotations: \
-{service.beta.kubernetes.io/azure-load-balancer-internal: 'true'}}, spec: {type: LoadBalancer, \
-selector: {app: web}, ports: [{port: 80}]}}\n";
 
 /// An upgrade node by node: the machines are others, their names and addresses are not, a client outside hardly
 /// notices, and a daemon that is killed in the middle goes on.

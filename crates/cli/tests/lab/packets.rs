@@ -152,3 +152,16 @@ pub(crate) fn table(lab: &TestLab, mode: &Mode, vm: &str) {
         "{cluster}: pod to internet"
     );
 }
+
+/// Two pods that end slowly, of which one may be away, behind an internal load balancer.
+pub(crate) const WEB: &str = "{apiVersion: apps/v1, kind: Deployment, metadata: {name: web}, spec: {replicas: 2, \
+selector: {matchLabels: {app: web}}, template: {metadata: {labels: {app: web}}, spec: {containers: [{name: web, \
+image: nginx, readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}, \
+lifecycle: {preStop: {sleep: {seconds: 3}}}}]}}}}\n\
+---\n\
+{apiVersion: policy/v1, kind: PodDisruptionBudget, metadata: {name: web}, spec: {minAvailable: 1, \
+selector: {matchLabels: {app: web}}}}\n\
+---\n\
+{apiVersion: v1, kind: Service, metadata: {name: web, annotations: \
+{service.beta.kubernetes.io/azure-load-balancer-internal: 'true'}}, spec: {type: LoadBalancer, \
+selector: {app: web}, ports: [{port: 80}]}}\n";
