@@ -14,9 +14,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use cluster::install::{self, InstallError, InstalledCilium};
 use linux::sandbox::pidfile::{self, Process};
-
-use cluster::install::InstalledCilium;
 
 use crate::{
     azure_env,
@@ -226,31 +225,38 @@ pub(crate) fn reset(lab: &Lab, yes: bool) -> anyhow::Result<()> {
 
 /// Gets Kubernetes' programs, showing how far it is.
 pub(crate) fn install_kubernetes(version: &str, from: Option<&Path>) -> anyhow::Result<()> {
-    let mut progress = Progress::new(&format!("getting Kubernetes {version}"));
-    let folder = cluster::install::kubernetes(&Lab::cache_dir(), version, from, &mut |how_far| {
-        progress.tell(how_far);
-    })
-    .with_context(|| format!("getting Kubernetes {version}"))?;
-    drop(progress);
-    data(&format!("Kubernetes {version}: {}", folder.display()));
-    Ok(())
+    get("Kubernetes", version, from, install::kubernetes)
 }
 
 /// Gets Cilium, showing how far it is.
 pub(crate) fn install_cilium(version: &str, from: Option<&Path>) -> anyhow::Result<()> {
-    let mut progress = Progress::new(&format!("getting Cilium {version}"));
-    let folder = cluster::install::cilium(&Lab::cache_dir(), version, from, &mut |how_far| {
-        progress.tell(how_far);
-    })
-    .with_context(|| format!("getting Cilium {version}"))?;
+    get("Cilium", version, from, install::cilium)
+}
+
+/// Gets a version of `what` by its installer, and says where it is then.
+fn get(
+    what: &str,
+    version: &str,
+    from: Option<&Path>,
+    installer: impl FnOnce(
+        &Path,
+        &str,
+        Option<&Path>,
+        install::Progress<'_>,
+    ) -> Result<PathBuf, InstallError>,
+) -> anyhow::Result<()> {
+    let doing = format!("getting {what} {version}");
+    let mut progress = Progress::new(&doing);
+    let got = installer(&Lab::cache_dir(), version, from, &mut |how_far| progress.tell(how_far));
+    let folder = got.context(doing)?;
     drop(progress);
-    data(&format!("Cilium {version}: {}", folder.display()));
+    data(&format!("{what} {version}: {}", folder.display()));
     Ok(())
 }
 
 /// Shows the versions of Cilium that are in the cache.
 pub(crate) fn list_cilium(format: Format) -> anyhow::Result<()> {
-    let found = cluster::install::list_cilium(&Lab::cache_dir()).context("looking for Cilium")?;
+    let found = install::list_cilium(&Lab::cache_dir()).context("looking for Cilium")?;
     output::show(&found, format, |found| {
         if found.is_empty() {
             return "Cilium is not here; `aksnet cilium install` gets it".to_owned();

@@ -195,18 +195,7 @@ fn reverse_lookup(region: &Region, vnet: &ArmId, reverse: &str) -> Found {
     if let Some((machine, _)) = machines(region, vnet).find(|(_, primary)| *primary == address) {
         return Found::Name(format!("{}.{MACHINES_ZONE}", machine.hostname));
     }
-    let is_inside = region
-        .vnets
-        .get(vnet)
-        .is_some_and(|vnet| vnet.prefixes.iter().any(|prefix| prefix.contains(address)));
-    let (network, length) = LAB_INTERNET;
-    let is_lab = Prefix4::containing(network, length).contains(address);
-    // Private addresses outside are nobody's business: no resolver of the internet knows them.
-    if is_inside || is_lab || address.is_private() || address.is_link_local() {
-        Found::Nobody
-    } else {
-        Found::Elsewhere
-    }
+    without_name(region, vnet, address.into())
 }
 
 /// Addresses of IPv6 have no names here; of the network's own and private ones nobody else knows any.
@@ -218,17 +207,29 @@ fn reverse_lookup_6(region: &Region, vnet: &ArmId, reverse: &str) -> Found {
     }
     let Ok(number) = u128::from_str_radix(&digits.concat(), 16) else { return Found::Elsewhere };
     let address = Ipv6Addr::from(number);
+    without_name(region, vnet, address.into())
+}
+
+/// Whether anybody else is to be asked for the name of an address that has none here.
+fn without_name(region: &Region, vnet: &ArmId, address: IpAddr) -> Found {
     let is_inside = region
         .vnets
         .get(vnet)
         .is_some_and(|vnet| vnet.prefixes.iter().any(|prefix| prefix.contains(address)));
-    let (network, length) = LAB_INTERNET_6;
-    let is_lab = Prefix6::containing(network, length).contains(address);
-    if is_inside || is_lab || address.is_unique_local() || address.is_unicast_link_local() {
-        Found::Nobody
-    } else {
-        Found::Elsewhere
-    }
+    // Private addresses outside are nobody's business: no resolver of the internet knows them.
+    let is_private = match address {
+        IpAddr::V4(address) => {
+            let (network, length) = LAB_INTERNET;
+            let is_lab = Prefix4::containing(network, length).contains(address);
+            is_lab || address.is_private() || address.is_link_local()
+        }
+        IpAddr::V6(address) => {
+            let (network, length) = LAB_INTERNET_6;
+            let is_lab = Prefix6::containing(network, length).contains(address);
+            is_lab || address.is_unique_local() || address.is_unicast_link_local()
+        }
+    };
+    if is_inside || is_private { Found::Nobody } else { Found::Elsewhere }
 }
 
 /// The machines of a virtual network that are not being deleted, with their primary addresses.

@@ -7,7 +7,7 @@ use vnet::{
     fault::Fault,
     model::{
         AdvancedNetworking, AdvancedPolicies, Dataplane, NetworkLinks, NetworkMode, NetworkPolicy,
-        NodePhase, ProvisioningState, Role,
+        NodePhase, Role,
     },
 };
 
@@ -194,7 +194,7 @@ fn what_living_clusters_can_become() {
         lab.up("c", NodePhase::Ready);
         // As a client does that sends back what it was shown.
         check(&mut lab, none, Ok((Cilium, Some(Own))));
-        finish(&mut lab);
+        lab.finish_upgrade("c");
         check(&mut lab, with(Nobody), Err(CILIUM_NEEDS_ITS_OWN));
         check(&mut lab, with(Own), Ok((Cilium, Some(Own))));
         lab.up("c", NodePhase::Ready);
@@ -216,29 +216,19 @@ fn what_living_clusters_can_become() {
         // One after the other.
         let overlay = PutCluster { mode: Some(Overlay), ..PutCluster::default() };
         check(&mut lab, overlay, Ok((Azure, None)));
-        finish(&mut lab);
+        lab.finish_upgrade("c");
         check(&mut lab, to_cilium(), Ok((Cilium, Some(Own))));
-        finish(&mut lab);
+        lab.finish_upgrade("c");
         assert_eq!(images(&lab), "cc");
     }
     // And in the other order.
     let mut lab = living(Flat, false);
     check(&mut lab, to_cilium(), Ok((Cilium, Some(Own))));
-    finish(&mut lab);
+    lab.finish_upgrade("c");
     let overlay = PutCluster { mode: Some(Overlay), ..PutCluster::default() };
     check(&mut lab, overlay, Ok((Cilium, Some(Own))));
-    finish(&mut lab);
+    lab.finish_upgrade("c");
     assert_eq!((images(&lab).as_str(), lab.held("v/nodes")), ("cc", 2));
-}
-
-/// Runs an upgrade to its end.
-fn finish(lab: &mut Lab) {
-    for _ in 0..12 {
-        lab.upgrade_step("c", NodePhase::Ready);
-    }
-    lab.up("c", NodePhase::Ready);
-    assert!(!lab.region.is_upgrading(&id("cluster c")));
-    assert_eq!(lab.region.clusters[&id("cluster c")].meta.state, ProvisioningState::Succeeded);
 }
 
 #[test]
@@ -318,7 +308,7 @@ fn security_needs_cilium_and_nothing_is_made_anew_for_it() {
     // With Cilium in one update.
     let both = PutCluster { dataplane: Some(Cilium), ..ask(fqdn) };
     check(&mut lab, both, Ok((Cilium, Some(NetworkPolicy::Cilium))));
-    finish(&mut lab);
+    lab.finish_upgrade("c");
     let advanced = |lab: &Lab| lab.region.clusters[&id("cluster c")].advanced_networking;
     assert_eq!(advanced(&lab), ask(fqdn).advanced_networking);
     lab.must(put_cluster("c", ask(None)));
@@ -351,7 +341,7 @@ fn an_update_that_failed_goes_on_when_it_is_asked_for_again() {
     };
     lab.must(put_cluster("c", again));
     assert!(lab.region.is_upgrading(&id("cluster c")));
-    finish(&mut lab);
+    lab.finish_upgrade("c");
     assert_eq!(images(&lab), "cc");
 }
 
@@ -365,6 +355,6 @@ fn nodes_of_which_nothing_is_written_get_cilium_too() {
     }
     lab.must(put_cluster("c", to_cilium()));
     assert_eq!(images(&lab), "aac");
-    finish(&mut lab);
+    lab.finish_upgrade("c");
     assert_eq!(images(&lab), "cc");
 }

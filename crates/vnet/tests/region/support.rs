@@ -213,6 +213,18 @@ impl Lab {
         self.must(Command::ClusterReal { cluster, generation });
     }
 
+    /// Runs an upgrade to its end.
+    #[track_caller]
+    pub(crate) fn finish_upgrade(&mut self, cluster: &str) {
+        for _ in 0..12 {
+            self.upgrade_step(cluster, NodePhase::Ready);
+        }
+        self.up(cluster, NodePhase::Ready);
+        let id = id(&format!("cluster {cluster}"));
+        assert!(!self.region.is_upgrading(&id));
+        assert_eq!(self.region.clusters[&id].meta.state, ProvisioningState::Succeeded);
+    }
+
     /// One step of an upgrade as the clusters loop reports it: every node that is drained is empty, every node that is
     /// stopped is gone, every other one is up.
     pub(crate) fn upgrade_step(&mut self, cluster: &str, phase: NodePhase) {

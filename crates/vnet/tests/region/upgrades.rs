@@ -260,16 +260,6 @@ fn to_overlay() -> PutCluster {
     PutCluster { mode: Some(NetworkMode::Overlay), ..PutCluster::default() }
 }
 
-/// Runs an upgrade to its end.
-fn finish(lab: &mut Lab) {
-    for _ in 0..12 {
-        lab.upgrade_step("c", NodePhase::Ready);
-    }
-    lab.up("c", NodePhase::Ready);
-    assert!(!lab.region.is_upgrading(&id("cluster c")));
-    assert_eq!(lab.region.clusters[&id("cluster c")].meta.state, ProvisioningState::Succeeded);
-}
-
 #[test]
 fn node_subnet_to_overlay_gives_the_pods_addresses_back() {
     use NetworkMode::{Azure, Overlay};
@@ -297,7 +287,7 @@ fn node_subnet_to_overlay_gives_the_pods_addresses_back() {
     assert_eq!(lab.held("v/nodes"), 63);
     lab.upgrade_step("c", NodePhase::Ready);
     assert_eq!((lab.held("v/nodes"), modes(&lab)), (33, vec![Overlay, Azure, Overlay]));
-    finish(&mut lab);
+    lab.finish_upgrade("c");
     assert_eq!((lab.held("v/nodes"), ranges(&lab).len()), (2, 2));
 }
 
@@ -321,7 +311,7 @@ fn kubenet_to_overlay_keeps_ranges_and_drops_the_route_table() {
     ));
     lab.upgrade_step("c", NodePhase::Ready);
     assert_eq!(tables(&lab), (true, true, 1), "old nodes still need their routes");
-    finish(&mut lab);
+    lab.finish_upgrade("c");
     assert_eq!(tables(&lab), (false, false, 0));
     assert_eq!(ranges(&lab), before);
     let cluster = &lab.region.clusters[&id("cluster c")];
