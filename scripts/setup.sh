@@ -16,10 +16,11 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 packages=(
   build-essential ca-certificates curl openssl python3-venv                # to build, to fetch and to test
+  clang-19 libelf-dev zlib1g-dev                                           # and to build and load eBPF
   containerd runc etcd-server docker-registry containernetworking-plugins  # Kubernetes' neighbours
   nftables iptables conntrack iproute2 procps kmod util-linux mount        # what kubelet and kube-proxy call
   nginx-light busybox-static                                               # what the lab's images are made of
-  clang-19 ipset zstd                                                      # and Cilium's, with iptables, mount, find
+  ipset zstd                                                               # and Cilium's, with clang, iptables, mount, find
   iputils-ping netcat-openbsd tcpdump jq                                   # to look around with
 )
 missing=()

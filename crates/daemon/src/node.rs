@@ -15,7 +15,7 @@ use std::{
     fmt::Write,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -36,7 +36,7 @@ use agent::Agent;
 use config::{Config, ConfigError, SourceConfig};
 use kubernetes::{NetworkConfigSource, NodeSource};
 use ledger::{Ledger, LedgerError};
-use linux::LinuxError;
+use linux::{LinuxError, pod::shortcut::Shortcut};
 use setup::Setup;
 use source::{FileSource, follow};
 use vnet::pods::PodNetwork;
@@ -153,6 +153,18 @@ async fn told_to_end() -> io::Result<()> {
         _ = interrupt.recv() => (),
     }
     Ok(())
+}
+
+/// The shortcut of pods' packets, loaded once for all nodes of this process. `None` where the kernel cannot run it:
+/// their packets only take longer.
+fn shortcut() -> Option<Shortcut> {
+    static LOADED: OnceLock<Option<Shortcut>> = OnceLock::new();
+    let load = || {
+        Shortcut::load()
+            .inspect_err(|error| tracing::warn!(error = %chain(error), "pods' packets take no shortcut"))
+            .ok()
+    };
+    LOADED.get_or_init(load).clone()
 }
 
 /// An error with its causes, in one line.

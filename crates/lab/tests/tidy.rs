@@ -15,7 +15,7 @@ const ALLOWED: &[(&str, &str, &str)] = &[
     (
         "linux",
         "vnet",
-        "netlink-packet-core netlink-packet-route netlink-sys nix serde serde_json thiserror",
+        "libbpf-rs netlink-packet-core netlink-packet-route netlink-sys nix serde serde_json thiserror",
     ),
     (
         "cluster",

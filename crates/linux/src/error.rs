@@ -79,6 +79,14 @@ pub enum LinuxError {
         /// Where it should be.
         namespace: String,
     },
+    /// An eBPF program could not be loaded.
+    #[error("loading the eBPF program `{name}`: {text}")]
+    Program {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong.
+        text: String,
+    },
     /// `nft` could not be started.
     #[error("starting `nft`")]
     NftMissing {
@@ -110,6 +118,7 @@ impl LinuxError {
             Self::NoNamespace { .. }
             | Self::Answer { .. }
             | Self::NoLink { .. }
+            | Self::Program { .. }
             | Self::Nft { .. } => None,
         }
     }

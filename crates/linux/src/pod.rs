@@ -62,6 +62,8 @@ pub mod bandwidth;
 pub mod bridging;
 mod mend;
 mod ports;
+pub mod shortcut;
+mod traffic;
 pub mod verify;
 
 /// The interface group of links that pods use.

@@ -25,7 +25,7 @@ use cni::{
     spec::{Code, Failure},
     talk::{Added, Attachment, Pod, Reply, Request},
 };
-use linux::pod::{PodError, Sandbox, Wirer, bandwidth};
+use linux::pod::{PodError, Sandbox, Wirer, bandwidth, shortcut::Shortcut};
 use tokio::sync::Notify;
 use vnet::{
     addr::{Prefix4, Prefix6},
@@ -43,6 +43,7 @@ use super::{
     config::Config,
     ledger::{Found, Lease, Ledger, Phase},
     rules::{Ported, Ports, Rules},
+    shortcut,
 };
 
 /// How long links are gathered before they are deleted together.
@@ -56,6 +57,8 @@ const LINK_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Agent {
     network: PodNetwork,
     pub(super) rules: Rules,
+    /// Where the kernel can, and the agent is the data plane.
+    pub(super) shortcut: Option<Shortcut>,
     ledger: Ledger,
     releases: PathBuf,
     state: Mutex<State>,
@@ -116,6 +119,7 @@ impl Agent {
         Self {
             network: config.network,
             rules: Rules::new(&config.interface, config.network, config.is_dual_stack),
+            shortcut: if config.dataplane.is_azure() { shortcut() } else { None },
             ledger,
             releases: queue::directory(&config.socket),
             state: Mutex::new(state),
@@ -241,10 +245,32 @@ impl Agent {
         wirer.wire(sandbox, &lease.attachment.interface, &wiring)?;
         self.rules.admit(wirer, &wiring)?;
         wirer.limit(&wiring, &lease.bandwidth)?;
+        self.shorten(wirer, lease)?;
         if !lease.ports.is_empty() {
             self.rules.open(wirer, &wiring, &lease.ports)?;
         }
         Ok(())
+    }
+
+    /// Gives a pod's packets the shortcut, unless they must pass a token bucket.
+    fn shorten(&self, wirer: &mut Wirer, lease: &Lease) -> Result<(), linux::LinuxError> {
+        match &self.shortcut {
+            Some(shortcut) if lease.bandwidth.egress.is_none() => {
+                wirer.shorten(&lease.wiring(), shortcut)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives the pods that were there before this process the shortcut, which it may have in another form.
+    pub(super) fn shorten_all(&self, wirer: &mut Wirer) {
+        let leases: Vec<_> = self.state().leases.values().cloned().collect();
+        for lease in leases.iter().filter(|lease| !lease.is_address_only) {
+            if let Err(error) = self.shorten(wirer, lease) {
+                // Its link may be gone; whoever looks after links will see.
+                tracing::debug!(address = %lease.address, error = %chain(&error), "no shortcut");
+            }
+        }
     }
 
     /// A second ADD: nothing is done if all is well, else the pod is wired anew with its address.

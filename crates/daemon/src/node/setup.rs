@@ -71,7 +71,7 @@ impl Setup {
             write_sysctl("net/ipv6/conf/default/accept_dad", "0")?;
             write_sysctl("net/ipv6/conf/default/accept_ra", "0")?;
         }
-        if matches!(self.config.network, PodNetwork::Kubenet | PodNetwork::NodeBridge) {
+        if is_bridged(self.config.network) {
             // Two pods on one bridge that meet through a service: the answer must pass the rules
             // that translate it back.
             write_sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
@@ -80,7 +80,9 @@ impl Setup {
             }
         }
         agent.rules.take_up(agent.ports(), agent.ported());
-        Ok(agent.sweep(&mut self.wirer)?)
+        agent.sweep(&mut self.wirer)?;
+        agent.shorten_all(&mut self.wirer);
+        Ok(())
     }
 
     /// From now on the cluster says this about masquerading; `None` when it says nothing.
@@ -117,6 +119,9 @@ impl Setup {
             block = Some(uplink.network);
         }
         self.fill(agent, &learnt)?;
+        if let (Some(shortcut), false) = (&agent.shortcut, is_bridged(self.config.network)) {
+            self.wirer.shorten_nic(&self.config.interface, shortcut)?;
+        }
         let node = Node { block, block_v6: learnt.block_v6, mtu, origin: learnt.origin.clone() };
         agent.set_grant(&learnt.grant, &learnt.aside, node);
         tracing::info!(
@@ -167,6 +172,11 @@ impl Setup {
         };
         write().map_err(|source| NodeError::File { path: path.clone(), source })
     }
+}
+
+/// Whether pods are ports of a bridge.
+fn is_bridged(network: PodNetwork) -> bool {
+    matches!(network, PodNetwork::Kubenet | PodNetwork::NodeBridge)
 }
 
 fn write_sysctl(name: &str, value: &str) -> Result<(), NodeError> {

@@ -2,11 +2,9 @@
 //! link of its own (`ifb`) that the pair's packets are led through. The same as the reference plugin
 //! `bandwidth` makes (containernetworking/plugins, `plugins/meta/bandwidth`), out of the pod's reach.
 
-use netlink_packet_core::DefaultNla;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
-    tc::{TcAttribute, TcHandle, TcMessage},
 };
 use nix::errno::Errno;
 use vnet::pods::{
@@ -14,13 +12,12 @@ use vnet::pods::{
     wiring::Wiring,
 };
 
-use super::{GROUP, Wirer, index};
+use super::{
+    GROUP, Wirer, index,
+    traffic::{ALL_PROTOCOLS_FIRST, INGRESS, INGRESS_HANDLE, ROOT, message, put},
+};
 use crate::{LinuxError, net::Request};
 
-/// `TC_H_ROOT`, `TC_H_INGRESS` and the handle of an ingress qdisc (`linux/pkt_sched.h`).
-const ROOT: u32 = 0xffff_ffff;
-const INGRESS: u32 = 0xffff_fff1;
-const INGRESS_HANDLE: u32 = 0xffff_0000;
 const TBF_HANDLE: u32 = 0x0001_0000;
 /// How long a packet may wait in a bucket, in milliseconds (the reference plugin: 25).
 const LATENCY_MS: u64 = 25;
@@ -144,31 +141,9 @@ fn redirect(link: u32, to: u32, name: &str) -> Request {
     put(&mut content, SELECTOR, &selector);
     put(&mut content, NESTED | ACTIONS, &actions);
     let mut message = message(link, 0, INGRESS_HANDLE, "u32", Some(content));
-    // Priority 1, and the protocol `ETH_P_ALL` in the network's order.
-    message.header.info = 1 << 16 | u32::from(3_u16.to_be());
+    message.header.info = ALL_PROTOCOLS_FIRST;
     Request::create(
         RouteNetlinkMessage::NewTrafficFilter(message),
         format!("lead the packets of {name} through its token bucket"),
     )
-}
-
-fn message(link: u32, handle: u32, parent: u32, kind: &str, options: Option<Vec<u8>>) -> TcMessage {
-    /// `TCA_OPTIONS`.
-    const OPTIONS: u16 = 2;
-    let mut message = TcMessage::default();
-    message.header.index = i32::try_from(link).unwrap_or(i32::MAX);
-    message.header.handle = TcHandle::from(handle);
-    message.header.parent = TcHandle::from(parent);
-    message.attributes.push(TcAttribute::Kind(kind.to_owned()));
-    let options = options.map(|content| TcAttribute::Other(DefaultNla::new(OPTIONS, content)));
-    message.attributes.extend(options);
-    message
-}
-
-fn put(buffer: &mut Vec<u8>, kind: u16, content: &[u8]) {
-    let length = u16::try_from(4 + content.len()).unwrap_or(u16::MAX);
-    buffer.extend(length.to_ne_bytes());
-    buffer.extend(kind.to_ne_bytes());
-    buffer.extend(content);
-    buffer.resize(buffer.len().next_multiple_of(4), 0);
 }
