@@ -18,6 +18,7 @@
 //! Health is not durable. After a start every member is asked once before anything is changed.
 
 mod belief;
+mod crossings;
 mod dns;
 mod flow_files;
 mod flow_logs;
@@ -101,7 +102,7 @@ pub async fn run(store: Store, settings: Settings) {
     let (verdicts, mut health) = watch::channel(Health::default());
     let mut generation = store.watch();
     let mut fabric = Loop {
-        reconciler: Some(Reconciler::new(&lab)),
+        reconciler: None,
         uplink: uplink.map(Arc::new),
         flow_logs: flow_logs.map(|folder| FlowLogs::new(&lab, store.clone(), &folder)),
         internet: Internet::new(&lab),
@@ -183,7 +184,7 @@ fn by_difference(reconciler: &mut Reconciler, lab: &str, change: &Change) -> Opt
 struct Loop {
     store: Store,
     lab: String,
-    /// `None` while a pass has it, and after one that was cancelled.
+    /// `None` at first, while a pass has it, and after one that was cancelled.
     reconciler: Option<Reconciler>,
     uplink: Option<Arc<Uplink>>,
     flow_logs: Option<FlowLogs>,
@@ -245,7 +246,10 @@ impl Loop {
         health: Health,
         scope: Scope,
     ) -> Result<Done, FabricError> {
-        let mut reconciler = self.reconciler.take().unwrap_or_else(|| Reconciler::new(&self.lab));
+        let mut reconciler = self.reconciler.take().unwrap_or_else(|| {
+            let reconciler = Reconciler::new(&self.lab);
+            if self.flow_logs.is_some() { reconciler.counting() } else { reconciler }
+        });
         let (lab, uplink) = (self.lab.clone(), self.uplink.clone());
         let (reconciler, done) = tokio::task::spawn_blocking(move || {
             let uplink = uplink.as_deref();

@@ -36,7 +36,7 @@ use agent::Agent;
 use config::{Config, ConfigError, SourceConfig};
 use kubernetes::{NetworkConfigSource, NodeSource};
 use ledger::{Ledger, LedgerError};
-use linux::{LinuxError, pod::shortcut::Shortcut};
+use linux::{LinuxError, shortcut::Shortcut};
 use setup::Setup;
 use source::{FileSource, follow};
 use vnet::pods::PodNetwork;

@@ -18,5 +18,6 @@ pub mod packets;
 pub mod pod;
 pub mod probe;
 pub mod sandbox;
+pub mod shortcut;
 
 pub use error::LinuxError;

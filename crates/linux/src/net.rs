@@ -7,10 +7,11 @@ mod apply;
 pub mod netlink;
 mod observe;
 mod sysctl;
+pub(crate) mod traffic;
 pub mod wire;
 
 pub use self::{
     apply::{Actor, apply, apply_steps},
     netlink::{Netlink, Request},
-    observe::{addresses_of, link_indexes, observe},
+    observe::{addresses_of, link_index, link_indexes, observe},
 };

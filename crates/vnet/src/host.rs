@@ -38,5 +38,5 @@ pub use self::{
     health::Health,
     plan::{Action, Step, plan},
     ruleset::{TABLE, digest, digest_after},
-    state::{Fabric, NamespaceState, Observed},
+    state::{Crossing, Fabric, NamespaceState, Observed},
 };

@@ -9,7 +9,10 @@ use vnet::host::{
     names::is_fabric_ns, plan::plan, state::Fabric,
 };
 
-use super::belief::{self, Numbers};
+use super::{
+    belief::{self, Numbers},
+    crossings::Crossings,
+};
 use crate::metrics::METER;
 
 /// Makes the network namespaces of one lab what they must be, and remembers what it made, so that the
@@ -21,6 +24,7 @@ pub struct Reconciler {
     /// Those of the tables that were made.
     digests: BTreeMap<String, String>,
     actor: Actor,
+    crossings: Crossings,
 }
 
 /// Whether a pass believes what earlier ones made.
@@ -61,7 +65,15 @@ impl Reconciler {
             made: Fabric::default(),
             digests: BTreeMap::new(),
             actor: Actor::default(),
+            crossings: Crossings::default(),
         }
+    }
+
+    /// From now on every packet passes connection tracking, which counts them for flow logs: no shortcuts.
+    #[must_use]
+    pub fn counting(mut self) -> Self {
+        self.crossings = Crossings::off();
+        self
     }
 
     /// Makes the machine match `desired`. After an error the next pass looks at everything.
@@ -74,6 +86,7 @@ impl Reconciler {
         for name in &present {
             if !desired.namespaces.contains_key(name) {
                 self.actor.forget(name);
+                self.crossings.forget(name);
                 Netns::delete(name)?;
                 done.deleted.push(name.clone());
             }
@@ -116,6 +129,11 @@ impl Reconciler {
             }
         }
         self.actor.apply(&done.steps)?;
+        for name in observed.keys() {
+            if let Some(state) = desired.namespaces.get(name) {
+                self.crossings.follow(name, state);
+            }
+        }
         self.remember(made, desired);
         Ok(done)
     }
@@ -132,6 +150,7 @@ impl Reconciler {
         let mut done = Done::default();
         for name in before.keys().filter(|name| !after.contains_key(*name)) {
             self.actor.forget(name);
+            self.crossings.forget(name);
             Netns::delete(name)?;
             done.deleted.push(name.clone());
         }
@@ -164,6 +183,9 @@ impl Reconciler {
             }
         }
         self.actor.apply(&done.steps)?;
+        for (name, state) in after {
+            self.crossings.follow_change(name, before.get(name), state);
+        }
         for name in &done.deleted {
             self.digests.remove(name);
         }

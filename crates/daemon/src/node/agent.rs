@@ -25,7 +25,10 @@ use cni::{
     spec::{Code, Failure},
     talk::{Added, Attachment, Pod, Reply, Request},
 };
-use linux::pod::{PodError, Sandbox, Wirer, bandwidth, shortcut::Shortcut};
+use linux::{
+    pod::{PodError, Sandbox, Wirer, bandwidth},
+    shortcut::Shortcut,
+};
 use tokio::sync::Notify;
 use vnet::{
     addr::{Prefix4, Prefix6},

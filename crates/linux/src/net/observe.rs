@@ -66,7 +66,7 @@ pub fn link_indexes(netlink: &mut Netlink) -> Result<BTreeMap<String, u32>, Linu
 }
 
 /// The number of one link; `None` when there is none of this name.
-pub(super) fn link_index(netlink: &mut Netlink, name: &str) -> Result<Option<u32>, LinuxError> {
+pub fn link_index(netlink: &mut Netlink, name: &str) -> Result<Option<u32>, LinuxError> {
     Ok(get_link(netlink, name)?.map(|message| message.header.index))
 }
 

@@ -12,11 +12,14 @@ use vnet::pods::{
     wiring::Wiring,
 };
 
-use super::{
-    GROUP, Wirer, index,
-    traffic::{ALL_PROTOCOLS_FIRST, INGRESS, INGRESS_HANDLE, ROOT, message, put},
+use super::{GROUP, Wirer, index};
+use crate::{
+    LinuxError,
+    net::{
+        Request,
+        traffic::{ALL_PROTOCOLS_FIRST, INGRESS, INGRESS_HANDLE, ROOT, message, put},
+    },
 };
-use crate::{LinuxError, net::Request};
 
 const TBF_HANDLE: u32 = 0x0001_0000;
 /// How long a packet may wait in a bucket, in milliseconds (the reference plugin: 25).

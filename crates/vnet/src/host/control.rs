@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 
 use super::{
-    fabric::{FAR_END, INTERNET_MAC, MTU, everywhere},
+    fabric::{FAR_END, INTERNET_MAC, everywhere},
     names,
     state::{End, LOCAL, Link, MAIN, NamespaceState, Target},
     view::{View, mac_for},
@@ -58,7 +58,7 @@ pub(super) fn connect_internet(internet: &mut NamespaceState, lab: &str, cluster
     internet.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0");
     internet.neighbour(&link, cluster.api_address, leg_mac(cluster, names::CONTROL_INTERNET));
     internet.route(LOCAL, Prefix4::host(cluster.api_address), Target::Link(link.clone()));
-    internet.links.insert(link, Link { mac: INTERNET_MAC, mtu: MTU, peer });
+    internet.links.insert(link, Link::new(INTERNET_MAC, peer));
 }
 
 /// A control plane's own namespace.
@@ -72,7 +72,7 @@ pub(super) fn plane(lab: &str, cluster: &Cluster, vnet: Option<&Vnet>) -> Namesp
         namespace: names::internet_ns(lab),
         link: names::internet_link_to_control_plane(&cluster.meta.id),
     };
-    state.links.insert(leg.clone(), Link { mac: leg_mac(cluster, &leg), mtu: MTU, peer });
+    state.links.insert(leg.clone(), Link::new(leg_mac(cluster, &leg), peer));
     state.sysctl(&format!("net/ipv4/conf/{leg}/rp_filter"), "0");
     state.address(&leg, cluster.api_address, 32);
     state.neighbour(&leg, FAR_END, INTERNET_MAC);
@@ -84,7 +84,7 @@ pub(super) fn plane(lab: &str, cluster: &Cluster, vnet: Option<&Vnet>) -> Namesp
         namespace: names::vnet_ns(lab, &vnet.meta.id),
         link: names::control_port(&cluster.meta.id),
     };
-    state.links.insert(leg.clone(), Link { mac: leg_mac(cluster, &leg), mtu: MTU, peer });
+    state.links.insert(leg.clone(), Link::new(leg_mac(cluster, &leg), peer));
     state.sysctl(&format!("net/ipv4/conf/{leg}/rp_filter"), "0");
     state.address(&leg, platform_address(cluster), 32);
     state.neighbour(&leg, FAR_END, Mac::FABRIC);
@@ -111,7 +111,7 @@ pub(super) fn connect_vnet(
     let address = platform_address(cluster);
     state.neighbour(&link, address, leg_mac(cluster, names::CONTROL_VNET));
     state.route(MAIN, Prefix4::host(address), Target::Link(link.clone()));
-    state.links.insert(link, Link { mac: Mac::FABRIC, mtu: MTU, peer });
+    state.links.insert(link, Link::new(Mac::FABRIC, peer));
 
     let table = pod_table(cluster);
     for range in pod_ranges(cluster) {

@@ -125,7 +125,7 @@ fn connect_vnet(internet: &mut NamespaceState, lab: &str, view: &View<'_>) {
         internet.neighbour(&link, address, Mac::FABRIC);
         internet.route(LOCAL, Prefix::host(address), Target::Link(link.clone()));
     }
-    internet.links.insert(link, Link { mac: INTERNET_MAC, mtu: MTU, peer });
+    internet.links.insert(link, Link::new(INTERNET_MAC, peer));
 }
 
 /// A VM's or a node's namespace: what is there when the machine boots.
@@ -139,7 +139,7 @@ fn machine_state(
     let (Some(nic), Some(vnet)) = (nic, vnet) else { return state };
     let peer =
         End { namespace: names::vnet_ns(lab, &vnet.meta.id), link: names::port(&nic.meta.id) };
-    state.links.insert(names::ETH0.to_owned(), Link { mac: nic.mac, mtu: MTU, peer });
+    state.links.insert(names::ETH0.to_owned(), Link::new(nic.mac, peer));
     // A node's other addresses of IPv4 are its pods'.
     let primary = nic.address().map(IpAddr::V4);
     let is_own =

@@ -204,7 +204,7 @@ fn any_fabric() -> impl Strategy<Value = Fabric> {
             };
             let (here, there) = (end(ends[0], ends[1]), end(ends[1], ends[0]));
             for (this, peer, mac) in [(&here, &there, mac), (&there, &here, peer_mac)] {
-                let link = Link { mac, mtu: 1500, peer: peer.clone() };
+                let link = Link { mac, mtu: 1500, peer: peer.clone(), crossing: None };
                 links.get_mut(&this.namespace).expect("named").insert(this.link.clone(), link);
             }
         }
@@ -318,6 +318,7 @@ fn a_bridge_may_stand_in_for_a_machines_nic() {
         mac: Mac([2, 0, 0, 0, 0, 7]),
         mtu: 1500,
         peer: End { namespace: namespace.to_owned(), link: link.to_owned() },
+        crossing: None,
     };
     let address = "10.224.0.4".parse().expect("an address");
     let gateway = "10.224.0.1".parse().expect("an address");

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    fabric::{FAR_END_6, MTU, far_end},
+    fabric::{FAR_END_6, far_end},
     names,
     state::{End, Link, NamespaceState, Rule, Target, Then},
     view::View,
@@ -104,7 +104,7 @@ impl<'a> Networks<'a> {
 }
 
 fn link(state: &mut NamespaceState, name: &str, peer: End, family: Family) {
-    state.links.insert(name.to_owned(), Link { mac: Mac::FABRIC, mtu: MTU, peer });
+    state.links.insert(name.to_owned(), Link::new(Mac::FABRIC, peer));
     state.neighbour(name, far_end(family), Mac::FABRIC);
     state.sysctl(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
     state.sysctl(&format!("net/ipv4/conf/{name}/send_redirects"), "0");

@@ -15,12 +15,12 @@
 
 use super::{
     balancing, control,
-    fabric::{FAR_END, FAR_END_6, INTERNET_MAC, MTU, enable_ipv6, far_end},
+    fabric::{FAR_END, FAR_END_6, INTERNET_MAC, enable_ipv6, far_end},
     health::Health,
     names,
     peering::Networks,
     platform, ruleset,
-    state::{End, Link, MAIN, MAIN_PRIORITY, NamespaceState, Rule, Target, Then},
+    state::{Crossing, End, Link, MAIN, MAIN_PRIORITY, NamespaceState, Rule, Target, Then},
     view::{Port, View},
 };
 use crate::{
@@ -119,7 +119,7 @@ fn uplink(state: &mut NamespaceState, lab: &str, view: &View<'_>) {
         namespace: names::internet_ns(lab),
         link: names::internet_link_to_vnet(&view.vnet.meta.id),
     };
-    state.links.insert(names::UPLINK.to_owned(), Link { mac: Mac::FABRIC, mtu: MTU, peer });
+    state.links.insert(names::UPLINK.to_owned(), Link::new(Mac::FABRIC, peer));
     state.neighbour(names::UPLINK, FAR_END, INTERNET_MAC);
 }
 
@@ -158,7 +158,13 @@ fn plug_in(state: &mut NamespaceState, lab: &str, view: &View<'_>, port: &Port<'
     let link = port.link.clone();
     let peer =
         End { namespace: names::machine_ns(lab, port.machine), link: names::ETH0.to_owned() };
-    state.links.insert(link.clone(), Link { mac: Mac::FABRIC, mtu: MTU, peer });
+    let pods = port.pod_range_of(Family::V4).filter(|_| port.is_overlay());
+    let crossing = Some(Crossing {
+        address: port.primary,
+        pods: pods.and_then(Prefix::as_v4),
+        overlay: port.cluster.and_then(control::overlay),
+    });
+    state.links.insert(link.clone(), Link { crossing, ..Link::new(Mac::FABRIC, peer) });
     state.sysctl(&format!("net/ipv4/conf/{link}/proxy_arp"), "1");
     state.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0");
     state.sysctl(&format!("net/ipv4/conf/{link}/send_redirects"), "0");

@@ -3,10 +3,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
-use crate::addr::{Family, Mac, Prefix};
+use super::fabric::MTU;
+use crate::{
+    addr::{Family, Mac, Prefix, Prefix4},
+    model::OverlayRanges,
+};
 
 /// The kernel's table of its own addresses, which it looks into first.
 pub const LOCAL: u32 = 255;
@@ -66,6 +70,21 @@ pub struct Link {
     pub mtu: u32,
     /// The other end, which must name this one as its peer.
     pub peer: End,
+    /// How what comes in may go past the namespace's stack; `None` when it may not. No part of a plan: without it
+    /// packets only take longer.
+    pub crossing: Option<Crossing>,
+}
+
+/// That what a NIC sends to another one of its network goes there directly, once its flow has passed every gate both
+/// ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Crossing {
+    /// The NIC's address.
+    pub address: Ipv4Addr,
+    /// The pods behind it, where they are a range.
+    pub pods: Option<Prefix4>,
+    /// The ranges of an overlay, and the conntrack zone that their flows are in.
+    pub overlay: Option<(OverlayRanges, u16)>,
 }
 
 /// A link somewhere.
@@ -175,6 +194,13 @@ pub struct ObservedLink {
     pub up: bool,
     /// The number of the link that it is a port of.
     pub controller: Option<u32>,
+}
+
+impl Link {
+    /// One of the fabric's usual MTU.
+    pub(super) fn new(mac: Mac, peer: End) -> Self {
+        Self { mac, mtu: MTU, peer, crossing: None }
+    }
 }
 
 impl NamespaceState {
