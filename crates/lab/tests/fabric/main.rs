@@ -15,5 +15,6 @@ mod peering;
 mod platform;
 mod routes;
 mod running;
+mod shortcuts;
 mod uplink;
 mod world;
