@@ -161,7 +161,9 @@ fn shortcut() -> Option<Shortcut> {
     static LOADED: OnceLock<Option<Shortcut>> = OnceLock::new();
     let load = || {
         Shortcut::load()
-            .inspect_err(|error| tracing::warn!(error = %chain(error), "pods' packets take no shortcut"))
+            .inspect_err(
+                |error| tracing::warn!(error = %chain(error), "pods' packets take no shortcut"),
+            )
             .ok()
     };
     LOADED.get_or_init(load).clone()

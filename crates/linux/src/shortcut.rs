@@ -17,7 +17,10 @@ use std::{
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder};
 use netlink_packet_route::RouteNetlinkMessage;
-use nix::time::{ClockId, clock_getres};
+use nix::{
+    errno::Errno,
+    time::{ClockId, clock_getres},
+};
 use vnet::{
     addr::{Prefix4, Prefix6},
     host::Crossing,
@@ -147,6 +150,7 @@ fn program(object: &Object, name: &'static str) -> Result<OwnedFd, LinuxError> {
     file.map_err(|source| LinuxError::Program { name, text: source.to_string() })
 }
 
+/// Does nothing where somebody else has an ingress queue, which the packets would pass by.
 fn attach(
     netlink: &mut Netlink,
     link: u32,
@@ -165,16 +169,19 @@ fn attach(
     put(&mut content, FLAGS, &DIRECT_ACTION.to_ne_bytes());
     let mut filter = message(link, 1, INGRESS_FILTERS, "bpf", Some(content));
     filter.header.info = ALL_PROTOCOLS_FIRST;
-    netlink.send_all(&[
-        Request::replace(
-            RouteNetlinkMessage::NewQueueDiscipline(queue),
-            format!("add a place for filters to {name}"),
-        ),
-        Request::replace(
-            RouteNetlinkMessage::NewTrafficFilter(filter),
-            format!("give the packets of {name} the shortcut"),
-        ),
-    ])
+    let place = Request::replace(
+        RouteNetlinkMessage::NewQueueDiscipline(queue),
+        format!("add a place for filters to {name}"),
+    );
+    match netlink.send_all(&[place]) {
+        // Somebody else's: an ingress queue.
+        Err(error) if error.errno() == Some(Errno::EINVAL) => return Ok(()),
+        other => other?,
+    }
+    netlink.send_all(&[Request::replace(
+        RouteNetlinkMessage::NewTrafficFilter(filter),
+        format!("give the packets of {name} the shortcut"),
+    )])
 }
 
 /// `struct nic` of the program.
@@ -202,9 +209,8 @@ fn nic(crossing: &Crossing) -> Vec<u8> {
 
 /// The kernel's `HZ`: its coarse clocks move once a tick.
 fn ticks_per_second() -> Result<u64, LinuxError> {
-    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_err(|source| LinuxError::Call {
-        what: "asking for the length of a tick".to_owned(),
-        source,
+    let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_err(|source| {
+        LinuxError::Call { what: "asking for the length of a tick".to_owned(), source }
     })?;
     let nanoseconds = u64::try_from(tick.tv_nsec()).unwrap_or_default().max(1);
     Ok(1_000_000_000 / nanoseconds)

@@ -59,10 +59,13 @@ fn pair(a: &Netns, b: &Netns) -> Fabric {
     };
     let mut here = NamespaceState::default();
     let mac = Mac([2, 0, 0, 0, 0, 1]);
-    here.links.insert("one".to_owned(), Link { mac, mtu: 1400, peer: end(b, "two"), crossing: None });
+    here.links
+        .insert("one".to_owned(), Link { mac, mtu: 1400, peer: end(b, "two"), crossing: None });
     let mut there = NamespaceState { tenancy: Tenancy::Shared, ..NamespaceState::default() };
     let mac = Mac([2, 0, 0, 0, 0, 2]);
-    there.links.insert("two".to_owned(), Link { mac, mtu: 1400, peer: end(a, "one"), crossing: None });
+    there
+        .links
+        .insert("two".to_owned(), Link { mac, mtu: 1400, peer: end(a, "one"), crossing: None });
     Fabric {
         namespaces: BTreeMap::from([(a.name().to_owned(), here), (b.name().to_owned(), there)]),
     }

@@ -43,7 +43,8 @@ impl World {
         let state = |own: u8, address, peer: &Netns| {
             let mut state = NamespaceState::default();
             let end = End { namespace: peer.name().to_owned(), link: "eth0".to_owned() };
-            let link = Link { mac: Mac([2, 0, 0, 0, 0, own]), mtu: 1500, peer: end, crossing: None };
+            let link =
+                Link { mac: Mac([2, 0, 0, 0, 0, own]), mtu: 1500, peer: end, crossing: None };
             state.links.insert("eth0".to_owned(), link);
             state.addresses.insert(Address { link: "eth0".to_owned(), address, length: 24 });
             state

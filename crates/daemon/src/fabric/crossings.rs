@@ -75,9 +75,8 @@ impl Crossings {
     ) {
         let crossing_before = |link: &str| before?.links.get(link)?.crossing.as_ref();
         let is_new = |(link, crossing): &(&str, &Crossing)| crossing_before(link) != Some(crossing);
-        let is_gone = |link: &str| {
-            crossing_before(link).is_some() && !after.links.contains_key(link)
-        };
+        let is_gone =
+            |link: &str| crossing_before(link).is_some() && !after.links.contains_key(link);
         let mut new = wanted(after).filter(is_new).peekable();
         let has_gone = before.is_some_and(|before| before.links.keys().any(|link| is_gone(link)));
         if new.peek().is_none() && !has_gone {

@@ -53,6 +53,9 @@ use super::{
 const GATHER: Duration = Duration::from_millis(50);
 /// How often the queue of releases is looked at.
 const QUEUE_LOOK: Duration = Duration::from_secs(1);
+/// How old a pod is when its packets get the shortcut: plugins behind ours in a chain may want the same place of its
+/// link, and have it then (`bandwidth` does).
+const SETTLED: Duration = Duration::from_secs(3);
 /// How long an ADD waits for an earlier link of the same attachment to go.
 const LINK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -78,6 +81,8 @@ struct State {
     leaving: BTreeMap<Ipv4Addr, Leaving>,
     busy: BTreeSet<Attachment>,
     node: Option<Node>,
+    /// Those that were wired and have no shortcut yet, and since when.
+    without_shortcut: Vec<(Instant, Attachment)>,
 }
 
 struct Leaving {
@@ -114,6 +119,8 @@ impl Agent {
                 && is_same_namespace(&lease)
                 && state.pool.hold(attachment.clone(), address).is_ok();
             if is_held {
+                // The kernel has it, or that of an earlier release.
+                state.without_shortcut.push((Instant::now(), attachment.clone()));
                 state.leases.insert(attachment, lease);
             } else {
                 state.retire(lease);
@@ -248,32 +255,11 @@ impl Agent {
         wirer.wire(sandbox, &lease.attachment.interface, &wiring)?;
         self.rules.admit(wirer, &wiring)?;
         wirer.limit(&wiring, &lease.bandwidth)?;
-        self.shorten(wirer, lease)?;
+        self.state().without_shortcut.push((Instant::now(), lease.attachment.clone()));
         if !lease.ports.is_empty() {
             self.rules.open(wirer, &wiring, &lease.ports)?;
         }
         Ok(())
-    }
-
-    /// Gives a pod's packets the shortcut, unless they must pass a token bucket.
-    fn shorten(&self, wirer: &mut Wirer, lease: &Lease) -> Result<(), linux::LinuxError> {
-        match &self.shortcut {
-            Some(shortcut) if lease.bandwidth.egress.is_none() => {
-                wirer.shorten(&lease.wiring(), shortcut)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Gives the pods that were there before this process the shortcut, which it may have in another form.
-    pub(super) fn shorten_all(&self, wirer: &mut Wirer) {
-        let leases: Vec<_> = self.state().leases.values().cloned().collect();
-        for lease in leases.iter().filter(|lease| !lease.is_address_only) {
-            if let Err(error) = self.shorten(wirer, lease) {
-                // Its link may be gone; whoever looks after links will see.
-                tracing::debug!(address = %lease.address, error = %chain(&error), "no shortcut");
-            }
-        }
     }
 
     /// A second ADD: nothing is done if all is well, else the pod is wired anew with its address.
@@ -473,7 +459,7 @@ impl Agent {
         }
     }
 
-    /// Puts right what others have done to the node's rules and links. `seen` is the generation of rules that
+    /// Puts right what others have done to the node's rules and links, and gives pods that have settled the shortcut. `seen` is the generation of rules that
     /// the last call found in order.
     pub(super) fn mend(&self, wirer: &mut Wirer, seen: &mut Option<u32>) {
         if let Err(error) = self.rules.mend(wirer, seen) {
@@ -495,6 +481,25 @@ impl Agent {
             ),
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "what pods need on the node cannot be mended");
+            }
+        }
+        self.shorten(wirer);
+    }
+
+    /// Gives the packets of pods that have settled the shortcut, unless they must pass a token bucket.
+    fn shorten(&self, wirer: &mut Wirer) {
+        let settled: Vec<Lease> = {
+            let mut state = self.state();
+            let State { without_shortcut, leases, .. } = &mut *state;
+            let settled = without_shortcut.extract_if(.., |(since, _)| since.elapsed() >= SETTLED);
+            settled.filter_map(|(_, attachment)| leases.get(&attachment).cloned()).collect()
+        };
+        let Some(shortcut) = &self.shortcut else { return };
+        let is_free = |lease: &&Lease| !lease.is_address_only && lease.bandwidth.egress.is_none();
+        for lease in settled.iter().filter(is_free) {
+            if let Err(error) = wirer.shorten(&lease.wiring(), shortcut) {
+                // It may just have gone.
+                tracing::debug!(address = %lease.address, error = %chain(&error), "no shortcut");
             }
         }
     }

@@ -80,9 +80,7 @@ impl Setup {
             }
         }
         agent.rules.take_up(agent.ports(), agent.ported());
-        agent.sweep(&mut self.wirer)?;
-        agent.shorten_all(&mut self.wirer);
-        Ok(())
+        Ok(agent.sweep(&mut self.wirer)?)
     }
 
     /// From now on the cluster says this about masquerading; `None` when it says nothing.

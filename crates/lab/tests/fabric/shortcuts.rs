@@ -15,10 +15,8 @@ use crate::lab::{Lab, connect, count, counted, masquerade, pod, run};
 const QUESTIONS: u32 = 50;
 
 fn talk(stream: &mut TcpStream) -> bool {
-    (0..QUESTIONS).all(|_| {
-        stream.write_all(b"?").is_ok()
-            && stream.read(&mut [0; 32]).is_ok_and(|n| n > 0)
-    })
+    (0..QUESTIONS)
+        .all(|_| stream.write_all(b"?").is_ok() && stream.read(&mut [0; 32]).is_ok_and(|n| n > 0))
 }
 
 const TWO: &str = "

@@ -15,7 +15,13 @@ pub(crate) const INGRESS_FILTERS: u32 = 0xffff_fff2;
 pub(crate) const ALL_PROTOCOLS_FIRST: u32 = 1 << 16 | (3_u16.to_be() as u32);
 
 /// A queue or a filter of `link`.
-pub(crate) fn message(link: u32, handle: u32, parent: u32, kind: &str, options: Option<Vec<u8>>) -> TcMessage {
+pub(crate) fn message(
+    link: u32,
+    handle: u32,
+    parent: u32,
+    kind: &str,
+    options: Option<Vec<u8>>,
+) -> TcMessage {
     /// `TCA_OPTIONS`.
     const OPTIONS: u16 = 2;
     let mut message = TcMessage::default();
