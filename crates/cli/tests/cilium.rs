@@ -5,10 +5,11 @@
 
 mod lab;
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
 use lab::{
     TestLab, eventually, is_cilium_installed,
+    kernel::{self, Objects},
     packets::{Echo, Mode, Seen, WEB, jsonpath, run_pod, seen_from, table, wait_for_pods},
 };
 use serde_json::{Value, json};
@@ -138,14 +139,23 @@ fn node_ports(lab: &TestLab) {
         let last = format!("  node/{holder}  in eth0, out lxc");
         assert!(text.contains(&last) && text.contains("did what the model says"), "{text}");
     }
-    // By name, from a pod: the cluster's own name server behind its service.
-    let line = "python3 -c \"import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); \
-                q = b'\\\\x12\\\\x34\\\\x01\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0' + b''.join(bytes([len(p)]) + p for p in \
-                b'np.default.svc.cluster.local'.split(b'.')) + b'\\\\0\\\\0\\\\1\\\\0\\\\1'; \
-                s.sendto(q, ('10.1.0.10', 53)); print('.'.join(map(str, s.recv(512)[-4:])))\"";
-    let said = lab.exec("c:default/a", line);
-    let service = jsonpath(lab, "c", "service np", ".spec.clusterIP");
-    assert_eq!(said.succeeds().trim(), service);
+    named(lab, "np");
+}
+
+/// By name, from a pod: the cluster's own name server behind its service.
+fn named(lab: &TestLab, service: &str) {
+    let labels: String = [service, "default", "svc", "cluster", "local"]
+        .iter()
+        .map(|label| format!("\\\\x{:02x}{label}", label.len()))
+        .collect();
+    let line = format!(
+        "python3 -c \"import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); \
+         s.sendto(b'\\\\x12\\\\x34\\\\x01\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0{labels}\\\\0\\\\0\\\\1\\\\0\\\\1', ('10.1.0.10', 53)); \
+         print('.'.join(map(str, s.recv(512)[-4:])))\""
+    );
+    let said = lab.exec("c:default/a", &line);
+    let address = jsonpath(lab, "c", &format!("service {service}"), ".spec.clusterIP");
+    assert_eq!(said.succeeds().trim(), address);
 }
 
 /// `externalTrafficPolicy: Local` keeps the client's address, behind a front end in a subnet that has nothing else.
@@ -179,12 +189,16 @@ fn policy(name: &str, spec: &Value) -> String {
     .to_string()
 }
 
+/// What lets into pod `c` only what these rules name.
+fn to_c(rules: Value) -> Value {
+    json!({ "podSelector": { "matchLabels": { "app": "c" } }, "policyTypes": ["Ingress"], "ingress": rules })
+}
+
 /// Denied and allowed by `NetworkPolicy`; what AKS says `ipBlock` never selects.
 fn policies(lab: &TestLab) {
     let address = jsonpath(lab, "c", "pod c", ".status.podIP");
     let _echo = Echo::start(lab, "c:default/c", &address);
     let heard = |from: &str| !seen_from(lab, &format!("c:default/{from}"), &address).is_empty();
-    let to_c = |rules: Value| json!({ "podSelector": { "matchLabels": { "app": "c" } }, "policyTypes": ["Ingress"], "ingress": rules });
     lab.apply("c", &policy("deny", &to_c(json!([]))));
     eventually("nobody is let in", || !heard("a") && !heard("b"));
     let from_a = json!([{ "from": [{ "podSelector": { "matchLabels": { "app": "a" } } }],
@@ -270,6 +284,80 @@ fn seen_by_hubble(lab: &TestLab) {
     assert!(from_b > 0, "{flows}");
     let status = lab.aksnet(&["exec", &node, "--", "cilium-dbg", "status"]).succeeds();
     assert!(status.contains("KubeProxyReplacement:") && status.contains("True"), "{status}");
+}
+
+/// Pods have addresses of the nodes' subnet, and are seen with them. When the lab is down, the kernel has nothing of Cilium's.
+#[test]
+fn node_subnet() {
+    if !is_cilium_installed() {
+        return;
+    }
+    let (machine, before) = (kernel::machine(), kernel::objects());
+    let lab = world(&[("nodes", "10.20.0.0/24"), ("vms", "10.20.2.0/24")]);
+    let made = lab
+        .az(&format!(
+            "aks create -g rg -n c {CILIUM} --node-count 2 --max-pods 30 --vnet-subnet-id {IDS}/nodes {SERVICES}"
+        ))
+        .json();
+    assert_eq!(made["networkProfile"]["networkPluginMode"], Value::Null);
+    assert_eq!(made["networkProfile"]["podCidr"], Value::Null);
+    lab.az("aks get-credentials -g rg -n c").succeeds();
+    vm(&lab, "vms");
+    table(&lab, &Mode { group: "rg", cluster: "c", vm_sees: Seen::Pod, pod_sees_vm: true }, "vm");
+    named(&lab, "echo");
+    addresses_of_the_nodes_subnet(&lab);
+    let c = jsonpath(&lab, "c", "pod c", ".status.podIP");
+    {
+        let _echo = Echo::start(&lab, "c:default/c", &c);
+        let is_heard = |from: &str| !seen_from(&lab, from, &c).is_empty();
+        lab.apply("c", &policy("deny", &to_c(json!([]))));
+        for from in ["c:default/a", "vm"] {
+            eventually(&format!("{from} is not let in"), || !is_heard(from));
+        }
+    }
+    nothing_is_left(lab, &machine, &before);
+}
+
+/// Each node has held `1 + maxPods` addresses from the beginning, and its pods have some of these.
+fn addresses_of_the_nodes_subnet(lab: &TestLab) {
+    let subnet = lab.az("network vnet subnet show -g rg --vnet-name net -n nodes").json();
+    assert_eq!(subnet["ipConfigurations"].as_array().unwrap().len(), 2 * 31);
+    let pods = lab.kubectl("c", "get pods -A -o json").json();
+    let mut addresses = BTreeSet::new();
+    let of_pods = pods["items"].as_array().unwrap().iter();
+    for pod in of_pods.filter(|it| it["spec"]["hostNetwork"] != true) {
+        let address = pod["status"]["podIP"].as_str().unwrap();
+        assert!(address.starts_with("10.20.0.") && addresses.insert(address), "{address}: {pods}");
+    }
+    // Two name servers, and those of the table.
+    assert_eq!(addresses.len(), 6);
+}
+
+/// Ends the lab, and looks for what it has had in the kernel.
+fn nothing_is_left(lab: TestLab, machine: &BTreeSet<String>, before: &Objects) {
+    let own = kernel::objects_of(&lab);
+    let count = |kind: &str| own.iter().filter(|(it, _)| *it == kind).count();
+    let [programs, maps, links] = ["program", "map", "link"].map(count);
+    // Two nodes have programs for sockets, for their interfaces and for pods', and hang them up by links.
+    assert!(programs > 80 && maps > 80 && links > 20, "{own:?}");
+    assert!(own.is_disjoint(before), "what was there is not the lab's");
+    // Somebody outside holds one of the lab's programs, which must be noticed.
+    let (_, program) = own.iter().find(|(kind, _)| *kind == "program").unwrap();
+    let held = libbpf_rs::Program::fd_from_id(*program).unwrap();
+    lab.aksnet(&["down"]).succeeds();
+    let left = || own.intersection(&kernel::objects()).copied().collect::<Objects>();
+    assert!(left().contains(&("program", *program)));
+    drop(held);
+    // The kernel frees some after a while.
+    eventually("nothing is left of the lab's programs, maps and links", || left().is_empty());
+    if kernel::other_labs(&lab).is_empty() {
+        eventually("nothing is left that was not there before", || {
+            kernel::objects().is_subset(before)
+        });
+    }
+    assert_eq!(lab.traces(), Vec::<String>::new());
+    let new: Vec<String> = kernel::machine().difference(machine).cloned().collect();
+    assert_eq!(new, Vec::<String>::new());
 }
 
 /// Addresses of a pod subnet come in batches; when it is full a pod waits and says why, and starts when there are some.

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that cannot go on says why")]
 
+pub(crate) mod kernel;
 pub(crate) mod network_only;
 pub(crate) mod packets;
 
