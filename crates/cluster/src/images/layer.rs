@@ -18,6 +18,11 @@ pub(super) struct Layer {
     pub(super) media_type: &'static str,
 }
 
+/// Where what is known of a layer is kept.
+fn about(layer: &Path) -> PathBuf {
+    layer.with_added_extension("json")
+}
+
 /// What is kept of a layer beside it.
 #[derive(Deserialize, Serialize)]
 struct Known {
@@ -39,7 +44,7 @@ impl Layer {
         let (extension, media_type) =
             if is_compressed { ("tar.zst", ZSTD_LAYER) } else { ("tar", LAYER) };
         let layer = stem.with_added_extension(extension);
-        let about = layer.with_added_extension("json");
+        let about = about(&layer);
         // What is known of it is written last.
         let known = fs::read(&about).ok().and_then(|text| serde_json::from_slice(&text).ok());
         let known: Option<Known> = known.filter(|_| layer.exists());
@@ -57,6 +62,14 @@ impl Layer {
         let text = serde_json::to_vec(&known).map_err(|err| error("write", &about)(err.into()))?;
         fs::write(&about, text).map_err(error("write", &about))?;
         Ok(Self { blob, plain_digest, media_type })
+    }
+
+    /// Its own file and what is kept beside it.
+    pub(super) fn files(&self) -> Vec<PathBuf> {
+        match &self.blob.source {
+            Source::File(layer) => vec![layer.clone(), about(layer)],
+            Source::Memory(_) => Vec::new(),
+        }
     }
 
     fn make(

@@ -10,7 +10,7 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{Image, ImageError, Layer, Reference, archive, cilium, tree::Tree};
-use crate::{addons::COREDNS_IMAGE, install, programs::PAUSE_IMAGE};
+use crate::{addons::COREDNS_IMAGE, cache, install, programs::PAUSE_IMAGE};
 
 /// An image that the lab makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -92,6 +92,11 @@ impl Recipe {
         let layer = Layer::made_once(&stem, Self::CILIUM.contains(&self), |tree| {
             self.fill(tree, ingredients)
         })?;
+        let used = layer.files();
+        used.iter().for_each(|file| cache::mark_used(file));
+        cache::sweep(folder, |name| {
+            is_layer_of(self.name(), name) && !used.contains(&folder.join(name))
+        });
         Ok(Image::of_layer(layer, &self.config()))
     }
 
@@ -231,9 +236,66 @@ impl Recipe {
     }
 }
 
+/// Whether a file is an image's layer or belongs to one, of whatever programs: `NAME-IDENTITY.EXTENSION`. `cilium` is also
+/// how another image's name begins.
+fn is_layer_of(image: &str, file: &str) -> bool {
+    let rest = file.strip_prefix(image).and_then(|rest| rest.strip_prefix('-'));
+    let identity = rest.and_then(|rest| rest.split_once('.')).map(|(identity, _)| identity);
+    identity.is_some_and(|it| it.chars().all(|c| c == '-' || c.is_ascii_hexdigit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_are_told_by_their_images() {
+        for (image, file, expected) in [
+            ("cilium", "cilium-6b0cb47f-7f840a2-685af6f5-20508.tar.zst", true),
+            ("cilium", "cilium-6b0cb47f-7f840a2-685af6f5-20508.tar.zst.json", true),
+            ("cilium", "cilium-6b0cb47f-7f840a2.4711.tmp", true),
+            ("cilium", "cilium-operator-6b0cb48e-74730a2.tar", false),
+            ("cilium-operator", "cilium-operator-6b0cb48e-74730a2.tar", true),
+            ("cilium", "busybox-69fcf729-1e3f30.tar", false),
+            ("cilium", "cilium.tar", false),
+            ("cilium", "cilium-6b0cb47f", false),
+        ] {
+            assert_eq!(is_layer_of(image, file), expected, "{image} {file}");
+        }
+    }
+
+    /// An older program's layer goes once the newer one's is used, and a day has passed.
+    #[test]
+    fn a_newer_layer_replaces_an_older_one() {
+        let world = tempfile::tempdir().expect("a folder");
+        let ingredients = Ingredients::new(world.path(), "1.20.2");
+        let folder = world.path().join("images");
+        let coredns = &ingredients.coredns;
+        fs::create_dir_all(coredns.parent().expect("a folder")).expect("made");
+        let names = || {
+            let entries = fs::read_dir(&folder).expect("there");
+            let names = entries.map(|it| it.expect("an entry").file_name());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        let long_ago = std::time::SystemTime::now() - std::time::Duration::from_hours(48);
+        let age = || {
+            for name in names() {
+                let file = fs::File::open(folder.join(name)).expect("there");
+                file.set_modified(long_ago).expect("set");
+            }
+        };
+        fs::write(coredns, "a program").expect("written");
+        Recipe::CoreDns.make(&folder, &ingredients).expect("made");
+        let old = names();
+        age();
+        Recipe::CoreDns.make(&folder, &ingredients).expect("found");
+        fs::write(coredns, "another program").expect("written");
+        Recipe::CoreDns.make(&folder, &ingredients).expect("made");
+        assert!(names().is_superset(&old) && names().len() == 4, "used today: {:?}", names());
+        age();
+        Recipe::CoreDns.make(&folder, &ingredients).expect("found");
+        assert!(names().is_disjoint(&old) && names().len() == 2, "{:?}", names());
+    }
 
     #[test]
     fn pods_find_them_under_these_names() {

@@ -18,7 +18,10 @@ use std::{
     time::Duration,
 };
 
-use cluster::images::{REGISTRY_PORT, Reference};
+use cluster::{
+    cache,
+    images::{REGISTRY_PORT, Reference},
+};
 use vnet::host::names;
 
 /// How often containerd is asked until it answers, every 50 ms.
@@ -28,13 +31,23 @@ const NAMESPACE: &str = "k8s.io";
 
 /// Pulls images from the lab's registry into a folder that becomes `seed`, unless it is there. Each image is given by
 /// where it is in the registry and the name by which pods ask for it. `run_dir` is the lab's, whose path is short
-/// enough for a socket's.
+/// enough for a socket's. Older seeds go when nobody has used them of late: nodes that began with one have links of their
+/// own to its files.
 pub(super) fn prepare(
     lab: &str,
     run_dir: &Path,
     seed: &Path,
     images: &[(Reference, String)],
 ) -> io::Result<()> {
+    let prepared = make(lab, run_dir, seed, images);
+    cache::mark_used(seed);
+    if let (Some(folder), Some(name)) = (seed.parent(), seed.file_name()) {
+        cache::sweep(folder, |other| name != other);
+    }
+    prepared
+}
+
+fn make(lab: &str, run_dir: &Path, seed: &Path, images: &[(Reference, String)]) -> io::Result<()> {
     if seed.exists() {
         return Ok(());
     }
@@ -135,6 +148,7 @@ pub(super) fn plant(seed: &Path, root: &Path) -> io::Result<bool> {
     if !is_empty || !seed.is_dir() {
         return Ok(false);
     }
+    cache::mark_used(seed);
     let beside: PathBuf = root.with_added_extension("new");
     // Left by a call that was interrupted.
     let _ = fs::remove_dir_all(&beside);
@@ -202,6 +216,31 @@ mod tests {
         assert!(!plant(&seed, &root).expect("asked"), "a node that has run keeps what it has");
         assert!(!root.join("layer/bin/busybox").exists());
         assert!(!plant(&dir.join("none"), &dir.join("other")).expect("asked"), "no seed");
+        fs::remove_dir_all(&dir).expect("removed");
+    }
+
+    #[test]
+    fn older_seeds_go_when_nobody_uses_them_and_nodes_keep_what_they_have() {
+        let dir = std::env::temp_dir().join(format!("aksnet-test-seeds-{}", std::process::id()));
+        let path = |name: &str| dir.join("containerd").join(name);
+        let long_ago = std::time::SystemTime::now() - Duration::from_hours(48);
+        for name in ["older", "left.4711.tmp", "other", "now"] {
+            fs::create_dir_all(path(name).join("layer")).expect("made");
+            fs::write(path(name).join("layer/busybox"), name).expect("written");
+            let folder = fs::File::open(path(name)).expect("there");
+            folder.set_modified(long_ago).expect("set");
+        }
+        // A node of another lab's began with this one long ago, and another one just now.
+        assert!(plant(&path("older"), &dir.join("node")).expect("planted"));
+        let folder = fs::File::open(path("older")).expect("there");
+        folder.set_modified(long_ago).expect("set");
+        assert!(plant(&path("other"), &dir.join("another")).expect("planted"));
+        prepare("nolab", &dir.join("run"), &path("now"), &[]).expect("there already");
+        let is_there = |name: &str| path(name).exists();
+        assert!(is_there("now") && is_there("other"));
+        assert!(!is_there("older") && !is_there("left.4711.tmp"));
+        let kept = fs::read_to_string(dir.join("node/layer/busybox")).expect("kept");
+        assert_eq!(kept, "older");
         fs::remove_dir_all(&dir).expect("removed");
     }
 }
