@@ -6,11 +6,11 @@ use kube::{
     Client,
     api::{Api, ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, TypeMeta},
 };
-use vnet::model::Cluster;
+use vnet::model::{AdvancedNetworking, Cluster};
 
 mod cilium;
 
-pub use cilium::{Features, is_rolled_out, tells_api_server};
+pub use cilium::{is_rolled_out, tells_api_server};
 
 /// The cluster's name server, as AKS names its image.
 pub const COREDNS_IMAGE: &str = "mcr.microsoft.com/oss/kubernetes/coredns:v1.14.7";
@@ -39,8 +39,8 @@ pub struct Values {
     pub dns_service_ip: Ipv4Addr,
     /// The API server's public name.
     pub api_server: String,
-    /// What Cilium is to do.
-    pub features: Features,
+    /// What Cilium is to do besides forwarding.
+    pub advanced: AdvancedNetworking,
 }
 
 impl Values {
@@ -50,7 +50,7 @@ impl Values {
         Self {
             dns_service_ip: cluster.dns_service_ip,
             api_server: cluster.fqdn.clone(),
-            features: Features::of(cluster),
+            advanced: cluster.advanced_networking.unwrap_or_default(),
         }
     }
 }
@@ -105,7 +105,7 @@ pub fn render(group: Group, values: &Values) -> Vec<DynamicObject> {
         })
         .collect();
     if group == Group::Cilium {
-        cilium::settle(&mut objects, values.features);
+        cilium::settle(&mut objects, values.advanced);
     }
     objects
 }
@@ -136,17 +136,17 @@ fn api(client: &Client, types: &TypeMeta, namespace: Option<&str>) -> Api<Dynami
 mod tests {
     use super::*;
 
-    fn values(features: Features) -> Values {
+    fn values(advanced: AdvancedNetworking) -> Values {
         Values {
             dns_service_ip: Ipv4Addr::new(10, 9, 0, 10),
             api_server: "demo.hcp.eastus.azmk8s.io".to_owned(),
-            features,
+            advanced,
         }
     }
 
     #[test]
     fn all_manifests_are_objects() {
-        let values = values(Features::default());
+        let values = values(AdvancedNetworking::default());
         let lines: Vec<String> = [Group::Base, Group::Dns, Group::CiliumAccess, Group::Cilium]
             .into_iter()
             .flat_map(|group| render(group, &values))
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn every_blank_is_filled() {
         for group in [Group::Dns, Group::CiliumAccess, Group::Cilium] {
-            let objects = render(group, &values(Features::default()));
+            let objects = render(group, &values(AdvancedNetworking::default()));
             let text = serde_json::to_string(&objects).expect("JSON");
             assert!(!text.contains("${"), "{text}");
             let wanted = match group {
@@ -200,8 +200,8 @@ mod tests {
 
     #[test]
     fn pods_of_cilium_begin_anew_when_its_settings_change() {
-        let checksum = |features| {
-            let objects = render(Group::Cilium, &values(features));
+        let checksum = |advanced| {
+            let objects = render(Group::Cilium, &values(advanced));
             let annotations: Vec<String> = objects
                 .iter()
                 .filter_map(|object| object.data.pointer("/spec/template/metadata/annotations"))
@@ -211,8 +211,8 @@ mod tests {
             assert_eq!(annotations[0], annotations[1]);
             annotations[0].clone()
         };
-        let observed = Features { observability: true, dns_policies: false };
+        let observed = AdvancedNetworking { observability: true, security: None };
         assert_eq!(checksum(observed), checksum(observed));
-        assert_ne!(checksum(observed), checksum(Features::default()));
+        assert_ne!(checksum(observed), checksum(AdvancedNetworking::default()));
     }
 }

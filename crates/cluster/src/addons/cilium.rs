@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use vnet::model::{AdvancedPolicies, Cluster};
+use vnet::model::{AdvancedNetworking, AdvancedPolicies};
 
 use super::Values;
 use crate::{
@@ -18,44 +18,25 @@ use crate::{
     install::CILIUM_VERSION,
 };
 
-/// What Advanced Container Networking Services add to a cluster with Cilium.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Features {
-    /// Hubble: flows can be looked at, and are counted.
-    pub observability: bool,
-    /// Policies may name destinations outside by their DNS names.
-    pub dns_policies: bool,
-}
-
-impl Features {
-    /// Those that a cluster asks for.
-    pub(super) fn of(cluster: &Cluster) -> Self {
-        let asked = cluster.advanced_networking.as_ref();
-        Self {
-            observability: asked.is_some_and(|it| it.observability),
-            dns_policies: asked.is_some_and(|it| it.security == Some(AdvancedPolicies::Fqdn)),
-        }
-    }
-
-    /// The settings that depend on it.
-    fn settings(self) -> BTreeMap<&'static str, &'static str> {
-        let on = |is_on| if is_on { "true" } else { "false" };
-        let mut settings = BTreeMap::from([
-            ("enable-hubble", on(self.observability)),
-            // The agent's own proxy of DNS needs the switch, and no Envoy; that must not be waited for.
-            ("enable-l7-proxy", on(self.dns_policies)),
-            ("external-envoy-proxy", on(self.dns_policies)),
+/// The settings that depend on what is asked of Advanced Container Networking Services.
+fn settings(advanced: AdvancedNetworking) -> BTreeMap<&'static str, &'static str> {
+    let on = |is_on| if is_on { "true" } else { "false" };
+    let dns_policies = advanced.security == Some(AdvancedPolicies::Fqdn);
+    let mut settings = BTreeMap::from([
+        ("enable-hubble", on(advanced.observability)),
+        // The agent's own proxy of DNS needs the switch, and no Envoy; that must not be waited for.
+        ("enable-l7-proxy", on(dns_policies)),
+        ("external-envoy-proxy", on(dns_policies)),
+    ]);
+    if advanced.observability {
+        settings.extend([
+            ("hubble-disable-tls", "true"),
+            ("hubble-metrics", "dns drop tcp flow icmp port-distribution"),
+            ("hubble-metrics-server", ":9965"),
+            ("hubble-socket-path", "/var/run/cilium/hubble.sock"),
         ]);
-        if self.observability {
-            settings.extend([
-                ("hubble-disable-tls", "true"),
-                ("hubble-metrics", "dns drop tcp flow icmp port-distribution"),
-                ("hubble-metrics-server", ":9965"),
-                ("hubble-socket-path", "/var/run/cilium/hubble.sock"),
-            ]);
-        }
-        settings
     }
+    settings
 }
 
 /// The manifests of [`super::Group::CiliumAccess`].
@@ -79,11 +60,11 @@ pub(super) fn blanks(values: &Values) -> [(&'static str, String); 4] {
 
 /// Adds to `cilium-config` what depends on the cluster, and tells the pods that read it what they have read, so that
 /// they begin anew when it changes.
-pub(super) fn settle(objects: &mut [DynamicObject], features: Features) {
+pub(super) fn settle(objects: &mut [DynamicObject], advanced: AdvancedNetworking) {
     let mut checksum = String::new();
     for object in objects {
         if object.metadata.name.as_deref() == Some("cilium-config") {
-            for (key, value) in features.settings() {
+            for (key, value) in settings(advanced) {
                 object.data["data"][key] = json!(value);
             }
             checksum = render_hex(&Sha256::digest(object.data["data"].to_string()));

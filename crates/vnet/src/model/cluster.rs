@@ -70,7 +70,7 @@ pub enum NetworkPolicy {
 }
 
 /// `advancedNetworking`: what AKS calls Advanced Container Networking Services.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AdvancedNetworking {
     /// Metrics and flows of pods.

@@ -98,7 +98,7 @@ pub(super) fn parse_advanced(
     dataplane: Dataplane,
     findings: &mut Findings,
 ) -> Option<AdvancedNetworking> {
-    let off = AdvancedNetworking { observability: false, security: None };
+    let off = AdvancedNetworking::default();
     if asked.enabled != Some(true) {
         return Some(off);
     }
