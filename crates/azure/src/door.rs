@@ -40,6 +40,9 @@ pub struct Door {
     pub retry_after: RetryAfter,
     /// What clusters' nodes are.
     pub nodes: Nodes,
+    /// Why the Cilium that clusters would get has no Envoy, which enforces policies of layer 7, and what would do; `None`
+    /// where it has one. Called on a thread that may block.
+    pub why_no_envoy: Arc<dyn Fn() -> Option<String> + Send + Sync>,
 }
 
 impl fmt::Debug for Door {

@@ -266,6 +266,46 @@ async fn advanced_networking() {
     }
 }
 
+/// Policies of HTTP are to be had where Envoy is; who has them keeps them when it is gone.
+#[tokio::test]
+async fn policies_of_http_need_envoy() {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    };
+    let has_envoy = Arc::new(AtomicBool::new(false));
+    let asked = has_envoy.clone();
+    let lab = Lab::with(
+        |_: &vnet::name::ArmId| None,
+        |door| {
+            door.why_no_envoy = Arc::new(move || {
+                let is_absent = !asked.load(Ordering::Relaxed);
+                is_absent.then(|| "it was built; pull it".to_owned())
+            });
+        },
+    );
+    lab.group().await;
+    let body = |policies: &str| {
+        let profile = overlay(json!({ "networkDataplane": "cilium", "advancedNetworking": {
+            "enabled": true, "security": { "advancedNetworkPolicies": policies } } }));
+        Some(cluster_body(profile, json!({})))
+    };
+    let refused = lab.send("PUT", &at(NOW), body("L7")).await;
+    assert_eq!(refused.code(), "NotSupported");
+    assert_eq!(
+        refused.body["message"],
+        "Advanced network policies L7 (HTTP, gRPC and Kafka) need Envoy, which this lab has not: it was built; pull it."
+    );
+    lab.put(&at(NOW), body("FQDN").unwrap()).await;
+    assert_eq!(lab.send("PUT", &at(NOW), body("l7")).await.code(), "NotSupported");
+    has_envoy.store(true, Ordering::Relaxed);
+    let made = lab.put(&at(NOW), body("l7").unwrap()).await;
+    let shown = &made["properties"]["networkProfile"]["advancedNetworking"]["security"];
+    assert_eq!(*shown, json!({ "enabled": true, "advancedNetworkPolicies": "L7" }));
+    has_envoy.store(false, Ordering::Relaxed);
+    lab.put(&at(NOW), made).await;
+}
+
 /// `az aks update --enable-acns` and `--disable-acns`, which sends back what was shown with every part disabled.
 #[tokio::test]
 async fn advanced_networking_comes_and_goes() {

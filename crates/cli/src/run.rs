@@ -262,10 +262,11 @@ pub(crate) fn list_cilium(format: Format) -> anyhow::Result<()> {
             return "Cilium is not here; `aksnet cilium install` gets it".to_owned();
         }
         let row = |it: &InstalledCilium| {
-            vec![it.version.clone(), it.source.to_owned(), it.folder.display().to_string()]
+            let size = format!("{} MB", it.bytes.div_ceil(1_000_000));
+            vec![it.version.clone(), it.source.to_owned(), size, it.folder.display().to_string()]
         };
         let rows: Vec<_> = found.iter().map(row).collect();
-        output::table(&["VERSION", "FROM", "FOLDER"], &rows)
+        output::table(&["VERSION", "FROM", "SIZE", "FOLDER"], &rows)
     })
 }
 

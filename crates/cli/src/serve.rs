@@ -86,6 +86,11 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
         move |cluster: &vnet::name::ArmId| clusters.kept_credentials(cluster)
     };
 
+    let why_no_envoy = {
+        let clusters = clusters.clone();
+        move || clusters.why_no_envoy()
+    };
+
     let authority = azure::tls::Authority::load_or_create(&lab.tls_dir())
         .context("the endpoint's certificates")?;
     let door = azure::Door {
@@ -99,6 +104,7 @@ async fn serve(lab: &Lab, config: &Config, store: Store) -> anyhow::Result<()> {
             Nodes::NetworkOnly => azure::Nodes::NetworkOnly,
             Nodes::Simulated => azure::Nodes::Simulated,
         },
+        why_no_envoy: Arc::new(why_no_envoy),
     };
     let router = azure::router(door);
     let listener = tokio::net::TcpListener::bind(config.listen)

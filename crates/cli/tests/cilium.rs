@@ -144,13 +144,11 @@ fn node_ports(lab: &TestLab) {
 
 /// By name, from a pod: the cluster's own name server behind its service.
 fn named(lab: &TestLab, service: &str) {
-    let labels: String = [service, "default", "svc", "cluster", "local"]
-        .iter()
-        .map(|label| format!("\\\\x{:02x}{label}", label.len()))
-        .collect();
+    let labels = [service, "default", "svc", "cluster", "local"];
+    let name = labels.map(|label| format!("\\\\x{:02x}{label}", label.len())).concat();
     let line = format!(
         "python3 -c \"import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(3); \
-         s.sendto(b'\\\\x12\\\\x34\\\\x01\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0{labels}\\\\0\\\\0\\\\1\\\\0\\\\1', ('10.1.0.10', 53)); \
+         s.sendto(b'\\\\x12\\\\x34\\\\x01\\\\0\\\\0\\\\1\\\\0\\\\0\\\\0\\\\0\\\\0\\\\0{name}\\\\0\\\\0\\\\1\\\\0\\\\1', ('10.1.0.10', 53)); \
          print('.'.join(map(str, s.recv(512)[-4:])))\""
     );
     let said = lab.exec("c:default/a", &line);
@@ -190,7 +188,7 @@ fn policy(name: &str, spec: &Value) -> String {
 }
 
 /// What lets into pod `c` only what these rules name.
-fn to_c(rules: Value) -> Value {
+fn to_c(rules: &Value) -> Value {
     json!({ "podSelector": { "matchLabels": { "app": "c" } }, "policyTypes": ["Ingress"], "ingress": rules })
 }
 
@@ -199,17 +197,17 @@ fn policies(lab: &TestLab) {
     let address = jsonpath(lab, "c", "pod c", ".status.podIP");
     let _echo = Echo::start(lab, "c:default/c", &address);
     let heard = |from: &str| !seen_from(lab, &format!("c:default/{from}"), &address).is_empty();
-    lab.apply("c", &policy("deny", &to_c(json!([]))));
+    lab.apply("c", &policy("deny", &to_c(&json!([]))));
     eventually("nobody is let in", || !heard("a") && !heard("b"));
     let from_a = json!([{ "from": [{ "podSelector": { "matchLabels": { "app": "a" } } }],
         "ports": [{ "port": 9000 }] }]);
-    lab.apply("c", &policy("from-a", &to_c(from_a)));
+    lab.apply("c", &policy("from-a", &to_c(&from_a)));
     eventually("one is let in", || heard("a"));
     assert!(!heard("b"));
     traced(lab, &address);
     // Addresses never select pods (MicrosoftDocs/azure-aks-docs, azure-cni-powered-by-cilium.md).
     let everyone = json!([{ "from": [{ "ipBlock": { "cidr": "0.0.0.0/0" } }] }]);
-    lab.apply("c", &policy("from-everyone", &to_c(everyone)));
+    lab.apply("c", &policy("from-everyone", &to_c(&everyone)));
     std::thread::sleep(std::time::Duration::from_secs(2));
     assert!(!heard("b"), "an ipBlock selects a pod");
     lab.kubectl("c", "delete networkpolicy --all").succeeds();
@@ -310,12 +308,12 @@ fn node_subnet() {
     {
         let _echo = Echo::start(&lab, "c:default/c", &c);
         let is_heard = |from: &str| !seen_from(&lab, from, &c).is_empty();
-        lab.apply("c", &policy("deny", &to_c(json!([]))));
+        lab.apply("c", &policy("deny", &to_c(&json!([]))));
         for from in ["c:default/a", "vm"] {
             eventually(&format!("{from} is not let in"), || !is_heard(from));
         }
     }
-    nothing_is_left(lab, &machine, &before);
+    nothing_is_left(&lab, &machine, &before);
 }
 
 /// Each node has held `1 + maxPods` addresses from the beginning, and its pods have some of these.
@@ -334,8 +332,8 @@ fn addresses_of_the_nodes_subnet(lab: &TestLab) {
 }
 
 /// Ends the lab, and looks for what it has had in the kernel.
-fn nothing_is_left(lab: TestLab, machine: &BTreeSet<String>, before: &Objects) {
-    let own = kernel::objects_of(&lab);
+fn nothing_is_left(lab: &TestLab, machine: &BTreeSet<String>, before: &Objects) {
+    let own = kernel::objects_of(lab);
     let count = |kind: &str| own.iter().filter(|(it, _)| *it == kind).count();
     let [programs, maps, links] = ["program", "map", "link"].map(count);
     // Two nodes have programs for sockets, for their interfaces and for pods', and hang them up by links.
@@ -350,7 +348,7 @@ fn nothing_is_left(lab: TestLab, machine: &BTreeSet<String>, before: &Objects) {
     drop(held);
     // The kernel frees some after a while.
     eventually("nothing is left of the lab's programs, maps and links", || left().is_empty());
-    if kernel::other_labs(&lab).is_empty() {
+    if kernel::other_labs(lab).is_empty() {
         eventually("nothing is left that was not there before", || {
             kernel::objects().is_subset(before)
         });

@@ -134,6 +134,8 @@ fn api(client: &Client, types: &TypeMeta, namespace: Option<&str>) -> Api<Dynami
 
 #[cfg(test)]
 mod tests {
+    use vnet::model::AdvancedPolicies;
+
     use super::*;
 
     fn values(advanced: AdvancedNetworking) -> Values {
@@ -195,6 +197,24 @@ mod tests {
                 _ => "demo.hcp.eastus.azmk8s.io",
             };
             assert!(text.contains(wanted), "{text}");
+        }
+    }
+
+    #[test]
+    fn proxies_are_those_that_policies_may_need() {
+        for (security, proxies, external) in [
+            (None, "false", "false"),
+            (Some(AdvancedPolicies::None), "false", "false"),
+            (Some(AdvancedPolicies::Fqdn), "true", "true"),
+            (Some(AdvancedPolicies::L7), "true", "false"),
+        ] {
+            let objects = render(
+                Group::Cilium,
+                &values(AdvancedNetworking { observability: false, security }),
+            );
+            let data = &objects[0].data["data"];
+            let said = ["enable-l7-proxy", "external-envoy-proxy", "enable-hubble"];
+            assert_eq!(said.map(|key| &data[key]), [proxies, external, "false"], "{security:?}");
         }
     }
 

@@ -22,7 +22,7 @@ mod go;
 
 pub use cilium::{
     AGENT_IMAGE, CILIUM_PROGRAMS, CILIUM_VERSION, InstalledCilium, OPERATOR_IMAGE, cilium,
-    cilium_dir, list_cilium,
+    cilium_dir, list_cilium, why_no_envoy,
 };
 use folder::{copy, fill, put};
 

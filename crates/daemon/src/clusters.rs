@@ -276,6 +276,13 @@ impl Clusters {
         Some(places.sandbox_in(&names::machine_ns(&places.lab, machine))?.pid())
     }
 
+    /// Why the Cilium that clusters would get has no Envoy, which enforces policies of layer 7, and what would do;
+    /// `None` where it has one. Blocking.
+    #[must_use]
+    pub fn why_no_envoy(&self) -> Option<String> {
+        cilium::why_no_envoy(&self.0)
+    }
+
     /// What is being done that takes minutes and clusters wait for, a sentence each.
     #[must_use]
     pub fn underway(&self) -> Vec<String> {

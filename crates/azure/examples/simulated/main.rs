@@ -29,6 +29,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         available_versions: vec!["1.36.3".to_owned()],
         retry_after: RetryAfter::Seconds(1),
         nodes: Nodes::Simulated,
+        why_no_envoy: Arc::new(|| Some("nothing runs here".to_owned())),
     };
     let listener = TcpListener::bind(listen).await?;
     #[allow(clippy::print_stdout, reason = "an example talks to people")]

@@ -22,6 +22,7 @@ pub(crate) use self::render::{
 };
 use super::{Asked, Resource, pool};
 use crate::{
+    Door,
     call::ApiVersion,
     findings::{Findings, address, arm_id_of, cluster_prefix, given, missing, not_one_of},
     refuse::unsupported,
@@ -170,6 +171,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let network = network(
         properties.network_profile.unwrap_or_default(),
         (asked.view.api_version, stored.map(|it| &**it)),
+        asked.view.door,
         &mut findings,
     );
     findings.then(|| {
@@ -191,6 +193,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
 fn network(
     profile: NetworkProfile,
     (api_version, stored): (ApiVersion<'_>, Option<&Cluster>),
+    door: &Door,
     findings: &mut Findings,
 ) -> PutCluster {
     let (dataplane, policy) = dataplane::parse(&profile, (api_version, stored), findings);
@@ -200,9 +203,10 @@ fn network(
     let is_dual = is_dual_stack.or(stored.map(Cluster::is_dual_stack)).unwrap_or_default();
     let is_forwarded_by = dataplane.or(stored.map(|it| it.dataplane)).unwrap_or_default();
     dataplane::refuse_families(is_dual, is_forwarded_by, findings);
-    let advanced_networking = profile
-        .advanced_networking
-        .and_then(|asked| dataplane::parse_advanced(&asked, is_forwarded_by, findings));
+    let has_advanced = stored.and_then(|it| it.advanced_networking);
+    let advanced_networking = profile.advanced_networking.and_then(|asked| {
+        dataplane::parse_advanced(&asked, is_forwarded_by, (door, has_advanced), findings)
+    });
     let mode = findings.take(mode(
         given(profile.network_plugin).as_deref(),
         given(profile.network_plugin_mode).as_deref(),

@@ -74,6 +74,7 @@ impl Lab {
             available_versions: vec!["1.36.3".to_owned(), "1.35.7".to_owned()],
             retry_after: RetryAfter::Seconds(1),
             nodes: Nodes::Kubernetes,
+            why_no_envoy: Arc::new(|| Some("it was built without".to_owned())),
         };
         change(&mut door);
         Self { store, router: azure::router(door) }

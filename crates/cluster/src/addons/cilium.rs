@@ -21,12 +21,18 @@ use crate::{
 /// The settings that depend on what is asked of Advanced Container Networking Services.
 fn settings(advanced: AdvancedNetworking) -> BTreeMap<&'static str, &'static str> {
     let on = |is_on| if is_on { "true" } else { "false" };
-    let dns_policies = advanced.security == Some(AdvancedPolicies::Fqdn);
+    let (has_proxies, has_envoy) = match advanced.security {
+        None | Some(AdvancedPolicies::None) => (false, false),
+        Some(AdvancedPolicies::Fqdn) => (true, false),
+        Some(AdvancedPolicies::L7) => (true, true),
+    };
     let mut settings = BTreeMap::from([
         ("enable-hubble", on(advanced.observability)),
-        // The agent's own proxy of DNS needs the switch, and no Envoy; that must not be waited for.
-        ("enable-l7-proxy", on(dns_policies)),
-        ("external-envoy-proxy", on(dns_policies)),
+        // The agent's own proxy of DNS needs the switch, too.
+        ("enable-l7-proxy", on(has_proxies)),
+        // An Envoy that runs elsewhere is not looked for before a policy needs it. Without the switch, the agent
+        // itself starts the one of its image, then (`pkg/envoy/xds_server_ondemand.go` of cilium/cilium).
+        ("external-envoy-proxy", on(has_proxies && !has_envoy)),
     ]);
     if advanced.observability {
         settings.extend([

@@ -93,7 +93,9 @@ impl Recipe {
             self.fill(tree, ingredients)
         })?;
         let used = layer.files();
-        used.iter().for_each(|file| cache::mark_used(file));
+        for file in &used {
+            cache::mark_used(file);
+        }
         cache::sweep(folder, |name| {
             is_layer_of(self.name(), name) && !used.contains(&folder.join(name))
         });

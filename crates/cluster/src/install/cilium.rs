@@ -108,6 +108,8 @@ pub struct InstalledCilium {
     /// Whether it was pulled or built.
     #[serde(rename = "from")]
     pub source: &'static str,
+    /// What its files take.
+    pub bytes: u64,
     /// See [`cilium_dir`].
     pub folder: PathBuf,
 }
@@ -129,13 +131,43 @@ pub fn list_cilium(cache: &Path) -> Result<Vec<InstalledCilium>, InstallError> {
         };
         let is_pulled = folder.join(AGENT_IMAGE).exists();
         let source = if is_pulled { "upstream's images" } else { "programs, built with Go" };
-        found.push(InstalledCilium { version, source, folder });
+        let bytes = size_of(&folder).map_err(file("read", &folder))?;
+        found.push(InstalledCilium { version, source, bytes, folder });
     }
     let numbers = |it: &InstalledCilium| -> Vec<u16> {
         it.version.split('.').filter_map(|part| part.parse().ok()).collect()
     };
     found.sort_by_key(numbers);
     Ok(found)
+}
+
+/// The bytes of all files in a folder.
+fn size_of(folder: &Path) -> io::Result<u64> {
+    let sizes = fs::read_dir(folder)?.map(|entry| {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() { size_of(&entry.path()) } else { Ok(metadata.len()) }
+    });
+    sizes.sum()
+}
+
+/// Why policies of layer 7 cannot be had with what is installed of a version, and what would do; `None` where they can.
+///
+/// Envoy enforces them. Upstream's image of the agent has it (`images/cilium/Dockerfile` of cilium/cilium).
+#[must_use]
+pub fn why_no_envoy(cache: &Path, version: &str) -> Option<String> {
+    let folder = cilium_dir(cache, version);
+    if folder.join(AGENT_IMAGE).is_dir() {
+        return None;
+    }
+    let upstream = "`aksnet cilium install` pulls upstream's images, which have it, where quay.io can be reached";
+    if !folder.is_dir() {
+        return Some(format!("Cilium {version} is not installed; {upstream}"));
+    }
+    let folder = folder.display();
+    Some(format!(
+        "Cilium {version} was built with Go, without it; when `{folder}` is removed, {upstream}"
+    ))
 }
 
 /// Copies everything from a folder that was given.

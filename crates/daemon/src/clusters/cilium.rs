@@ -21,7 +21,7 @@ use cluster::{
 };
 use vnet::host::names;
 
-use super::{ClustersError, Shared, in_internet, registry, seed};
+use super::{ClustersError, Nodes, Shared, in_internet, registry, seed};
 use crate::reconcile::Chain;
 
 /// After a failure nothing is tried for so long: what it needs, such as Go, is put there by people.
@@ -176,7 +176,8 @@ fn get(shared: &Shared, version: &str, told: &dyn Fn(&str)) -> Result<(), Why> {
     told("preparing it for nodes");
     let prepared = find_seed(shared, &folder, &ingredients).and_then(|seed| {
         let Some(seed) = seed else { return Ok(()) };
-        let references = Recipe::Cilium.references(&ingredients).map_err(|err| why(err.into()))?;
+        let references =
+            Recipe::Cilium.references(&ingredients).map_err(|err| Arc::new(err) as Why)?;
         let name = images::agent_name(version);
         let wanted: Vec<_> = references.into_iter().map(|it| (it, name.clone())).collect();
         seed::prepare(&places.lab, &places.run, &seed, &wanted)
@@ -192,29 +193,55 @@ fn get(shared: &Shared, version: &str, told: &dyn Fn(&str)) -> Result<(), Why> {
     Ok(())
 }
 
-/// Where that is, or will be, which nodes begin with: the agent's image, which every node needs. `None` where a user
-/// has put another image in its place.
+/// Where that is, or will be, which nodes begin with: the agent's image, which every node needs. `None` where another
+/// image is in its place.
 fn find_seed(
     shared: &Shared,
     folder: &Path,
     ingredients: &Ingredients,
 ) -> Result<Option<PathBuf>, Why> {
-    let image = Recipe::Cilium.make(folder, ingredients).map_err(|err| why(err.into()))?;
-    let references = Recipe::Cilium.references(ingredients).map_err(|err| why(err.into()))?;
+    let digest = agent_digest(shared, folder, ingredients).map_err(|err| Arc::new(err) as Why)?;
+    let name = |digest: String| digest.trim_start_matches("sha256:").to_owned();
+    Ok(digest.map(|it| shared.places.cache.join("containerd").join(name(it))))
+}
+
+/// The digest of the agent's image. `None` where the lab's registry has another one, which a user has given it or which was
+/// made before Cilium was installed anew.
+fn agent_digest(
+    shared: &Shared,
+    folder: &Path,
+    ingredients: &Ingredients,
+) -> Result<Option<String>, ClustersError> {
+    let image = Recipe::Cilium.make(folder, ingredients)?;
+    let references = Recipe::Cilium.references(ingredients)?;
     let address = SocketAddrV4::new(names::REGISTRY_ADDRESS, REGISTRY_PORT);
     let digest = image.digest();
     for reference in references {
-        let found = in_internet(&shared.places.lab, || images::digest_of(address, &reference));
-        if found.map_err(why)?.is_some_and(|found| found != digest) {
+        let found = in_internet(&shared.places.lab, || images::digest_of(address, &reference))?;
+        if found.is_some_and(|found| found != digest) {
             return Ok(None);
         }
     }
-    let name = digest.trim_start_matches("sha256:");
-    Ok(Some(shared.places.cache.join("containerd").join(name)))
+    Ok(Some(digest))
 }
 
-fn why(error: ClustersError) -> Why {
-    Arc::new(error)
+/// Why policies of layer 7 cannot be had, and what would do (see [`install::why_no_envoy`]): the image that counts is
+/// that of the lab's registry, which keeps what it once was given.
+pub(super) fn why_no_envoy(shared: &Shared) -> Option<String> {
+    let (cache, version) = (&shared.places.cache, install::CILIUM_VERSION);
+    let missing = install::why_no_envoy(cache, version);
+    if missing.is_some() || shared.nodes != Nodes::Kubernetes {
+        return missing;
+    }
+    let ingredients = Ingredients::new(cache, version);
+    match agent_digest(shared, &cache.join("images"), &ingredients) {
+        Ok(Some(_)) => None,
+        Ok(None) => Some(format!(
+            "its registry has another image of Cilium {version} than the one that is installed; a lab that is made \
+             anew (`aksnet reset`) has that"
+        )),
+        Err(error) => Some(format!("its registry does not say what it has ({})", Chain(&error))),
+    }
 }
 
 #[cfg(test)]

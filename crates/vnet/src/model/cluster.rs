@@ -94,6 +94,8 @@ pub enum AdvancedPolicies {
     None,
     /// Names that DNS knows (`toFQDNs`).
     Fqdn,
+    /// Requests of HTTP, gRPC and Kafka, too.
+    L7,
 }
 
 impl NetworkMode {

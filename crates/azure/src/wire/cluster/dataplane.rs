@@ -10,6 +10,7 @@ use vnet::{
 
 use super::NetworkProfile;
 use crate::{
+    Door,
     call::ApiVersion,
     findings::{Findings, given, not_one_of},
     refuse::{NOT_SUPPORTED, unsupported},
@@ -18,6 +19,7 @@ use crate::{
 const DATAPLANE: &str = "networkProfile.networkDataplane";
 const POLICY: &str = "networkProfile.networkPolicy";
 const ADVANCED: &str = "networkProfile.advancedNetworking";
+const POLICIES: &str = "networkProfile.advancedNetworking.security.advancedNetworkPolicies";
 
 /// `advancedNetworking`.
 #[derive(Debug, Deserialize)]
@@ -93,9 +95,11 @@ pub(super) fn parse(
 
 /// What is asked of Advanced Container Networking Services. Once they are enabled, so is every part that is not disabled;
 /// security is Cilium's alone (Azure/azure-rest-api-specs, `managedClusters.json`, `AdvancedNetworking`).
+/// `stored` is what the cluster has of them.
 pub(super) fn parse_advanced(
     asked: &Advanced,
     dataplane: Dataplane,
+    (door, stored): (&Door, Option<AdvancedNetworking>),
     findings: &mut Findings,
 ) -> Option<AdvancedNetworking> {
     let off = AdvancedNetworking::default();
@@ -113,6 +117,16 @@ pub(super) fn parse_advanced(
         observability: is_on(asked.observability.as_ref().and_then(|it| it.enabled)),
         security: is_on(asked.security.as_ref().and_then(|it| it.enabled)).then_some(policies),
     };
+    // Who has them already says so again whenever something else is updated.
+    if advanced.security == Some(AdvancedPolicies::L7)
+        && stored.and_then(|it| it.security) != advanced.security
+        && let Some(why) = (door.why_no_envoy)()
+    {
+        let text = format!(
+            "Advanced network policies L7 (HTTP, gRPC and Kafka) need Envoy, which this lab has not: {why}."
+        );
+        findings.add(Fault::bad(NOT_SUPPORTED, text).at(POLICIES));
+    }
     // Azure/azure-cli, `managed_cluster_decorator.py`, says that the service refuses this, and not how.
     if advanced == off {
         let text = format!(
@@ -127,14 +141,10 @@ pub(super) fn parse_advanced(
 fn policies(asked: Option<&Security>) -> Result<AdvancedPolicies, Fault> {
     let text = asked.and_then(|security| given(security.advanced_network_policies.clone()));
     match text.as_deref().map(str::to_ascii_lowercase).as_deref() {
-        // L7 is refused by a table.
-        None | Some("fqdn" | "l7") => Ok(AdvancedPolicies::Fqdn),
+        None | Some("fqdn") => Ok(AdvancedPolicies::Fqdn),
+        Some("l7") => Ok(AdvancedPolicies::L7),
         Some("none") => Ok(AdvancedPolicies::None),
-        Some(text) => Err(not_one_of(
-            text,
-            &["FQDN", "L7", "None"],
-            &format!("{ADVANCED}.security.advancedNetworkPolicies"),
-        )),
+        Some(text) => Err(not_one_of(text, &["FQDN", "L7", "None"], POLICIES)),
     }
 }
 
@@ -142,6 +152,7 @@ fn policies(asked: Option<&Security>) -> Result<AdvancedPolicies, Fault> {
 pub(super) fn shown_advanced(advanced: AdvancedNetworking) -> Value {
     let policies = match advanced.security {
         Some(AdvancedPolicies::Fqdn) => "FQDN",
+        Some(AdvancedPolicies::L7) => "L7",
         Some(AdvancedPolicies::None) | None => "None",
     };
     json!({

@@ -49,7 +49,7 @@ pub(super) const KNOWN: [&str; 42] = [
 ];
 
 /// Features that this lab doesn't have. A firewall or an access rule that would not be enforced is among them.
-pub(super) const REFUSED: [Refusal; 29] = [
+pub(super) const REFUSED: [Refusal; 28] = [
     refusal("/sku/name", When::Is(&["Automatic"]), "AKS Automatic"),
     refusal("/identity/type", When::Is(&["UserAssigned"]), "user-assigned identities"),
     refusal("/identity/userAssignedIdentities", When::Given, "user-assigned identities"),
@@ -80,11 +80,6 @@ pub(super) const REFUSED: [Refusal; 29] = [
         "/properties/networkProfile/staticEgressGatewayProfile/enabled",
         When::True,
         "static egress gateways",
-    ),
-    refusal(
-        "/properties/networkProfile/advancedNetworking/security/advancedNetworkPolicies",
-        When::Is(&["L7"]),
-        "advanced network policies L7 (HTTP, gRPC and Kafka), which need Envoy",
     ),
     refusal(
         "/properties/networkProfile/advancedNetworking/security/transitEncryption/type",

@@ -2,6 +2,7 @@ use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     net::TcpListener,
+    process::Command,
 };
 
 use sha2::{Digest, Sha256};
@@ -54,8 +55,11 @@ fn a_folder_of_the_right_version_is_taken_whole() {
     // One that is being made is none yet.
     fs::create_dir_all(cilium_dir(&cache, "1.20.3.partial")).expect("a folder");
     let (version, source) = (VERSION.to_owned(), "programs, built with Go");
+    let sizes = Command::new("find").arg(&folder).args(["-type", "f", "-printf", "%s\n"]).output();
+    let sizes = String::from_utf8(sizes.expect("find runs").stdout).expect("UTF-8");
+    let bytes = sizes.lines().map(|it| it.parse::<u64>().expect("a number")).sum();
     let listed = list_cilium(&cache).expect("listed");
-    assert_eq!(listed, [InstalledCilium { version, source, folder }]);
+    assert_eq!(listed, [InstalledCilium { version, source, bytes, folder }]);
     for version in ["1.9.0", "1.20.10"] {
         fs::create_dir_all(cilium_dir(&cache, version)).expect("a folder");
     }
@@ -198,6 +202,27 @@ fn upstreams_images_are_taken_where_they_can_be_pulled() {
         check(&other, &folder, "1.20.3").expect_err("another version"),
         "`FROM/agent-image` is not agent-image 1.20.3: it is 1.20.2"
     );
+}
+
+#[test]
+fn who_needs_envoy_is_told_what_would_do() {
+    let world = tempfile::tempdir().expect("a folder");
+    let (cache, given) = (world.path().join("cache"), world.path().join("given"));
+    let why = || {
+        let text = why_no_envoy(&cache, VERSION)?;
+        Some(text.replace(&*cache.to_string_lossy(), "CACHE"))
+    };
+    let upstream = "`aksnet cilium install` pulls upstream's images, which have it, where quay.io can be reached";
+    assert_eq!(why(), Some(format!("Cilium 1.20.2 is not installed; {upstream}")));
+    fs::create_dir_all(&given).expect("a folder");
+    built(&given, VERSION);
+    check(&cache, &given, VERSION).expect("installed");
+    let built =
+        "Cilium 1.20.2 was built with Go, without it; when `CACHE/cilium/v1.20.2` is removed, ";
+    assert_eq!(why(), Some(format!("{built}{upstream}")));
+    fs::remove_dir_all(cilium_dir(&cache, VERSION)).expect("removed");
+    pull(&cache, images()).expect("pulled");
+    assert_eq!(why(), None);
 }
 
 #[test]

@@ -155,8 +155,8 @@ impl World {
     }
 }
 
-/// An image of one file, `word`, as an OCI layout, as an installation leaves it that could pull.
-fn pulled(folder: &Path) {
+/// An image of one file, `word`, with this text, as an OCI layout, as an installation leaves it that could pull.
+fn pulled(folder: &Path, text: &str) {
     let blobs: PathBuf = folder.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("a folder");
     let put = |kind: &str, bytes: &[u8]| {
@@ -166,7 +166,7 @@ fn pulled(folder: &Path) {
         let kind = format!("application/vnd.oci.image.{kind}");
         json!({"mediaType": kind, "digest": format!("sha256:{hash}"), "size": bytes.len()})
     };
-    fs::write(folder.join("word"), "unpacked").expect("written");
+    fs::write(folder.join("word"), text).expect("written");
     let layer = Command::new("tar").args(["-c", "-C"]).arg(folder).arg("word").output();
     let layer = put("layer.v1.tar", &layer.expect("tar runs").stdout);
     let arch = if std::env::consts::ARCH == "aarch64" { "arm64" } else { "amd64" };
@@ -191,7 +191,7 @@ fn images_are_pushed_once_the_registry_is_there_and_nodes_begin_with_them() {
     let mut world = World::new();
     let folder = install::cilium_dir(&world.dir.join("cache"), "1.20.2");
     for name in [install::AGENT_IMAGE, install::OPERATOR_IMAGE] {
-        pulled(&folder.join(name));
+        pulled(&folder.join(name), "unpacked");
     }
     let Clusters(shared) = world.clusters();
     let wait_for = |wanted: &Images| {
@@ -204,8 +204,14 @@ fn images_are_pushed_once_the_registry_is_there_and_nodes_begin_with_them() {
         panic!("never {wanted:?}, but {:?}", ensure(&shared, "1.20.2"));
     };
     wait_for(&Images::Underway("waiting for the lab's registry".to_owned()));
+    let why = why_no_envoy(&shared).expect("nobody knows");
+    assert!(
+        why.starts_with("its registry does not say what it has (images: cannot reach"),
+        "{why}"
+    );
     world.start_registry();
     wait_for(&Images::Ready);
+    assert_eq!(why_no_envoy(&shared), None);
     let address = SocketAddrV4::new(names::REGISTRY_ADDRESS, REGISTRY_PORT);
     for name in ["oss/cilium/cilium:1.20.2", "oss/cilium/operator-generic:1.20.2"] {
         let reference = name.parse().expect("a name");
@@ -220,4 +226,11 @@ fn images_are_pushed_once_the_registry_is_there_and_nodes_begin_with_them() {
     // A node that runs may be looked at in its own way; containerd's databases are whole.
     let names = world.images(&node);
     assert_eq!(names, "mcr.microsoft.com/oss/cilium/cilium:1.20.2\n");
+    // Another one is pulled, which this lab does not get.
+    pulled(&folder.join(install::AGENT_IMAGE), "another");
+    let why = why_no_envoy(&shared).expect("it is another");
+    assert!(why.starts_with("its registry has another image of Cilium 1.20.2"), "{why}");
+    fs::remove_dir_all(folder.join(install::AGENT_IMAGE)).expect("removed");
+    let why = why_no_envoy(&shared).expect("it is none of upstream's");
+    assert!(why.starts_with("Cilium 1.20.2 was built with Go, without it"), "{why}");
 }
