@@ -4,11 +4,14 @@
 //!
 //! # The way
 //! Out of a NIC: may it send so; the NIC's group and then the subnet's, outbound, with the destination that the
-//! sender wrote; then a load balancer's front end, the pods of an overlay, or the subnet's effective route. Into a
-//! NIC: the subnet's group and then the NIC's, inbound, with the addresses that the machine will see. An appliance
-//! sends on what it gets, and everything begins again at its NIC.
+//! sender wrote; then a load balancer's front end unless a route leads past it, the pods of an overlay, or the subnet's
+//! effective route. Into a NIC: the subnet's group and then the NIC's, inbound, with the addresses that the machine
+//! will see. An appliance sends on what it gets, and everything begins again at its NIC; a front end that a route names
+//! as its next hop hands over to one of its members, who is the appliance.
 //!
 //! A load balancer chooses among members by a hash, so there can be several ways; [`Map::walk`] gives them all.
+
+mod fate;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,12 +27,14 @@ use crate::{
         egress::{self, Way},
         view::{Port, View},
     },
-    model::{Access, Direction, Subnet, Transport},
-    name::{ArmId, Name},
-    policy::{Decision, Flow, Protocol, is_platform},
+    model::{Access, Direction, Subnet},
+    name::ArmId,
+    policy::{Decision, Flow, is_platform},
     region::Region,
-    routes::{self, EffectiveRoute, Hop},
+    routes::{self, Hop},
 };
+
+pub use self::fate::{End, Origin, Reason, Step, Walk};
 
 /// A region prepared for questions about flows.
 pub struct Map<'a> {
@@ -48,150 +53,6 @@ struct Network<'a> {
     public: BTreeSet<IpAddr>,
     /// Those that are open where no group is.
     open: BTreeSet<IpAddr>,
-}
-
-/// Where a flow's first packet comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
-    /// The NIC of this machine; the flow's source says whether it is the machine's own or a pod's.
-    Machine(ArmId),
-    /// The internet.
-    Internet,
-    /// The platform, in this virtual network: a health probe from 168.63.129.16.
-    Platform(ArmId),
-}
-
-/// One way that a flow may take.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Walk {
-    /// What it met, in order.
-    pub steps: Vec<Step>,
-    /// Where it ended.
-    pub end: End,
-}
-
-/// Something that a flow's first packet meets.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
-    /// A network security group.
-    Gate {
-        /// The NIC or subnet that has it.
-        at: ArmId,
-        /// The group.
-        group: ArmId,
-        /// Which of its lists.
-        direction: Direction,
-        /// The rule that decided. `None`: a flow to the platform, which no rule forbids.
-        rule: Option<Name>,
-        /// What it said.
-        access: Access,
-        /// What it saw.
-        flow: Flow,
-    },
-    /// The pods of an overlay, which the fabric routes itself, for their own cluster's machines alone.
-    Overlay {
-        /// The cluster.
-        cluster: ArmId,
-    },
-    /// An effective route of this subnet was taken.
-    Route {
-        /// The subnet that the sender's address, or else its NIC, is in.
-        subnet: ArmId,
-        /// The route.
-        route: EffectiveRoute,
-    },
-    /// A peering was crossed.
-    Peering {
-        /// Into this virtual network.
-        to: ArmId,
-    },
-    /// A load balancer chose a member.
-    Balanced {
-        /// The front end's address.
-        frontend: IpAddr,
-        /// The member's primary address.
-        member: IpAddr,
-        /// The flow after that: the same one with floating IP.
-        after: Flow,
-    },
-    /// Addresses were translated, on the way out or in.
-    Translated {
-        /// Before.
-        before: Flow,
-        /// After. A source port of 0 is one that cannot be foretold.
-        after: Flow,
-    },
-    /// An appliance got it and sends it on.
-    Forwarded {
-        /// The machine.
-        machine: ArmId,
-        /// What it got.
-        flow: Flow,
-    },
-    /// It crossed the internet.
-    Internet {
-        /// As it was seen there.
-        flow: Flow,
-    },
-}
-
-/// Where a flow ends.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum End {
-    /// At a machine's NIC; what the machine does is its own.
-    Delivered {
-        /// The machine.
-        machine: ArmId,
-        /// What it sees.
-        flow: Flow,
-    },
-    /// On the internet, seen so.
-    Internet(Flow),
-    /// At the public address of this cluster's API server.
-    ApiServer(ArmId),
-    /// At the platform's own services.
-    Platform,
-    /// Nowhere.
-    Dropped(Reason),
-}
-
-/// Why a flow is dropped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The machine is not there, or not in a virtual network.
-    NoSuchMachine,
-    /// The source is not one of the NIC's addresses, and IP forwarding is off.
-    Spoofed,
-    /// The last step's gate denied it.
-    Denied,
-    /// The route that was taken has next hop None.
-    NextHopNone,
-    /// Nobody has the destination.
-    NobodyThere,
-    /// Nobody has the next hop's address, or its NIC does not forward.
-    NoAppliance(IpAddr),
-    /// The peering lets nothing pass that it did not come for: no transit, and no foreign sources unless forwarded
-    /// traffic is allowed.
-    NoTransit,
-    /// The machine has no address to be seen with outside.
-    NoWayOut,
-    /// From the internet come only answers, and what a front end or a public IP of a machine takes.
-    Closed,
-    /// From the internet, by a public address of SKU Standard, to a NIC that no security group is in front of: these are
-    /// closed until one allows it (Azure documentation, "Public IP addresses": secure by default).
-    NoGroup,
-    /// The front end has no member that answers its probe.
-    NoHealthyMember,
-    /// It arrives at a machine with the machine's own address as its source, which no machine takes: a member of a
-    /// load balancer that was given its own flow (Azure documentation, "Troubleshoot Azure Load Balancer").
-    OwnAddress {
-        /// The machine.
-        machine: ArmId,
-        /// As it arrives.
-        flow: Flow,
-    },
-    /// It went round and round.
-    Loop,
 }
 
 /// More appliances than anybody puts in a row.
@@ -214,6 +75,7 @@ impl<'a> Map<'a> {
             map: self,
             steps: Vec::new(),
             n_appliances: 0,
+            chosen: Vec::new(),
             public: None,
             done: Vec::new(),
         };
@@ -279,6 +141,8 @@ struct Walker<'m, 'a> {
     map: &'m Map<'a>,
     steps: Vec<Step>,
     n_appliances: usize,
+    /// Which member has which flow, of front ends that routes lead to: a flow that comes again meets it again.
+    chosen: Vec<(IpAddr, Flow, IpAddr)>,
     /// The public address that it comes in from the internet by, until it is at a NIC.
     public: Option<IpAddr>,
     done: Vec<Walk>,
@@ -310,7 +174,12 @@ impl<'m, 'a> Walker<'m, 'a> {
         if subnets.any(|it| it.prefixes().any(|own| own.nth(1) == Some(flow.destination))) {
             return self.drop(Reason::NobodyThere);
         }
-        if let Some(service) = service(network, &flow) {
+        let effective = subnet.map_or_else(Vec::new, |subnet| {
+            routes::effective(self.map.region, network.view.vnet, subnet)
+        });
+        let route = routes::select(&effective, flow.destination);
+        let is_found = route.is_none_or(|route| network.view.finds(route, flow.destination));
+        if let Some(service) = network.services.find(flow.destination, &flow).filter(|_| is_found) {
             return self.balance(network, service, flow);
         }
         if let Some(cluster) = port.cluster
@@ -326,9 +195,7 @@ impl<'m, 'a> Walker<'m, 'a> {
                 None => self.drop(Reason::NobodyThere),
             };
         }
-        let Some(subnet) = subnet else { return self.drop(Reason::NobodyThere) };
-        let effective = routes::effective(self.map.region, network.view.vnet, subnet);
-        let Some(route) = routes::select(&effective, flow.destination) else {
+        let (Some(subnet), Some(route)) = (subnet, route) else {
             return self.drop(Reason::NobodyThere);
         };
         self.steps.push(Step::Route { subnet: network.subnet_id(subnet), route: route.clone() });
@@ -366,7 +233,8 @@ impl<'m, 'a> Walker<'m, 'a> {
         self.end(End::Delivered { machine, flow });
     }
 
-    /// By the machine that has `address` and forwards, here or in a peer's network.
+    /// By the machine that has `address` and forwards, or a member of the front end that has it, here or in a peer's
+    /// network.
     fn appliance(&mut self, network: &'m Network<'a>, address: IpAddr, flow: Flow) {
         self.n_appliances += 1;
         if self.n_appliances > MAX_APPLIANCES {
@@ -374,16 +242,48 @@ impl<'m, 'a> Walker<'m, 'a> {
         }
         let there = network.view.peer_of(address).map(|peer| &peer.remote.meta.id);
         let there = there.and_then(|remote| self.map.networks.get(remote));
-        if let Some(port) = network.view.appliance(address) {
-            self.hand_over(network, port, flow);
-        } else if let Some(there) = there
-            && let Some(port) = there.view.appliance(address)
-        {
-            if self.cross(network, there, &flow) {
-                self.hand_over(there, port, flow);
+        let hop = NextHop::of(network, address).map(|hop| (network, hop));
+        let hop = hop.or_else(|| there.and_then(|there| Some((there, NextHop::of(there, address)?))));
+        let Some((at, hop)) = hop else { return self.drop(Reason::NoAppliance(address)) };
+        if !std::ptr::eq(at, network) && !self.cross(network, at, &flow) {
+            return;
+        }
+        match hop {
+            NextHop::Machine(port) => self.hand_over(at, port, flow),
+            NextHop::Frontend => self.share_out(at, address, flow),
+        }
+    }
+
+    /// To a member of the front end that a route names as its next hop. The packet stays as it is: it is not the front
+    /// end's. What is for the front end itself is like any flow to it.
+    fn share_out(&mut self, network: &'m Network<'a>, frontend: IpAddr, flow: Flow) {
+        if flow.destination == frontend {
+            return match network.services.find(frontend, &flow) {
+                Some(service) => self.balance(network, service, flow),
+                None => self.drop(Reason::NobodyThere),
+            };
+        }
+        let Some(service) = network.services.find(frontend, &flow) else {
+            return self.drop(Reason::NoRule(frontend));
+        };
+        if service.healthy.is_empty() {
+            return self.drop(Reason::NoHealthyMember);
+        }
+        let mut chosen = self.chosen.iter();
+        let again = chosen.find(|(by, of, _)| *by == frontend && *of == flow);
+        let again = again.map(|(_, _, member)| *member);
+        for member in service.healthy.iter().filter(|it| again.is_none_or(|again| again == **it)) {
+            let (n_steps, n_appliances) = (self.steps.len(), self.n_appliances);
+            let n_chosen = self.chosen.len();
+            self.steps.push(Step::Balanced { frontend, member: *member, after: flow });
+            self.chosen.push((frontend, flow, *member));
+            match network.view.appliance(*member) {
+                Some(port) => self.hand_over(network, port, flow),
+                None => self.drop(Reason::NoAppliance(*member)),
             }
-        } else {
-            self.drop(Reason::NoAppliance(address));
+            self.steps.truncate(n_steps);
+            self.chosen.truncate(n_chosen);
+            self.n_appliances = n_appliances;
         }
     }
 
@@ -414,7 +314,7 @@ impl<'m, 'a> Walker<'m, 'a> {
         if !self.cross(network, there, &flow) {
             return;
         }
-        match service(there, &flow) {
+        match there.services.find(flow.destination, &flow) {
             Some(service) => self.balance(there, service, flow),
             None => self.arrive(there, flow.destination, flow),
         }
@@ -491,7 +391,7 @@ impl<'m, 'a> Walker<'m, 'a> {
 
     /// From the internet into a virtual network.
     fn come_in(&mut self, network: &'m Network<'a>, flow: Flow) {
-        if let Some(service) = service(network, &flow) {
+        if let Some(service) = network.services.find(flow.destination, &flow) {
             return self.balance(network, service, flow);
         }
         let mut ports = network.view.ports.iter();
@@ -558,14 +458,17 @@ fn may_send(network: &Network<'_>, port: &Port<'_>, source: IpAddr) -> bool {
             .is_some_and(|fronts| fronts.contains(&source))
 }
 
-/// The service that a flow is for, in a virtual network.
-fn service<'n>(network: &'n Network<'_>, flow: &Flow) -> Option<&'n Service> {
-    let services = &network.services.0;
-    let by_port = |transport| services.get(&(flow.destination, transport, flow.destination_port));
-    let exact = match flow.protocol {
-        Protocol::Tcp => by_port(Transport::Tcp),
-        Protocol::Udp => by_port(Transport::Udp),
-        Protocol::Icmp | Protocol::Esp | Protocol::Ah | Protocol::Other(_) => None,
-    };
-    exact.or_else(|| services.get(&(flow.destination, Transport::All, 0)))
+/// What a user's route names, where it is there.
+enum NextHop<'n, 'a> {
+    /// A machine that forwards.
+    Machine(&'n Port<'a>),
+    /// A front end, whose members do.
+    Frontend,
+}
+
+impl<'n, 'a> NextHop<'n, 'a> {
+    fn of(network: &'n Network<'a>, address: IpAddr) -> Option<Self> {
+        let machine = network.view.appliance(address).map(Self::Machine);
+        machine.or_else(|| network.view.has_frontend(address).then_some(Self::Frontend))
+    }
 }

@@ -12,6 +12,7 @@ pub mod delta;
 pub(crate) mod egress;
 pub mod element;
 pub mod fabric;
+mod fronts;
 mod gates;
 pub mod health;
 pub mod names;

@@ -166,6 +166,9 @@ fn why(reason: &Reason) -> String {
         Reason::NextHopNone => "the route has next hop None".to_owned(),
         Reason::NobodyThere => "nobody has the destination".to_owned(),
         Reason::NoAppliance(address) => format!("no machine that forwards has {address}"),
+        Reason::NoRule(address) => {
+            format!("no rule of the front end {address} is for this protocol and port")
+        }
         Reason::NoTransit => "the peering leads no further".to_owned(),
         Reason::NoWayOut => "the machine has no outbound method".to_owned(),
         Reason::Closed => "nobody asked the internet".to_owned(),

@@ -241,6 +241,7 @@ fn fate(end: &End) -> String {
             Reason::NextHopNone => "next hop None",
             Reason::NobodyThere => "nobody",
             Reason::NoAppliance(_) => "no appliance",
+            Reason::NoRule(_) => "no rule",
             Reason::NoTransit => "no transit",
             Reason::NoWayOut => "no way out",
             Reason::Closed => "closed",

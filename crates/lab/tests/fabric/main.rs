@@ -6,6 +6,7 @@ mod closed;
 mod clusters;
 mod dual;
 mod egress;
+mod firewalls;
 mod flow_logs;
 mod gates;
 mod golden;

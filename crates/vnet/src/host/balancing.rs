@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{health::Health, view::View};
-use crate::model::{BalancingRule, InboundNatRule, InboundTarget, LoadBalancer, Transport};
+use crate::{
+    model::{BalancingRule, InboundNatRule, InboundTarget, LoadBalancer, Transport},
+    policy::{Flow, Protocol},
+};
 
 /// What a service is found by: address, protocol, port (0 with [`Transport::All`]).
 pub(crate) type Key = (IpAddr, Transport, u16);
@@ -40,6 +43,17 @@ pub(crate) enum Delivery {
 }
 
 impl Services {
+    /// The service of the front end at `address` whose rule is for a flow.
+    pub(crate) fn find(&self, address: IpAddr, flow: &Flow) -> Option<&Service> {
+        let by_port = |transport| self.0.get(&(address, transport, flow.destination_port));
+        let exact = match flow.protocol {
+            Protocol::Tcp => by_port(Transport::Tcp),
+            Protocol::Udp => by_port(Transport::Udp),
+            Protocol::Icmp | Protocol::Esp | Protocol::Ah | Protocol::Other(_) => None,
+        };
+        exact.or_else(|| self.0.get(&(address, Transport::All, 0)))
+    }
+
     /// The members that flows are sent to, whatever routes say of their addresses.
     pub(crate) fn members(&self) -> BTreeSet<IpAddr> {
         self.0.values().flat_map(|service| service.members.iter().copied()).collect()

@@ -30,8 +30,10 @@ pub const PORT_PREFIX: &str = "nic-";
 pub const CONTROL_PREFIX: &str = "cp-";
 /// How the name of a virtual network's link to a peer begins.
 pub const PEER_PREFIX: &str = "peer-";
-/// How the name of a virtual network's link to an appliance in a peer begins.
+/// How the name of a virtual network's link to an appliance in a peer, or to a front end, begins.
 pub const HOP_PREFIX: &str = "hop-";
+/// How the name of the other end of a link to a front end of the same network begins.
+pub const WAY_PREFIX: &str = "way-";
 /// How the name of a security group's chain begins.
 pub const GATE_PREFIX: &str = "nsg-";
 
@@ -103,12 +105,20 @@ pub fn peer(remote: &ArmId) -> String {
     format!("{PEER_PREFIX}{}", link_hash(remote))
 }
 
-/// The link, of this name at both ends, by which what `vnet` routes to the appliance at `address` in a peer
-/// gets there: the appliance's address is not in the packets, so their way must say it.
+/// The link, of this name at both ends, by which what `vnet` routes to the appliance or the front end at `address` in a
+/// peer gets there: its address is not in the packets, so their way must say it. To a front end of the network's own it
+/// is the name of the end that they come out of, and [`way`] that of the other one.
 #[must_use]
 pub fn hop(vnet: &ArmId, address: IpAddr) -> String {
     let text = format!("{} {address}", vnet.key());
     format!("{HOP_PREFIX}{}", &hash_of(&text)[..10])
+}
+
+/// The link by which what `vnet` routes to its own front end at `address` goes in; it comes out of [`hop`].
+#[must_use]
+pub fn way(vnet: &ArmId, address: IpAddr) -> String {
+    let text = format!("{} {address}", vnet.key());
+    format!("{WAY_PREFIX}{}", &hash_of(&text)[..10])
 }
 
 /// The chain of one list of a security group, in the nftables table of each virtual network where it is attached.

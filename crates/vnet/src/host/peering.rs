@@ -1,9 +1,11 @@
-//! How virtual networks are joined. Not here: who is a peer (see [`super::view`]) and what is dropped between
-//! the two (see [`super::ruleset`]).
+//! How virtual networks are joined, and how what has a next hop gets there. Not here: who is a peer (see
+//! [`super::view`]), what is dropped between the two (see [`super::ruleset`]), and which of a front end's members is met
+//! (see [`super::fronts`]).
 //!
 //! A veth pair for each peering: remote prefixes lead to it, and what comes out of it finds its receiver by its
 //! destination. What a user's route sends to an appliance in a peer does not say so in its destination, so each such
-//! appliance has a pair of its own (a *hop*): what comes out of that goes to the appliance, whatever it is.
+//! appliance has a pair of its own (a *hop*): what comes out of that goes to the appliance, whatever it is. So has each
+//! front end that routes name, in a peer or in the network itself.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,6 +15,7 @@ use std::{
 use super::{
     fabric::{FAR_END_6, far_end},
     names,
+    routing::{PRIORITY_HOP, nowhere},
     state::{End, Link, NamespaceState, Rule, Target, Then},
     view::View,
 };
@@ -23,10 +26,11 @@ use crate::{
     region::Region,
 };
 
-/// Every virtual network of a region, and the appliances that networks use in their peers.
+/// Every virtual network of a region, the appliances that networks use in their peers, and the front ends that they use
+/// as such.
 pub(super) struct Networks<'a> {
     pub(super) views: BTreeMap<&'a ArmId, View<'a>>,
-    /// By the network whose routes name them: the appliance's address, and whose network it is in.
+    /// By the network whose routes name them: the address, and whose network it is in.
     hops: BTreeMap<&'a ArmId, BTreeMap<IpAddr, &'a ArmId>>,
 }
 
@@ -41,10 +45,22 @@ impl<'a> Networks<'a> {
         Self { views, hops }
     }
 
-    /// How `view` routes to an appliance in a peer; `None` when that has none at this address.
+    /// How `view` routes to an appliance in a peer or to a front end; `None` when there is none at this address.
     pub(super) fn hop(&self, view: &View<'_>, address: IpAddr) -> Option<Target> {
-        self.hops.get(&view.vnet.meta.id)?.get(&address)?;
-        Some(Target::via(&names::hop(&view.vnet.meta.id, address), far_end(Family::of(address))))
+        let here = &view.vnet.meta.id;
+        let there = *self.hops.get(here)?.get(&address)?;
+        let link =
+            if there == here { names::way(here, address) } else { names::hop(here, address) };
+        Some(Target::via(&link, far_end(Family::of(address))))
+    }
+
+    /// The links on which what has a next hop comes into `view`'s network, and which next hop that is.
+    pub(super) fn hops_into(&self, view: &View<'_>) -> impl Iterator<Item = (String, IpAddr)> {
+        let peers = view.peers.iter().map(|peer| peer.remote);
+        peers.chain([view.vnet]).flat_map(|from| {
+            let hops = self.hops_between(from, view.vnet);
+            hops.map(|address| (names::hop(&from.meta.id, address), address))
+        })
     }
 
     /// The links on which others' packets come in: of a peering, or of an appliance here.
@@ -59,13 +75,13 @@ impl<'a> Networks<'a> {
         })
     }
 
-    /// The appliances in `to` that `from` uses.
+    /// The appliances and front ends in `to` that `from` uses.
     fn hops_between(&self, from: &Vnet, to: &Vnet) -> impl Iterator<Item = IpAddr> {
         let hops = self.hops.get(&from.meta.id).into_iter().flatten();
         hops.filter(|(_, at)| **at == &to.meta.id).map(|(address, _)| *address)
     }
 
-    /// Gives a network's namespace its links to its peers.
+    /// Gives a network's namespace its links to its peers, and to its own front ends.
     pub(super) fn join(&self, state: &mut NamespaceState, lab: &str, view: &View<'_>) {
         for peer in &view.peers {
             let (here, there) = (&view.vnet.meta.id, &peer.remote.meta.id);
@@ -85,22 +101,41 @@ impl<'a> Networks<'a> {
                 let name = names::hop(there, address);
                 let end = End { namespace: namespace.clone(), link: name.clone() };
                 link(state, &name, end, Family::of(address));
-                let Some(port) = view.appliance(address) else { continue };
-                let family = Family::of(address);
-                let (table, everything) = (u32::from(port.primary), Prefix::everything(family));
-                let Some(main) = port.main_address(family) else { continue };
-                state.route(table, everything, Target::via(&port.link, main));
-                state.rules.insert(Rule {
-                    priority: super::routing::PRIORITY_HOP,
-                    family,
-                    mark: None,
-                    iif: Some(name),
-                    from: None,
-                    then: Then::Table(table),
-                });
+                hop_rule(state, view, name, address);
             }
         }
+        let here = &view.vnet.meta.id;
+        let namespace = names::vnet_ns(lab, here);
+        for address in self.hops_between(view.vnet, view.vnet) {
+            let (way, hop) = (names::way(here, address), names::hop(here, address));
+            for (one, other) in [(&way, &hop), (&hop, &way)] {
+                let end = End { namespace: namespace.clone(), link: other.clone() };
+                link(state, one, end, Family::of(address));
+            }
+            hop_rule(state, view, hop, address);
+        }
     }
+}
+
+/// What comes out of a hop goes to its appliance; that of a front end, which has no mark, nowhere.
+fn hop_rule(state: &mut NamespaceState, view: &View<'_>, hop: String, address: IpAddr) {
+    let family = Family::of(address);
+    let port = view.appliance(address);
+    let appliance = port.and_then(|port| Some((port, port.main_address(family)?)));
+    let (table, target) = match appliance {
+        Some((port, main)) => (u32::from(port.primary), Target::via(&port.link, main)),
+        None if view.has_frontend(address) => (NO_MEMBER, nowhere(family)),
+        None => return,
+    };
+    state.route(table, Prefix::everything(family), target);
+    state.rules.insert(Rule {
+        priority: PRIORITY_HOP,
+        family,
+        mark: None,
+        iif: Some(hop),
+        from: None,
+        then: Then::Table(table),
+    });
 }
 
 fn link(state: &mut NamespaceState, name: &str, peer: End, family: Family) {
@@ -110,7 +145,10 @@ fn link(state: &mut NamespaceState, name: &str, peer: End, family: Family) {
     state.sysctl(&format!("net/ipv4/conf/{name}/send_redirects"), "0");
 }
 
-/// The appliances in peers that the routes of `view`'s subnets name.
+/// The table that leads nowhere: nobody's address is 0.0.0.1.
+const NO_MEMBER: u32 = 1;
+
+/// The appliances in peers and the front ends that the routes of `view`'s subnets name.
 fn hops<'a>(view: &View<'a>, views: &BTreeMap<&'a ArmId, View<'a>>) -> BTreeMap<IpAddr, &'a ArmId> {
     let tables: BTreeSet<&ArmId> =
         view.vnet.subnets.values().filter_map(|subnet| subnet.route_table.as_ref()).collect();
@@ -118,9 +156,19 @@ fn hops<'a>(view: &View<'a>, views: &BTreeMap<&'a ArmId, View<'a>>) -> BTreeMap<
     let mut hops = BTreeMap::new();
     for route in tables.flat_map(|table| table.routes.values()) {
         let NextHop::VirtualAppliance(address) = route.next_hop else { continue };
+        // A machine of the network's own needs no link: a route leads to its NIC.
+        if view.appliance(address).is_some() {
+            continue;
+        }
+        if view.has_frontend(address) {
+            hops.insert(address, &view.vnet.meta.id);
+            continue;
+        }
         let Some(peer) = view.peer_of(address) else { continue };
         let there = views.get(&peer.remote.meta.id);
-        if there.is_some_and(|there| there.appliance(address).is_some()) {
+        let is_hop =
+            |there: &View<'_>| there.appliance(address).is_some() || there.has_frontend(address);
+        if there.is_some_and(is_hop) {
             hops.insert(address, &peer.remote.meta.id);
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! # A packet's way
 //! 1. *Load balancer marks*: a flow to a front end goes to the member that was chosen for it.
+//!    *Next hops*: what comes in for an appliance goes there.
 //! 2. *Pod ranges*: from a node of an overlay cluster, or from a control plane, to the node of a pod.
 //!    Nobody else has these rules, so two clusters may use one range and VMs reach no overlay pod.
 //! 3. *The subnet's routes*: user-defined ones with their own lengths; the network's prefixes are
@@ -128,7 +129,7 @@ fn to_internet(family: Family) -> Target {
 }
 
 /// Routed to `lo` for IPv4; the kernel would answer that with an error for IPv6, where nobody asks for neighbours.
-fn nowhere(family: Family) -> Target {
+pub(super) fn nowhere(family: Family) -> Target {
     match family {
         Family::V4 => Target::Link("lo".to_owned()),
         Family::V6 => Target::Blackhole,

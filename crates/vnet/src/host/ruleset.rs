@@ -1,5 +1,5 @@
 //! A virtual network's nftables table, as text: who may send as whom, and what its other parts
-//! ([`super::gates`], [`super::services`], [`super::translation`]) make of their own. Not here: routes (see
+//! ([`super::gates`], [`super::services`], [`super::fronts`], [`super::translation`]) make of their own. Not here: routes (see
 //! [`super::routing`]) and loading it (`linux::nft`).
 //!
 //! The table is always rendered whole. Rules are few and the same in every virtual network; what differs
@@ -19,7 +19,7 @@ use super::{
     balancing::Services,
     control,
     delta::{self, Elements},
-    egress, gates, names,
+    egress, fronts, gates, names,
     peering::Networks,
     services, translation,
     view::View,
@@ -112,6 +112,7 @@ pub(super) fn render(view: &View<'_>, networks: &Networks<'_>, services: &Servic
         closed(&mut text, view, *family);
         translation::render(&mut text, view, services, &ways, *family);
         services::render(&mut text, view, services, *family);
+        let fragments = fronts::render(&mut text, view, networks, services, *family);
         gates::render(&mut text, view, *family);
         let (early, input) = match family {
             Family::V4 => (EARLY_4, INPUT_4),
@@ -119,6 +120,7 @@ pub(super) fn render(view: &View<'_>, networks: &Networks<'_>, services: &Servic
         };
         let translation = translation::chains(*family);
         for chains in [early, CHAINS, input, gates::CHAINS, services::CHAINS, &translation] {
+            let chains = fragments.fill(chains);
             text.push_str(&chains.replace("$ip", ip).replace("$mask", &mask(*family)));
         }
         text.push_str("}\n");
@@ -149,6 +151,7 @@ const EARLY_4: &str = r#"
 	chain early {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "nic-*" iifname . ip saddr != @sources iifname . ip saddr & $mask != @ranges iifname != @forwarding counter drop comment "not an address of the NIC"
+$early
 		iifname vmap @overlay
 	}
 "#;
@@ -160,6 +163,7 @@ const EARLY_6: &str = r#"
 		type filter hook prerouting priority raw; policy accept;
 		iifname "nic-*" ip6 saddr { ::, fe80::/10 } counter drop comment "link-local"
 		iifname "nic-*" iifname . ip6 saddr != @sources iifname . ip6 saddr & $mask != @ranges iifname != @forwarding counter drop comment "not an address of the NIC"
+$early
 		iifname vmap @overlay
 	}
 "#;

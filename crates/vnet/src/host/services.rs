@@ -11,14 +11,15 @@ use super::{
 };
 use crate::{addr::Family, model::Transport};
 
-/// The chains that look into the maps.
+/// The chains that look into the maps, with the places of [`super::fronts::Fragments`].
 pub(super) const CHAINS: &str = r#"
 	# A flow keeps the member that it got, whatever becomes of the others. An answer to what a member sent
 	# out as a front end is no flow to it. What goes to an appliance is not for a front end here.
 	chain balance {
 		type filter hook prerouting priority mangle; policy accept;
+$balance
 		ct direction reply accept
-		iifname "hop-*" accept
+$hop
 		ct mark != 0 meta mark set ct mark accept
 		$ip daddr . meta l4proto . th dport vmap @balanced
 		$ip daddr vmap @balanced_whole
@@ -26,7 +27,8 @@ pub(super) const CHAINS: &str = r#"
 
 	chain translate {
 		type nat hook prerouting priority dstnat; policy accept;
-		iifname "hop-*" accept
+$translate
+$hop
 		$ip daddr . meta l4proto . th dport vmap @translated
 		$ip daddr vmap @translated_whole
 		iifname "uplink" dnat to $ip daddr map @own_public
@@ -58,7 +60,7 @@ fn of_family(services: &Services, family: Family) -> impl Iterator<Item = (&Key,
 }
 
 /// The mark of flows to a member, as nft reads it.
-fn mark(view: &View<'_>, member: IpAddr) -> Option<String> {
+pub(super) fn mark(view: &View<'_>, member: IpAddr) -> Option<String> {
     view.mark_of(member).map(|mark| format!("{mark:#010x}"))
 }
 
@@ -98,12 +100,16 @@ fn maps(text: &mut String, services: &Services, family: Family) {
 }
 
 fn chain_name((address, protocol, port): Key) -> String {
-    let protocol = match protocol {
+    let protocol = protocol_name(protocol);
+    format!("service-{}-{protocol}-{port}", address.to_string().replace(['.', ':'], "-"))
+}
+
+pub(super) fn protocol_name(protocol: Transport) -> &'static str {
+    match protocol {
         Transport::Tcp => "tcp",
         Transport::Udp => "udp",
         Transport::All => "all",
-    };
-    format!("service-{}-{protocol}-{port}", address.to_string().replace(['.', ':'], "-"))
+    }
 }
 
 /// The chain that chooses a member.

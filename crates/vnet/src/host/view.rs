@@ -19,6 +19,7 @@ use crate::{
     },
     name::{ArmId, Name},
     region::Region,
+    routes::{EffectiveRoute, Hop},
 };
 
 /// One virtual network and what is in it.
@@ -33,6 +34,8 @@ pub(crate) struct View<'a> {
     pub(crate) balancers: Vec<&'a LoadBalancer>,
     /// The networks that this one is joined to.
     pub(crate) peers: Vec<Peer<'a>>,
+    /// The addresses of private front ends.
+    internal: BTreeSet<IpAddr>,
     by_nic: BTreeMap<&'a ArmId, usize>,
     by_address: BTreeMap<IpAddr, usize>,
     by_network: BTreeMap<IpAddr, &'a Subnet>,
@@ -96,6 +99,12 @@ impl<'a> View<'a> {
                 }
             }
         }
+        let frontends = balancers.iter().flat_map(|balancer| balancer.frontends.values());
+        let internal = frontends.filter_map(|frontend| match frontend {
+            Frontend::Internal { address, .. } => Some(*address),
+            Frontend::Public { .. } | Frontend::Prefix { .. } => None,
+        });
+        let internal = internal.collect();
         let mut by_address = BTreeMap::new();
         for (index, port) in ports.iter().enumerate() {
             for address in port.addresses() {
@@ -111,6 +120,7 @@ impl<'a> View<'a> {
                 .flat_map(|it| it.prefixes().map(move |prefix| (prefix.network(), it)))
                 .collect(),
             peers: peers(region, vnet),
+            internal,
             region,
             vnet,
             ports,
@@ -176,6 +186,24 @@ impl<'a> View<'a> {
     /// address or its NIC does not forward.
     pub(crate) fn appliance(&self, address: IpAddr) -> Option<&Port<'a>> {
         self.holder(address).filter(|port| port.nic.ip_forwarding)
+    }
+
+    /// Whether a load balancer that acts here has a private front end at this address.
+    pub(crate) fn has_frontend(&self, address: IpAddr) -> bool {
+        self.internal.contains(&address)
+    }
+
+    /// Whether a packet to a front end at `address` that takes this route finds it: one in the network where the
+    /// network's own routes lead, a public one on the way to the internet. Routes come first for front ends as for all
+    /// destinations; nothing that Azure documents excepts them ("Virtual network traffic routing", "How Azure selects a
+    /// route"), and no effective route of a front end's own is there to win, as one of a private endpoint's is.
+    pub(crate) fn finds(&self, route: &EffectiveRoute, address: IpAddr) -> bool {
+        match &route.hop {
+            Hop::VnetLocal => self.has_frontend(address),
+            Hop::Internet => !self.has_frontend(address),
+            Hop::VirtualAppliance(hop) => *hop == address && self.has_frontend(address),
+            Hop::None | Hop::Peering(_) => false,
+        }
     }
 
     /// The peer whose address space this address is in.
