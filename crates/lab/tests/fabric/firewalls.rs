@@ -111,14 +111,26 @@ fn flows_of_both_directions_are_spread_over_the_firewalls_and_each_keeps_to_one(
     let ping = run(&one, "ping", &["-c", "2", "-i", "0.2", "-W", "1", "10.3.1.4"]);
     assert!(ping.contains(" 2 received"), "{ping}");
     assert!(lab.pass(&healthy(&["fw1", "fw2"]), Scope::All).is_nothing());
-    // The way out, with a source of their own.
+}
+
+#[test]
+fn firewalls_of_a_hub_are_its_way_out_behind_their_own_groups() {
+    let text = hub(ALL_PORTS)
+        .replace("vnet w 10.2.0.0/16", "nsg n\nin 100 allow * * * > * *\nvnet w 10.2.0.0/16")
+        .replace("10.2.9.4 forwards", "10.2.9.4 forwards nsg n public 20.5.5.4")
+        .replace("10.2.9.5 forwards", "10.2.9.5 forwards nsg n public 20.5.5.5");
+    let mut lab = Lab::new(&text);
+    lab.pass(&healthy(&["fw1", "fw2"]), Scope::Changed);
     serve(&lab.internet(), "internet", 80);
+    let one = lab.machine("one");
     assert_eq!(ask(&one, "9.9.9.9:80"), "nothing", "nobody translates");
-    let _ = lab.pass(&healthy(&["fw1", "fw2"]), Scope::Changed);
-    for firewall in &firewalls {
-        masquerade(firewall);
+    for name in ["fw1", "fw2"] {
+        guard(&lab.machine(name));
+        masquerade(&lab.machine(name));
     }
-    assert_eq!(ask(&one, "9.9.9.8:80"), "nothing", "members of a load balancer have no default way");
+    let seen: BTreeSet<String> = (0..24).map(|_| ask(&one, "9.9.9.8:80")).collect();
+    let expected = [4, 5].map(|last| format!("internet sees 20.5.5.{last} at 9.9.9.8"));
+    assert_eq!(seen, BTreeSet::from(expected), "answers are no new flows to the firewalls' groups");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! directions of a flow meet one member when both are led to one front end (Azure documentation, "High availability
 //! ports overview", "Flow symmetry"): whichever comes first chooses, by a hash that is the same for both, and its state
 //! remembers. The appliance sends the packet on, and it is back in this network. So each front end has states of its
-//! own, apart from those of the network.
+//! own, apart from those of the network, where the packet was already and will be again.
 //!
 //! # Past a front end
 //! What a route leads to an appliance although a front end of this network has its destination comes back, and then it
@@ -75,22 +75,21 @@ pub(super) fn render(
     services: &Services,
     family: Family,
 ) -> Fragments {
-    let hops: Vec<(String, IpAddr)> =
-        networks.hops_into(view).filter(|(_, to)| Family::of(*to) == family).collect();
+    let led_to: Vec<(String, IpAddr)> =
+        networks.frontends(view).filter(|(_, to)| Family::of(*to) == family).collect();
     let past = Past::new(view, services, family);
-    if hops.is_empty() && past.is_nothing() {
+    if led_to.is_empty() && !networks.has_hops(view, family) && past.is_nothing() {
         return Fragments::default();
     }
     let kind = ip_addr(family);
-    let to_frontends = hops.iter().filter(|(_, to)| view.has_frontend(*to));
     let (mut zones, mut choices, mut at_front) =
         (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut frontends = BTreeSet::new();
-    for (link, frontend) in to_frontends {
-        zones.insert(format!("\"{link}\" : goto zone-{}", zone_of(*frontend)));
-        choices.insert(format!("\"{link}\" : goto {}", chain_name(*frontend)));
+    for (link, frontend) in led_to {
+        zones.insert(format!("\"{link}\" : goto zone-{}", zone_of(frontend)));
+        choices.insert(format!("\"{link}\" : goto {}", chain_name(frontend)));
         at_front.insert(format!("\"{link}\" . {frontend}"));
-        frontends.insert(*frontend);
+        frontends.insert(frontend);
     }
     let of_network = services.0.keys().map(|(address, ..)| *address);
     let of_network = of_network.filter(|it| Family::of(*it) == family);
@@ -154,7 +153,6 @@ fn frontend_chains(text: &mut String, view: &View<'_>, services: &Services, fron
     let members = own.iter().flat_map(|(_, service)| &service.members);
     let members = members.filter(|member| view.appliance(**member).is_some());
     let marks: BTreeSet<String> = members.filter_map(|member| mark(view, *member)).collect();
-    // Whole chains first: what jumps must know where to.
     for (key, service) in own.iter().filter(|(_, service)| !service.healthy.is_empty()) {
         choice(text, view, &format!("{name}-{}-{}", protocol_name(key.1), key.2), service, **key);
     }

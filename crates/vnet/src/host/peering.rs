@@ -4,8 +4,11 @@
 //!
 //! A veth pair for each peering: remote prefixes lead to it, and what comes out of it finds its receiver by its
 //! destination. What a user's route sends to an appliance in a peer does not say so in its destination, so each such
-//! appliance has a pair of its own (a *hop*): what comes out of that goes to the appliance, whatever it is. So has each
-//! front end that routes name, in a peer or in the network itself.
+//! appliance has a pair of its own (a *hop*): what comes out of that goes to the appliance, whatever it is.
+//!
+//! A front end that routes name has a pair with both ends in its own network, too, however its packets got there: by a
+//! NIC or by a peer's hop. A flow that is led to it has two states in that network, like one that is led to an
+//! appliance and comes back: of the network, and of the front end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,7 +44,17 @@ impl<'a> Networks<'a> {
             .iter()
             .filter_map(|(id, vnet)| Some((id, View::new(region, vnet)?)))
             .collect();
-        let hops = views.iter().map(|(id, view)| (*id, hops(view, &views))).collect();
+        let mut hops: BTreeMap<&ArmId, BTreeMap<IpAddr, &ArmId>> =
+            views.iter().map(|(id, view)| (*id, hops(view, &views))).collect();
+        let of_peers: Vec<(IpAddr, &ArmId)> = hops
+            .values()
+            .flatten()
+            .map(|(address, at)| (*address, *at))
+            .filter(|(address, at)| views.get(at).is_some_and(|view| view.has_frontend(*address)))
+            .collect();
+        for (frontend, at) in of_peers {
+            hops.entry(at).or_default().insert(frontend, at);
+        }
         Self { views, hops }
     }
 
@@ -54,12 +67,17 @@ impl<'a> Networks<'a> {
         Some(Target::via(&link, far_end(Family::of(address))))
     }
 
-    /// The links on which what has a next hop comes into `view`'s network, and which next hop that is.
-    pub(super) fn hops_into(&self, view: &View<'_>) -> impl Iterator<Item = (String, IpAddr)> {
-        let peers = view.peers.iter().map(|peer| peer.remote);
-        peers.chain([view.vnet]).flat_map(|from| {
-            let hops = self.hops_between(from, view.vnet);
-            hops.map(|address| (names::hop(&from.meta.id, address), address))
+    /// The front ends of `view`'s network that routes name, with the links by which what is led to them gets there.
+    pub(super) fn frontends(&self, view: &View<'_>) -> impl Iterator<Item = (String, IpAddr)> {
+        let own = self.hops_between(view.vnet, view.vnet);
+        own.map(|address| (names::hop(&view.vnet.meta.id, address), address))
+    }
+
+    /// Whether peers send to appliances or front ends in `view`'s network.
+    pub(super) fn has_hops(&self, view: &View<'_>, family: Family) -> bool {
+        view.peers.iter().any(|peer| {
+            let mut hops = self.hops_between(peer.remote, view.vnet);
+            hops.any(|address| Family::of(address) == family)
         })
     }
 
@@ -101,7 +119,7 @@ impl<'a> Networks<'a> {
                 let name = names::hop(there, address);
                 let end = End { namespace: namespace.clone(), link: name.clone() };
                 link(state, &name, end, Family::of(address));
-                hop_rule(state, view, name, address);
+                self.lead_on(state, view, name, address);
             }
         }
         let here = &view.vnet.meta.id;
@@ -112,22 +130,27 @@ impl<'a> Networks<'a> {
                 let end = End { namespace: namespace.clone(), link: other.clone() };
                 link(state, one, end, Family::of(address));
             }
-            hop_rule(state, view, hop, address);
+            // Where members are chosen, what has none goes nowhere.
+            hop_rule(state, hop, Family::of(address), NO_MEMBER, nowhere(Family::of(address)));
+        }
+    }
+
+    /// What comes in by a peer's hop goes to its appliance, or on to the front end.
+    fn lead_on(&self, state: &mut NamespaceState, view: &View<'_>, hop: String, address: IpAddr) {
+        let family = Family::of(address);
+        if let Some(port) = view.appliance(address) {
+            let Some(main) = port.main_address(family) else { return };
+            let to = Target::via(&port.link, main);
+            hop_rule(state, hop, family, port.primary.into(), to);
+        } else if let Some(to) = self.hop(view, address) {
+            hop_rule(state, hop, family, table_of(address), to);
         }
     }
 }
 
-/// What comes out of a hop goes to its appliance; that of a front end, which has no mark, nowhere.
-fn hop_rule(state: &mut NamespaceState, view: &View<'_>, hop: String, address: IpAddr) {
-    let family = Family::of(address);
-    let port = view.appliance(address);
-    let appliance = port.and_then(|port| Some((port, port.main_address(family)?)));
-    let (table, target) = match appliance {
-        Some((port, main)) => (u32::from(port.primary), Target::via(&port.link, main)),
-        None if view.has_frontend(address) => (NO_MEMBER, nowhere(family)),
-        None => return,
-    };
-    state.route(table, Prefix::everything(family), target);
+/// What comes out of a hop goes where this table leads.
+fn hop_rule(state: &mut NamespaceState, hop: String, family: Family, table: u32, to: Target) {
+    state.route(table, Prefix::everything(family), to);
     state.rules.insert(Rule {
         priority: PRIORITY_HOP,
         family,
@@ -136,6 +159,18 @@ fn hop_rule(state: &mut NamespaceState, view: &View<'_>, hop: String, address: I
         from: None,
         then: Then::Table(table),
     });
+}
+
+/// The table that leads to a front end: its address, or for IPv6 a number above all addresses that anybody can have.
+fn table_of(frontend: IpAddr) -> u32 {
+    match frontend {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let hash = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, &address.octets());
+            let [a, b, c, d, ..] = hash.into_bytes();
+            0xf000_0000 | u32::from_be_bytes([a, b, c, d])
+        }
+    }
 }
 
 fn link(state: &mut NamespaceState, name: &str, peer: End, family: Family) {
