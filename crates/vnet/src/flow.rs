@@ -128,6 +128,12 @@ impl<'a> Network<'a> {
         self.id().child("subnets", subnet.name.as_str())
     }
 
+    /// Whether an address is a subnet's gateway's, which answers ARP requests and nothing else, whatever routes say.
+    fn is_gateway(&self, address: IpAddr) -> bool {
+        let mut subnets = self.view.vnet.subnets.values();
+        subnets.any(|it| it.prefixes().any(|own| own.nth(1) == Some(address)))
+    }
+
     /// The subnet whose group and routes a NIC's packets with this address meet: the address's own, for pods of a
     /// pod subnet, too; for everything else the NIC's.
     fn subnet_for(&self, port: &Port<'_>, address: IpAddr) -> Option<&Subnet> {
@@ -169,9 +175,7 @@ impl<'m, 'a> Walker<'m, 'a> {
         if is_platform(flow.destination) {
             return self.end(End::Platform);
         }
-        // A subnet's gateway answers ARP requests and nothing else, whatever routes say.
-        let mut subnets = network.view.vnet.subnets.values();
-        if subnets.any(|it| it.prefixes().any(|own| own.nth(1) == Some(flow.destination))) {
+        if network.is_gateway(flow.destination) {
             return self.drop(Reason::NobodyThere);
         }
         let effective = subnet.map_or_else(Vec::new, |subnet| {
@@ -245,8 +249,13 @@ impl<'m, 'a> Walker<'m, 'a> {
         let hop = NextHop::of(network, address).map(|hop| (network, hop));
         let hop = hop.or_else(|| there.and_then(|there| Some((there, NextHop::of(there, address)?))));
         let Some((at, hop)) = hop else { return self.drop(Reason::NoAppliance(address)) };
-        if !std::ptr::eq(at, network) && !self.cross(network, at, &flow) {
-            return;
+        if !std::ptr::eq(at, network) {
+            if !self.cross(network, at, &flow) {
+                return;
+            }
+            if at.is_gateway(flow.destination) {
+                return self.drop(Reason::NobodyThere);
+            }
         }
         match hop {
             NextHop::Machine(port) => self.hand_over(at, port, flow),
