@@ -247,7 +247,8 @@ impl<'m, 'a> Walker<'m, 'a> {
         let there = network.view.peer_of(address).map(|peer| &peer.remote.meta.id);
         let there = there.and_then(|remote| self.map.networks.get(remote));
         let hop = NextHop::of(network, address).map(|hop| (network, hop));
-        let hop = hop.or_else(|| there.and_then(|there| Some((there, NextHop::of(there, address)?))));
+        let hop =
+            hop.or_else(|| there.and_then(|there| Some((there, NextHop::of(there, address)?))));
         let Some((at, hop)) = hop else { return self.drop(Reason::NoAppliance(address)) };
         if !std::ptr::eq(at, network) {
             if !self.cross(network, at, &flow) {

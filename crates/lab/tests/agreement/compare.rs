@@ -92,7 +92,10 @@ impl fmt::Display for Tally {
         write!(f, "{all} flows agreed upon:")?;
         self.fates.iter().try_for_each(|(fate, n)| write!(f, " {n} {fate}"))?;
         let Led { through, through_peers, past } = self.led;
-        write!(f, "; {through} by firewalls, {through_peers} by peers', {past} to front ends behind")
+        write!(
+            f,
+            "; {through} by firewalls, {through_peers} by peers', {past} to front ends behind"
+        )
     }
 }
 
@@ -181,6 +184,9 @@ pub(crate) fn world(seed: u64, region: &Region, n_flows: u64) -> Tally {
                     // Whether it is dropped by the machine or just before it is nothing that anybody can tell.
                     possible.push(sights.clone());
                 }
+                if walk.end == End::Dropped(Reason::Loop) && is_led_back(origin, walk) {
+                    possible.push(BTreeSet::new());
+                }
                 let sights: BTreeSet<Sight> = sights.into_iter().chain(last).collect();
                 is_sent_on |= sends_on(region, &walk.end) && real.is_superset(&sights);
                 possible.push(sights);
@@ -195,6 +201,16 @@ pub(crate) fn world(seed: u64, region: &Region, n_flows: u64) -> Tally {
         }
     }
     tally
+}
+
+/// Whether a flow's first route leads it back to its sender. The kernel answers no ARP request for what is reached by the
+/// link that it came in on, so that such a flow may not even leave.
+fn is_led_back(origin: &Origin, walk: &Walk) -> bool {
+    let first = walk.steps.iter().find_map(|step| match step {
+        Step::Forwarded { machine, .. } => Some(machine),
+        _ => None,
+    });
+    matches!(origin, Origin::Machine(sender) if first == Some(sender))
 }
 
 /// Whether a flow ends at a machine that does not take it and sends it on instead, which is the machine's own doing: a

@@ -78,8 +78,10 @@ fn balancer(dice: &mut Dice, region: &mut Region, vnet: &ArmId, family: Family) 
         disable_outbound_snat: true,
     };
     let all = (Name::new("all"), rule(Transport::All, 0));
-    let some =
-        vec![(Name::new("t"), rule(Transport::Tcp, 80)), (Name::new("u"), rule(Transport::Udp, 443))];
+    let some = vec![
+        (Name::new("t"), rule(Transport::Tcp, 80)),
+        (Name::new("u"), rule(Transport::Udp, 443)),
+    ];
     let rules = if dice.chance(75) { vec![all] } else { some };
     let id = vnet.sibling(kind::LOAD_BALANCER, &format!("fw{}x{}", number(vnet), family.bits()));
     let command = Command::PutLoadBalancer {

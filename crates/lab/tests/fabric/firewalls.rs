@@ -167,7 +167,8 @@ fn only_what_a_rule_is_for_passes() {
     assert_eq!(ask(&one, "10.3.1.4:81"), "nothing");
     let ping = run(&one, "ping", &["-c", "1", "-W", "1", "10.3.1.4"]);
     assert!(ping.contains(" 0 received"), "{ping}");
-    let listing = run(&lab.vnet("w"), "nft", &["list", "chain", "ip", "aksnet", "front-10-2-9-100"]);
+    let listing =
+        run(&lab.vnet("w"), "nft", &["list", "chain", "ip", "aksnet", "front-10-2-9-100"]);
     assert!(!listing.contains("packets 0"), "dropped, and counted: {listing}");
 }
 
@@ -338,18 +339,9 @@ fn firewalls_guard_ipv6_as_they_do_ipv4() {
         assert_eq!(run(firewall, "nft", &[rules]), "");
     }
     for _ in 0..12 {
-        assert_eq!(
-            ask(&one, "[fd00:1:0:2::4]:80"),
-            "web sees fd00:1:0:1::4 at fd00:1:0:2::4"
-        );
-        assert_eq!(
-            ask(&one, "[fd00:1:0:2::100]:80"),
-            "web sees fd00:1:0:1::4 at fd00:1:0:2::100"
-        );
-        assert_eq!(
-            ask(&one, "[fd00:1:0:2::100]:90"),
-            "web sees fd00:1:0:1::4 at fd00:1:0:2::4"
-        );
+        assert_eq!(ask(&one, "[fd00:1:0:2::4]:80"), "web sees fd00:1:0:1::4 at fd00:1:0:2::4");
+        assert_eq!(ask(&one, "[fd00:1:0:2::100]:80"), "web sees fd00:1:0:1::4 at fd00:1:0:2::100");
+        assert_eq!(ask(&one, "[fd00:1:0:2::100]:90"), "web sees fd00:1:0:1::4 at fd00:1:0:2::4");
     }
     for firewall in &firewalls {
         let listing = run(firewall, "nft", &["list", "chain", "ip6", "counting", "c"]);

@@ -64,6 +64,39 @@ fn user_defined_routes() {
 }
 
 #[test]
+fn routes_to_front_ends_and_past_them() {
+    insta::assert_snapshot!(vnet(
+        "vnet w 10.2.0.0/16
+         table t
+         route 0.0.0.0/0 via 10.1.9.100
+         subnet a 10.2.1.0/24 table t
+         vm two 10.2.1.4
+         vnet v 10.1.0.0/16
+         table t
+         route 0.0.0.0/0 via 10.1.9.100
+         route 10.1.2.0/24 via 10.1.9.100
+         subnet a 10.1.1.0/24 table t
+         subnet b 10.1.2.0/24
+         subnet nva 10.1.9.0/24
+         vm one 10.1.1.4
+         vm web 10.1.2.4
+         vm fw1 10.1.9.4 forwards
+         vm fw2 10.1.9.5
+         balancer firewalls
+         frontend front 10.1.9.100
+         pool fws fw1 fw2
+         rule front fws all 0 to 0
+         balancer web
+         frontend front 10.1.2.100
+         pool webs web
+         rule front webs tcp 80 to 8080
+         rule front webs tcp 443
+         peer v w
+         peer w v"
+    ));
+}
+
+#[test]
 fn two_overlays_with_one_range() {
     insta::assert_snapshot!(vnet(
         "vnet v 10.1.0.0/16

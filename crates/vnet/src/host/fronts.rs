@@ -162,7 +162,8 @@ fn frontend_chains(text: &mut String, view: &View<'_>, services: &Services, fron
         let marks = marks.join(", ");
         line(text, format_args!("\t\tct mark {{ {marks} }} meta mark set ct mark accept"));
     }
-    // Keys are in order, and those of all ports come last.
+    let has_all = own.iter().any(|((_, protocol, _), _)| *protocol == Transport::All);
+    // Keys are in order, and that of all ports comes last.
     for ((_, protocol, port), service) in own {
         let matches = match protocol {
             Transport::All => String::new(),
@@ -177,7 +178,10 @@ fn frontend_chains(text: &mut String, view: &View<'_>, services: &Services, fron
         };
         line(text, format_args!("\t\t{matches}goto {to}"));
     }
-    line(text, format_args!("\t\tcounter drop comment \"no rule of the front end is for it\""));
+    if !has_all {
+        let why = "no rule of the front end is for it";
+        line(text, format_args!("\t\tcounter drop comment \"{why}\""));
+    }
     line(text, format_args!("\t}}"));
 }
 

@@ -269,13 +269,11 @@ fn any_command() -> impl Strategy<Value = Command> {
             routes: None,
             disable_bgp_route_propagation: false,
         }),
-        1 => Just(Command::PutRoute {
-            id: id("route t/r"),
-            route: Route {
-                name: "r".into(),
-                prefix: prefix("0.0.0.0/0"),
-                next_hop: NextHop::VirtualAppliance(ip("10.1.0.4")),
-            },
+        2 => (name(["0.0.0.0/0", "10.1.0.0/16", "10.1.0.0/22"]), any_address()).prop_map(|(to, hop)| {
+            // The next hop may be a machine's, a front end's, and nobody's.
+            let next_hop = NextHop::VirtualAppliance(ip(hop.unwrap_or("10.1.0.4")));
+            let route = Route { name: "r".into(), prefix: prefix(to), next_hop };
+            Command::PutRoute { id: id("route t/r"), route }
         }),
         1 => name(["s", "t"]).prop_map(|name| put_security_group(name, None)),
         2 => (name(["s", "t"]), name(["a", "b"]), 100_u16..104, option::weighted(0.5, name(["x", "y"])))
