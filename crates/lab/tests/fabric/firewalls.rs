@@ -8,13 +8,13 @@ use std::{
 use daemon::fabric::Scope;
 use linux::netns::Netns;
 use vnet::{
-    host::{Health, health::Probed},
+    host::{Health, change, health::Probed},
     name::Name,
 };
 
 use crate::{
     lab::{Lab, ask, connect, count, counted, masquerade, run, serve},
-    world::{id, nic_id},
+    world::{id, nic_id, region},
 };
 
 /// Two firewalls in hub `w`, behind a front end that the spokes `v` and `x` route everything to.
@@ -214,6 +214,25 @@ fn a_member_that_does_not_forward_gets_nothing() {
     let expected = ["nothing", "three sees 10.1.1.4 at 10.3.1.4"].map(str::to_owned);
     assert_eq!(seen, BTreeSet::from(expected), "its share is lost");
     assert_eq!(counted(&lab.machine("fw2")), 0);
+}
+
+#[test]
+fn machines_come_and_go_beside_firewalls_by_what_they_change() {
+    let text = hub("rule front fws all 0 to 0");
+    let mut lab = Lab::new(&text);
+    let more = text.replace("vm one 10.1.1.4", "vm one 10.1.1.4\nvm more 10.1.1.5");
+    let fewer = more.replace("vm fw2 10.2.9.5 forwards", "vm fw2 10.2.9.5");
+    for (now, is_told) in [(&more, true), (&text, true), (&more, true), (&fewer, false)] {
+        let told = change(&lab.name, &lab.region, &region(now), &Health::default());
+        assert_eq!(told.is_some(), is_told, "a NIC alone is told, a member less is another rule");
+        lab.becomes(now);
+        assert!(lab.pass(&Health::default(), Scope::All).is_nothing());
+    }
+    lab.serve("three", &[80]);
+    guard(&lab.machine("fw1"));
+    let more = lab.machine("more");
+    let seen: BTreeSet<String> = (0..12).map(|_| ask(&more, "10.3.1.4:80")).collect();
+    assert!(seen.contains("three sees 10.1.1.5 at 10.3.1.4"), "{seen:?}");
 }
 
 /// One network, with a front end at `10.1.2.100` whose members answer, and one whose members are firewalls.
