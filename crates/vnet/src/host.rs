@@ -36,6 +36,7 @@ pub use self::{
     delta::{Elements, delta},
     element::Element,
     fabric::compile_fabric,
+    fronts::is_led,
     health::Health,
     plan::{Action, Step, plan},
     ruleset::{TABLE, digest, digest_after},

@@ -33,6 +33,7 @@ use vnet::{
     host::{
         Health,
         health::questions,
+        is_led,
         names::{self, vnet_ns},
         platform::{FLOW_LOG_GROUP, machine_at, networks},
     },
@@ -341,6 +342,10 @@ impl View<'_> {
     /// What is written of a flow: by the NIC that it leaves, and by the NIC that it comes in at, as far as they are in
     /// this network.
     fn sides(&self, connection: &Connection) -> Vec<Entry> {
+        // Told of where it is one of the network's own.
+        if is_led(connection.zone) {
+            return Vec::new();
+        }
         let original = connection.original;
         let sender = self.machine(self.vnet, original.source);
         // A member that keeps the front end's address is known by the mark, everybody else by who answers.

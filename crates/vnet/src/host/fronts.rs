@@ -36,6 +36,12 @@ const PAST: u16 = 0x7fff;
 /// thousands of clusters.
 const FIRST_ZONE: u16 = 0x8000;
 
+/// Whether flows in a zone are seen in the network's own, too: they are led to a front end, or past one, and come back.
+#[must_use]
+pub fn is_led(zone: u16) -> bool {
+    zone >= PAST
+}
+
 /// What the parts of a table that others write have of this.
 pub(super) struct Fragments {
     /// Before states are looked up: which ones.
@@ -305,5 +311,25 @@ impl Past {
         elements(text, "map past", "ifname : verdict", "", &links);
         elements(text, "set back", &format!("{kind} . inet_proto . inet_service"), "", &self.back);
         elements(text, "set back_whole", kind, "", &self.back_whole);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zones_tell_what_is_led_from_the_networks_own_flows_and_overlays() {
+        for frontend in ["10.1.9.100", "10.1.0.0", "172.20.255.255", "fd00:1:0:9::100", "fd00::"] {
+            assert!(is_led(zone_of(frontend.parse().unwrap())), "{frontend}");
+        }
+        assert!(is_led(PAST));
+        // Everybody's, and those of the first and of very many clusters (198.18.0.10 on).
+        for zone in [0, 10, 0x7ffe] {
+            assert!(!is_led(zone), "{zone}");
+        }
+        let zones =
+            ["10.1.9.100", "10.1.9.101", "10.1.8.100"].map(|it| zone_of(it.parse().unwrap()));
+        assert_eq!(BTreeSet::from(zones).len(), 3, "each has its own");
     }
 }
