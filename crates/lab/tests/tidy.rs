@@ -10,7 +10,7 @@ use std::{
 /// A crate, and what it names under `[dependencies]`: of ours at most these (the table of
 /// `ARCHITECTURE.md`), and of libraries exactly these.
 const ALLOWED: &[(&str, &str, &str)] = &[
-    ("vnet", "", "ipnet serde thiserror uuid"),
+    ("vnet", "", "imbl ipnet serde thiserror uuid"),
     ("store", "vnet", "redb serde serde_json thiserror tokio tracing uuid"),
     (
         "linux",

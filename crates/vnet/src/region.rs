@@ -58,11 +58,13 @@ mod publics;
 mod query;
 mod ranges;
 mod refusal;
+mod resources;
 mod routes;
 mod security;
 mod upgrades;
 
 pub use query::Availability;
+pub use resources::{Difference, Resources};
 
 /// The state of everything that the local Azure knows. Cheap to clone: resources are shared.
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -70,33 +72,33 @@ pub struct Region {
     /// Counts accepted commands.
     pub generation: Generation,
     /// Resource groups by id.
-    pub groups: BTreeMap<ArmId, Arc<ResourceGroup>>,
+    pub groups: Resources<ResourceGroup>,
     /// Virtual networks by id.
-    pub vnets: BTreeMap<ArmId, Arc<Vnet>>,
+    pub vnets: Resources<Vnet>,
     /// Route tables by id.
-    pub route_tables: BTreeMap<ArmId, Arc<RouteTable>>,
+    pub route_tables: Resources<RouteTable>,
     /// Network security groups by id.
-    pub security_groups: BTreeMap<ArmId, Arc<SecurityGroup>>,
+    pub security_groups: Resources<SecurityGroup>,
     /// Application security groups by id.
-    pub application_groups: BTreeMap<ArmId, Arc<ApplicationGroup>>,
+    pub application_groups: Resources<ApplicationGroup>,
     /// NAT gateways by id.
-    pub nat_gateways: BTreeMap<ArmId, Arc<NatGateway>>,
+    pub nat_gateways: Resources<NatGateway>,
     /// Public IP prefixes by id.
-    pub public_ip_prefixes: BTreeMap<ArmId, Arc<PublicIpPrefix>>,
+    pub public_ip_prefixes: Resources<PublicIpPrefix>,
     /// Public IPs by id.
-    pub public_ips: BTreeMap<ArmId, Arc<PublicIp>>,
+    pub public_ips: Resources<PublicIp>,
     /// NICs by id.
-    pub nics: BTreeMap<ArmId, Arc<Nic>>,
+    pub nics: Resources<Nic>,
     /// VMs and nodes by id.
-    pub machines: BTreeMap<ArmId, Arc<Machine>>,
+    pub machines: Resources<Machine>,
     /// Load balancers by id.
-    pub balancers: BTreeMap<ArmId, Arc<LoadBalancer>>,
+    pub balancers: Resources<LoadBalancer>,
     /// Clusters by id.
-    pub clusters: BTreeMap<ArmId, Arc<Cluster>>,
+    pub clusters: Resources<Cluster>,
     /// Operations by id.
-    pub operations: BTreeMap<Uuid, Arc<Operation>>,
+    pub operations: Resources<Operation, Uuid>,
     /// Role assignments by scope and name, lower case.
-    pub role_assignments: BTreeMap<(String, String), Arc<RoleAssignment>>,
+    pub role_assignments: Resources<RoleAssignment, (String, String)>,
     /// The service tags, where the built-in ones were replaced; see [`Self::service_tags`].
     pub given_tags: Option<Arc<ServiceTags>>,
 }

@@ -29,7 +29,7 @@ use crate::{
         Tags, UpgradeStep, Vnet,
     },
     name::ArmId,
-    region::Region,
+    region::{Region, Resources},
 };
 
 /// So many NICs may have changed; with more, compiling all of it is no more work.
@@ -180,15 +180,15 @@ fn is_same_around(before: &Region, after: &Region) -> bool {
         && *given_tags == after.given_tags
 }
 
-fn is_same<T, S: PartialEq>(
-    before: &BTreeMap<ArmId, Arc<T>>,
-    after: &BTreeMap<ArmId, Arc<T>>,
+fn is_same<T: Eq, S: PartialEq>(
+    before: &Resources<T>,
+    after: &Resources<T>,
     seen: impl Fn(&T) -> S,
 ) -> bool {
-    before.len() == after.len()
-        && before.iter().zip(after).all(|((id, before), (other, after))| {
-            id == other && (Arc::ptr_eq(before, after) || seen(before) == seen(after))
-        })
+    before.differences(after).all(|it| match (it.before, it.after) {
+        (Some(before), Some(after)) => seen(before) == seen(after),
+        _ => false,
+    })
 }
 
 /// A resource without what says only when it was asked for and whether it is real.
@@ -255,12 +255,8 @@ fn shape(vnet: &Vnet) -> Vnet {
 /// The NICs that changed, or whose machines did; `None` when they are many.
 fn changed(before: &Region, after: &Region) -> Option<BTreeSet<ArmId>> {
     let mut changed = BTreeSet::new();
-    differing(&before.nics, &after.nics, |id, _| {
-        changed.insert(id.clone());
-    });
-    differing(&before.machines, &after.machines, |_, machine| {
-        changed.insert(machine.nic.clone());
-    });
+    changed.extend(differing(&before.nics, &after.nics).map(|nic| nic.meta.id.clone()));
+    changed.extend(differing(&before.machines, &after.machines).map(|it| it.nic.clone()));
     // A node's pods' addresses are held by it.
     let networks = before.vnets.iter().filter_map(|(id, it)| Some((it, after.vnets.get(id)?)));
     for (before_vnet, after_vnet) in networks.filter(|(a, b)| !Arc::ptr_eq(a, b)) {
@@ -273,36 +269,13 @@ fn changed(before: &Region, after: &Region) -> Option<BTreeSet<ArmId>> {
     (changed.len() <= FEW).then_some(changed)
 }
 
-/// Tells of what is not the same in both: the value before, and the one after.
-fn differing<T>(
-    before: &BTreeMap<ArmId, Arc<T>>,
-    after: &BTreeMap<ArmId, Arc<T>>,
-    mut tell: impl FnMut(&ArmId, &T),
-) {
-    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return,
-            (Some(_), None) => std::cmp::Ordering::Less,
-            (None, Some(_)) => std::cmp::Ordering::Greater,
-            (Some((_, is)), Some((_, will))) if Arc::ptr_eq(is, will) => {
-                old.next();
-                new.next();
-                continue;
-            }
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-        };
-        if order.is_le()
-            && let Some((id, value)) = old.next()
-        {
-            tell(id, value);
-        }
-        if order.is_ge()
-            && let Some((id, value)) = new.next()
-        {
-            tell(id, value);
-        }
-    }
+/// What is not the same in both: the values before, and those after.
+fn differing<'a, T: Eq>(
+    before: &'a Resources<T>,
+    after: &'a Resources<T>,
+) -> impl Iterator<Item = &'a T> {
+    let all = before.differences(after).flat_map(|it| it.before.into_iter().chain(it.after));
+    all.map(|value| &**value)
 }
 
 /// For each NIC that changed one that did not, is attached, and is in the same subnets behind the same group.
@@ -379,16 +352,16 @@ fn tied(region: &Region) -> BTreeSet<ArmId> {
 
 /// The region with these NICs and their machines, and no others.
 fn only(region: &Region, nics: &BTreeSet<ArmId>) -> Region {
-    let nics: BTreeMap<ArmId, Arc<Nic>> =
+    let nics: Resources<Nic> =
         nics.iter().filter_map(|id| region.nics.get_key_value(id)).map(own).collect();
-    let machines: BTreeMap<ArmId, Arc<Machine>> = nics
+    let machines: Resources<Machine> = nics
         .values()
         .filter_map(|nic| region.machines.get_key_value(nic.machine.as_ref()?))
         .map(own)
         .collect();
     Region {
         generation: region.generation,
-        groups: BTreeMap::new(),
+        groups: Resources::new(),
         vnets: region.vnets.clone(),
         route_tables: region.route_tables.clone(),
         security_groups: region.security_groups.clone(),
@@ -400,8 +373,8 @@ fn only(region: &Region, nics: &BTreeSet<ArmId>) -> Region {
         machines,
         balancers: region.balancers.clone(),
         clusters: region.clusters.clone(),
-        operations: BTreeMap::new(),
-        role_assignments: BTreeMap::new(),
+        operations: Resources::new(),
+        role_assignments: Resources::new(),
         given_tags: region.given_tags.clone(),
     }
 }

@@ -225,9 +225,12 @@ impl Change {
     /// Roles at a scope go with it.
     pub(super) fn forget_assignments(&mut self, scope: &ArmId) {
         let below = format!("{}/", scope.key());
-        self.region
-            .role_assignments
-            .retain(|(at, _), _| at != scope.key() && !at.starts_with(&below));
+        let is_its = |at: &String| at == scope.key() || at.starts_with(&below);
+        let assignments = &mut self.region.role_assignments;
+        let gone: Vec<_> = assignments.keys().filter(|(at, _)| is_its(at)).cloned().collect();
+        for key in &gone {
+            assignments.remove(key);
+        }
     }
 
     /// Marks a resource in a group that is going. Clusters are marked on their own.

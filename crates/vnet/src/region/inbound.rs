@@ -2,7 +2,7 @@
 //!
 //! Rules: Azure Load Balancer documentation, "Inbound NAT rules".
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use super::{Change, refusal};
 use crate::{
@@ -169,17 +169,15 @@ impl Change {
             InboundTarget::Configuration { member: Some((nic, config)), .. } => !stays(nic, config),
             InboundTarget::Configuration { member: None, .. } | InboundTarget::Pool { .. } => false,
         };
-        for balancer in self.region.balancers.values_mut() {
-            if !balancer.inbound_rules.values().any(is_lost) {
-                continue;
-            }
-            for rule in Arc::make_mut(balancer).inbound_rules.values_mut() {
+        let loses = |balancer: &LoadBalancer| balancer.inbound_rules.values().any(is_lost);
+        self.region.balancers.change(loses, |balancer| {
+            for rule in balancer.inbound_rules.values_mut() {
                 if is_lost(rule)
                     && let InboundTarget::Configuration { member, .. } = &mut rule.target
                 {
                     *member = None;
                 }
             }
-        }
+        });
     }
 }

@@ -4,15 +4,15 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use uuid::Uuid;
 
-use super::{Change, UNCHANGED, UPDATED};
+use super::{Change, Resources, UNCHANGED, UPDATED};
 use crate::{
     command::{Accepted, Outcome},
     fault::Fault,
     kind,
     model::{
         ApplicationGroup, Generation, LoadBalancer, Machine, Meta, NatGateway, Nic, Operation,
-        ProvisioningState, PublicIp, PublicIpPrefix, RouteTable, SecurityGroup, Timestamp, Verb,
-        Vnet,
+        ProvisioningState, PublicIp, PublicIpPrefix, RouteTable, SecurityGroup, Subnet, Timestamp,
+        Verb, Vnet,
     },
     name::{ArmId, Name},
 };
@@ -65,7 +65,7 @@ impl Resource for Machine {
 
 /// Changes the common fields of a resource, if it is there.
 pub(super) fn change<T: Resource>(
-    map: &mut BTreeMap<ArmId, Arc<T>>,
+    map: &mut Resources<T>,
     id: &ArmId,
     change: impl FnOnce(&mut Meta),
 ) {
@@ -75,7 +75,7 @@ pub(super) fn change<T: Resource>(
 }
 
 /// Ids of resources that are being deleted since `generation` or before.
-fn going<T: Resource>(map: &BTreeMap<ArmId, Arc<T>>, generation: Generation) -> Vec<ArmId> {
+fn going<T: Resource>(map: &Resources<T>, generation: Generation) -> Vec<ArmId> {
     map.values()
         .filter(|resource| resource.is_fabric())
         .map(|resource| resource.meta())
@@ -101,16 +101,12 @@ pub(super) fn becomes_real(
 }
 
 /// Makes `Succeeded` what is real with `generation`; says whether there was any.
-fn succeed<T: Resource>(map: &mut BTreeMap<ArmId, Arc<T>>, generation: Generation) -> bool {
-    let mut any = false;
-    for resource in map.values_mut() {
+fn succeed<T: Resource>(map: &mut Resources<T>, generation: Generation) -> bool {
+    let is_due = |resource: &T| {
         let meta = resource.meta();
-        if resource.is_fabric() && becomes_real(meta.state, meta.changed, generation) {
-            Arc::make_mut(resource).meta_mut().state = ProvisioningState::Succeeded;
-            any = true;
-        }
-    }
-    any
+        resource.is_fabric() && becomes_real(meta.state, meta.changed, generation)
+    };
+    map.change(is_due, |resource| resource.meta_mut().state = ProvisioningState::Succeeded)
 }
 
 impl Change {
@@ -127,14 +123,11 @@ impl Change {
         fault: Option<&Fault>,
         which: impl Fn(&Operation) -> bool,
     ) -> bool {
-        let mut any = false;
-        for operation in self.region.operations.values_mut() {
-            if operation.ended.is_none() && which(operation) {
-                Arc::make_mut(operation).ended = Some((self.now, fault.cloned()));
-                any = true;
-            }
-        }
-        any
+        let now = self.now;
+        self.region.operations.change(
+            |operation| operation.ended.is_none() && which(operation),
+            |operation| operation.ended = Some((now, fault.cloned())),
+        )
     }
 
     /// The fabric made `generation` real.
@@ -176,17 +169,12 @@ impl Change {
 
     fn settle_subnets(&mut self, generation: Generation) -> bool {
         let mut gone = Vec::new();
-        let mut any = false;
-        for vnet in self.region.vnets.values_mut() {
-            let is_due = |subnet: &crate::model::Subnet| {
-                subnet.changed <= generation && subnet.state == ProvisioningState::Deleting
-                    || becomes_real(subnet.state, subnet.changed, generation)
-            };
-            if !vnet.subnets.values().any(is_due) {
-                continue;
-            }
-            any = true;
-            let vnet = Arc::make_mut(vnet);
+        let is_due = |subnet: &Subnet| {
+            subnet.changed <= generation && subnet.state == ProvisioningState::Deleting
+                || becomes_real(subnet.state, subnet.changed, generation)
+        };
+        let has_due = |vnet: &Vnet| vnet.subnets.values().any(is_due);
+        let any = self.region.vnets.change(has_due, |vnet| {
             let names: Vec<Name> = vnet
                 .subnets
                 .iter()
@@ -204,7 +192,7 @@ impl Change {
                     }
                 }
             }
-        }
+        });
         for subnet in gone {
             self.forget_assignments(&subnet);
         }

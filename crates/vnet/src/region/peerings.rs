@@ -314,17 +314,12 @@ impl Change {
     /// The fabric made `generation` real: sides are as asked, or gone.
     pub(super) fn settle_peerings(&mut self, generation: Generation) -> bool {
         let mut gone = Vec::new();
-        let mut any = false;
-        for vnet in self.region.vnets.values_mut() {
-            let is_gone = |side: &Peering| !side.is_there() && side.changed <= generation;
-            let is_due = |side: &Peering| {
-                is_gone(side) || lifecycle::becomes_real(side.state, side.changed, generation)
-            };
-            if !vnet.peerings.values().any(is_due) {
-                continue;
-            }
-            any = true;
-            let vnet = Arc::make_mut(vnet);
+        let is_gone = |side: &Peering| !side.is_there() && side.changed <= generation;
+        let is_due = |side: &Peering| {
+            is_gone(side) || lifecycle::becomes_real(side.state, side.changed, generation)
+        };
+        let has_due = |vnet: &Vnet| vnet.peerings.values().any(is_due);
+        let any = self.region.vnets.change(has_due, |vnet| {
             let id = vnet.meta.id.clone();
             vnet.peerings.retain(|name, side| {
                 if is_gone(side) {
@@ -336,7 +331,7 @@ impl Change {
                 }
                 true
             });
-        }
+        });
         for peering in gone {
             self.forget_assignments(&peering);
         }

@@ -349,9 +349,11 @@ fn an_update_that_failed_goes_on_when_it_is_asked_for_again() {
 #[test]
 fn nodes_of_which_nothing_is_written_get_cilium_too() {
     let mut lab = living(NetworkMode::Overlay, false);
-    for machine in lab.region.machines.values_mut() {
-        let Role::Node(node) = &mut Arc::make_mut(machine).role else { continue };
+    for (id, machine) in &lab.region.machines.clone() {
+        let mut machine = machine.as_ref().clone();
+        let Role::Node(node) = &mut machine.role else { continue };
         node.image = None;
+        lab.region.machines.insert(id.clone(), Arc::new(machine));
     }
     lab.must(put_cluster("c", to_cilium()));
     assert_eq!(images(&lab), "aac");
