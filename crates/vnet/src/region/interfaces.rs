@@ -25,17 +25,22 @@ impl Change {
         refusal::check_name(common.id.name())?;
         let id = meta.id.clone();
         check_configurations(&id, &wanted)?;
-        // The old addresses are free for the new list, which gets them again by name.
-        for config in old.iter().flat_map(|old| &old.configs) {
-            self.release_configuration(config);
-        }
         let kept = |put: &PutIpConfiguration| -> Option<IpAddr> {
             let configs = old.iter().flat_map(|old| &old.configs);
-            let mut same = configs.filter(|c| {
-                c.name == put.name && c.subnet == put.subnet && Family::of(c.address) == put.family
-            });
+            let mut same = configs.filter(|config| is_same(config, put));
             same.next().map(|config| config.address)
         };
+        // The old addresses are free for the new list. Those that stay are not touched: with them the virtual network
+        // would be another one, with all the addresses that others hold there.
+        for config in old.iter().flat_map(|old| &old.configs) {
+            let stays = |put: &PutIpConfiguration| {
+                is_same(config, put) && put.address.is_none_or(|wanted| wanted == config.address)
+            };
+            if !wanted.iter().any(stays) {
+                self.release(&config.subnet, config.address);
+            }
+            self.release_public(config);
+        }
         let mut configs = Vec::with_capacity(wanted.len());
         // Those who know what they want come first, so that nobody takes it from them.
         for put in &wanted {
@@ -45,7 +50,7 @@ impl Change {
                 self.attach_public(public_ip, &id, &meta.location, &user)?;
                 self.check_family_of_public(public_ip, put.family, &user)?;
             }
-            if let Some(address) = put.address.or_else(|| kept(put)) {
+            if let Some(address) = put.address.filter(|wanted| kept(put) != Some(*wanted)) {
                 let holder = Holder::IpConfiguration { nic: id.clone(), config: put.name.clone() };
                 self.hold(&put.subnet, put.family, Some(address), holder)?;
             }
@@ -87,6 +92,10 @@ impl Change {
     /// Gives back the address and the public IP of an IP configuration.
     fn release_configuration(&mut self, config: &IpConfiguration) {
         self.release(&config.subnet, config.address);
+        self.release_public(config);
+    }
+
+    fn release_public(&mut self, config: &IpConfiguration) {
         if let Some(public_ip) = &config.public_ip {
             self.detach_public(public_ip);
         }
@@ -153,6 +162,13 @@ impl Change {
         self.region.machines.insert(id.clone(), Arc::new(machine));
         Ok(self.put(&id, old.is_none()))
     }
+}
+
+/// Whether a configuration that is there is the one that is put, and so keeps its address when none is asked for.
+fn is_same(config: &IpConfiguration, put: &PutIpConfiguration) -> bool {
+    config.name == put.name
+        && config.subnet == put.subnet
+        && Family::of(config.address) == put.family
 }
 
 /// Refuses a NIC without configurations, with two of one name, or in several virtual networks.
