@@ -280,6 +280,33 @@ impl World {
         }
     }
 
+    /// Runs our plugin like [`World::plugin`], and kills it after so long, unless it has answered.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn plugin_killed_after(
+        &self,
+        verb: &str,
+        name: &str,
+        network: &Value,
+        life: Duration,
+    ) -> Said {
+        let mut command = Command::new(&self.program);
+        command.arg("plugin");
+        let mut child = self.begin_plugin(&mut command, verb, name);
+        if let Some(mut input) = child.stdin.take() {
+            let _ = input.write_all(network.to_string().as_bytes());
+        }
+        std::thread::sleep(life);
+        let _ = child.kill();
+        let output = child.wait_with_output().expect("a child can be waited for");
+        Said {
+            success: output.status.success(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        }
+    }
+
     fn begin_plugin(&self, command: &mut Command, verb: &str, name: &str) -> Child {
         command
             .env("CNI_COMMAND", verb)

@@ -1,4 +1,4 @@
-//! The agent is killed again and again while pods come and go; afterwards every law holds. Needs root.
+//! The agent and plugins are killed again and again while pods come and go; afterwards every law holds. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use std::{
@@ -29,7 +29,7 @@ enum Belief {
     Absent,
     /// ADD has said this address.
     Present(String),
-    /// ADD was tried and broke off: either may be so, until a DEL.
+    /// What was tried last broke off: either may be so, until a DEL.
     Unknown,
 }
 
@@ -77,7 +77,10 @@ fn whatever_is_killed_when_no_address_is_doubled_or_lost() {
                     while !stop.load(Ordering::Relaxed) {
                         let n_mine = u64::try_from(N_CONTAINERS / N_THREADS).unwrap();
                         let mine = usize::try_from(chance.below(n_mine)).unwrap();
-                        step(world, network, &names[mine * N_THREADS + thread], beliefs);
+                        // One in four plugins is killed, before or after it has spoken with the agent.
+                        let life = (chance.below(4) == 0)
+                            .then(|| Duration::from_micros(chance.below(4_000)));
+                        step(world, network, &names[mine * N_THREADS + thread], beliefs, life);
                     }
                 });
             }
@@ -180,23 +183,28 @@ impl Bystanders {
     }
 }
 
-/// The next thing that a runtime would do with this container.
+/// The next thing that a runtime would do with this container. The plugin is killed after `life`.
 fn step(
     world: &World,
     network: &serde_json::Value,
     name: &str,
     beliefs: &BTreeMap<String, Mutex<Belief>>,
+    life: Option<Duration>,
 ) {
     let mut belief = beliefs[name].lock().unwrap();
+    let ask = |verb: &str| match life {
+        Some(life) => world.plugin_killed_after(verb, name, network, life),
+        None => world.plugin(verb, name, network),
+    };
     *belief = match &*belief {
         Belief::Absent => {
-            let said = world.plugin("ADD", name, network);
+            let said = ask("ADD");
             if said.success { Belief::Present(said.address()) } else { Belief::Unknown }
         }
         Belief::Present(_) | Belief::Unknown => {
-            let said = world.plugin("DEL", name, network);
-            assert!(said.success, "DEL always succeeds: {said:?}");
-            Belief::Absent
+            let said = ask("DEL");
+            assert!(said.success || life.is_some(), "DEL always succeeds: {said:?}");
+            if said.success { Belief::Absent } else { Belief::Unknown }
         }
     };
 }
