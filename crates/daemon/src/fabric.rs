@@ -29,6 +29,7 @@ mod metadata;
 mod platform;
 mod probes;
 pub mod reconciler;
+mod tables;
 mod tls;
 mod uplink;
 mod upstream;

@@ -11,7 +11,7 @@ use std::{
 
 use vnet::host::{TABLE, digest};
 
-use crate::{LinuxError, netns::Netns};
+use crate::{LinuxError, netfilter::elements::Nfnetlink, netns::Netns};
 
 /// How the name of the chain that tells what is loaded begins.
 pub(crate) const LOADED: &str = "loaded-";
@@ -57,6 +57,30 @@ pub fn loaded_table(namespace: &Netns, table: &str) -> Result<Option<String>, Li
         let name = line.trim().strip_prefix("chain ")?.strip_prefix(LOADED)?;
         is_inside.then(|| name.trim_end_matches(['{', ' ']).to_owned())
     }))
+}
+
+/// The number of the namespace's rule set: another after every change that anybody makes.
+pub fn generation(namespace: &Netns) -> Result<u32, LinuxError> {
+    namespace.run(|| Nfnetlink::open()?.generation())?
+}
+
+/// A digest of what the tables of this name hold now, in no order and without counts: another after a change of
+/// anything in them.
+pub fn content(namespace: &Netns, table: &str) -> Result<String, LinuxError> {
+    let listing = run_with(namespace, &["-s", "list", "ruleset"], "")?;
+    let mut is_inside = false;
+    let mut words: Vec<&str> = Vec::new();
+    for line in listing.lines() {
+        if let Some(name) = line.strip_prefix("table ") {
+            is_inside = name.split(' ').nth(1) == Some(table);
+        }
+        if is_inside {
+            words.extend(line.split([' ', '\t', ',']).filter(|word| !word.is_empty()));
+        }
+    }
+    // Elements of sets are listed as they lie in the kernel's memory.
+    words.sort_unstable();
+    Ok(digest(&words.join(" ")))
 }
 
 /// Every table of the namespace as `nft` writes it, each rule with its number (`# handle N`) and without counters;

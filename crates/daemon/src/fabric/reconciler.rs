@@ -12,6 +12,7 @@ use vnet::host::{
 use super::{
     belief::{self, Numbers},
     crossings::Crossings,
+    tables::Tables,
 };
 use crate::metrics::METER;
 
@@ -25,6 +26,7 @@ pub struct Reconciler {
     digests: BTreeMap<String, String>,
     actor: Actor,
     crossings: Crossings,
+    tables: Tables,
 }
 
 /// Whether a pass believes what earlier ones made.
@@ -66,6 +68,7 @@ impl Reconciler {
             digests: BTreeMap::new(),
             actor: Actor::default(),
             crossings: Crossings::default(),
+            tables: Tables::default(),
         }
     }
 
@@ -87,6 +90,7 @@ impl Reconciler {
             if !desired.namespaces.contains_key(name) {
                 self.actor.forget(name);
                 self.crossings.forget(name);
+                self.tables.forget(name);
                 Netns::delete(name)?;
                 done.deleted.push(name.clone());
             }
@@ -115,7 +119,20 @@ impl Reconciler {
             let Some(state) = desired.namespaces.get(name) else { continue };
             let seen = match made.get(name).filter(|_| is_believed && present.contains(name)) {
                 Some(made) => belief::as_made(name, made, &mut numbers),
-                None => linux::net::observe(&Netns::open(name)?, state)?,
+                None => {
+                    let namespace = Netns::open(name)?;
+                    let mut seen = linux::net::observe(&namespace, state)?;
+                    if let Some(digest) = &seen.nft
+                        && self.tables.is_changed(&namespace, digest)?
+                    {
+                        tracing::warn!(
+                            namespace = name,
+                            "somebody has changed the network's rules; they are loaded anew"
+                        );
+                        seen.nft = None;
+                    }
+                    seen
+                }
             };
             observed.insert(name.to_owned(), seen);
         }
@@ -151,6 +168,7 @@ impl Reconciler {
         for name in before.keys().filter(|name| !after.contains_key(*name)) {
             self.actor.forget(name);
             self.crossings.forget(name);
+            self.tables.forget(name);
             Netns::delete(name)?;
             done.deleted.push(name.clone());
         }

@@ -380,3 +380,28 @@ fn long_lists_decide_as_the_model_does() {
         assert_eq!(all_decided(&lab.vnet("v"), &chain), expected, "seed {seed}");
     }
 }
+
+#[test]
+fn rules_and_elements_that_somebody_takes_away_come_back() {
+    let mut lab = Lab::new(SENDER_AND_RECEIVER);
+    lab.serve("three", &[80, 81]);
+    let (one, vnet) = (lab.machine("one"), lab.vnet("v"));
+    let look = |lab: &mut Lab| lab.pass(&Health::default(), Scope::All);
+    assert!(look(&mut lab).is_nothing());
+    // Somebody's own table is nobody else's business.
+    run(&vnet, "nft", &["add table ip other; add chain ip other c; add rule ip other c counter"]);
+    assert!(look(&mut lab).is_nothing());
+    for damage in [
+        "flush chain ip aksnet outbound",
+        "flush map ip aksnet nodes_out",
+        "flush set ip aksnet sources",
+        "add rule ip aksnet inbound accept",
+        "flush ruleset",
+    ] {
+        run(&vnet, "nft", &[damage]);
+        assert!(!look(&mut lab).is_nothing(), "{damage}");
+        assert_eq!(ask(&one, "10.1.2.4:80"), "three sees 10.1.1.4 at 10.1.2.4", "{damage}");
+        assert_eq!(ask(&one, "10.1.2.4:81"), "nothing", "{damage}");
+        assert!(look(&mut lab).is_nothing(), "{damage}");
+    }
+}
