@@ -126,7 +126,7 @@ fn routes(dice: &mut Dice, region: &mut Region, vnet: &ArmId) {
         if hops.is_empty() {
             continue;
         }
-        for _ in 0..1 + dice.below(5) {
+        for _ in 0..=dice.below(5) {
             let n = 1 + dice.below(3);
             let prefix: Prefix = match (family, dice.below(7)) {
                 (Family::V4, 0) => prefix("0.0.0.0/0"),

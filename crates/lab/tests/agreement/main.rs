@@ -44,7 +44,8 @@ fn model_and_kernel_agree() {
 fn model_and_kernel_agree_about_firewalls() {
     let n_worlds = number("AKSNET_AGREEMENT_WORLDS", 6);
     let n_flows = number("AKSNET_AGREEMENT_FLOWS", 500);
-    let first = number("AKSNET_AGREEMENT_SEED", 1);
+    // Of the first regions few have a front end in a peer that a route names.
+    let first = number("AKSNET_AGREEMENT_SEED", 18);
     let mut tally = compare::Tally::default();
     let seeds = COUNTEREXAMPLES_WITH_FIREWALLS.iter().copied().chain(first..first + n_worlds);
     for seed in seeds {
