@@ -92,7 +92,8 @@ fn held_by(lab: &TestLab) -> Objects {
 
 /// The labs that this machine has besides one: they make objects of their own at any time.
 pub(crate) fn other_labs(lab: &TestLab) -> Vec<String> {
-    let labs = fs::read_dir("/run/aksnet").into_iter().flatten().flatten();
+    let entries = fs::read_dir("/run/aksnet").into_iter().flatten().flatten();
+    let labs = entries.filter(|it| it.path().is_dir());
     labs.map(|it| it.file_name().to_string_lossy().into_owned())
         .filter(|name| name != lab.name())
         .collect()
