@@ -179,6 +179,8 @@ mod tests {
         RoleBinding cilium-config-agent
         MutatingAdmissionPolicy aks-kube-service-host-fqdn
         MutatingAdmissionPolicyBinding aks-kube-service-host-fqdn
+        ValidatingAdmissionPolicy aksnet-layer-7
+        ValidatingAdmissionPolicyBinding aksnet-layer-7
         ConfigMap cilium-config
         ConfigMap cni-configuration
         DaemonSet cilium
@@ -208,13 +210,21 @@ mod tests {
             (Some(AdvancedPolicies::Fqdn), "true", "true"),
             (Some(AdvancedPolicies::L7), "true", "false"),
         ] {
-            let objects = render(
-                Group::Cilium,
-                &values(AdvancedNetworking { observability: false, security }),
-            );
+            let values = values(AdvancedNetworking { observability: false, security });
+            let objects = render(Group::Cilium, &values);
             let data = &objects[0].data["data"];
             let said = ["enable-l7-proxy", "external-envoy-proxy", "enable-hubble"];
             assert_eq!(said.map(|key| &data[key]), [proxies, external, "false"], "{security:?}");
+            // Rules that none is there for are refused.
+            let objects = render(Group::CiliumAccess, &values);
+            let expressions: Vec<&str> = objects
+                .iter()
+                .filter_map(|it| it.data.pointer("/spec/validations")?.as_array())
+                .flatten()
+                .filter_map(|it| it["expression"].as_str()?.split(' ').next())
+                .collect();
+            let has_envoy = (proxies == "true" && external == "false").to_string();
+            assert_eq!(expressions, [proxies, &has_envoy], "{security:?}");
         }
     }
 

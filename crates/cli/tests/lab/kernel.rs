@@ -90,13 +90,12 @@ fn held_by(lab: &TestLab) -> Objects {
     held
 }
 
-/// The labs that this machine has besides one: they make objects of their own at any time.
-pub(crate) fn other_labs(lab: &TestLab) -> Vec<String> {
-    let entries = fs::read_dir("/run/aksnet").into_iter().flatten().flatten();
-    let labs = entries.filter(|it| it.path().is_dir());
-    labs.map(|it| it.file_name().to_string_lossy().into_owned())
-        .filter(|name| name != lab.name())
-        .collect()
+/// Whether this machine has network namespaces of other labs or tests than this one: they make objects of their own at any
+/// time.
+pub(crate) fn has_others(lab: &TestLab) -> bool {
+    let own = format!("{}-", lab.name());
+    let namespaces = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    namespaces.map(|it| it.file_name()).any(|name| !name.to_string_lossy().starts_with(&own))
 }
 
 /// What a lab leaves as it was: the links and nftables tables of the machine's own network namespace, what is mounted

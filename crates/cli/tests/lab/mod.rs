@@ -79,9 +79,14 @@ impl TestLab {
         self.run("kubectl", &arguments, None)
     }
 
-    /// `kubectl apply` of a manifest.
+    /// `kubectl apply` of a manifest, which must succeed.
     pub(crate) fn apply(&self, cluster: &str, manifest: &str) {
-        self.run("kubectl", &["--context", cluster, "apply", "-f", "-"], Some(manifest)).succeeds();
+        self.applied(cluster, manifest).succeeds();
+    }
+
+    /// `kubectl apply` of a manifest.
+    pub(crate) fn applied(&self, cluster: &str, manifest: &str) -> Ran {
+        self.run("kubectl", &["--context", cluster, "apply", "-f", "-"], Some(manifest))
     }
 
     /// Runs a shell line in the network of a VM, node or pod.

@@ -18,21 +18,36 @@ use crate::{
     install::CILIUM_VERSION,
 };
 
+/// What policies of more than addresses and ports may need.
+struct Proxies {
+    /// The agent's own, of DNS.
+    has_dns: bool,
+    /// Envoy.
+    has_envoy: bool,
+}
+
+impl Proxies {
+    fn of(advanced: AdvancedNetworking) -> Self {
+        let (has_dns, has_envoy) = match advanced.security {
+            None | Some(AdvancedPolicies::None) => (false, false),
+            Some(AdvancedPolicies::Fqdn) => (true, false),
+            Some(AdvancedPolicies::L7) => (true, true),
+        };
+        Self { has_dns, has_envoy }
+    }
+}
+
 /// The settings that depend on what is asked of Advanced Container Networking Services.
 fn settings(advanced: AdvancedNetworking) -> BTreeMap<&'static str, &'static str> {
     let on = |is_on| if is_on { "true" } else { "false" };
-    let (has_proxies, has_envoy) = match advanced.security {
-        None | Some(AdvancedPolicies::None) => (false, false),
-        Some(AdvancedPolicies::Fqdn) => (true, false),
-        Some(AdvancedPolicies::L7) => (true, true),
-    };
+    let Proxies { has_dns, has_envoy } = Proxies::of(advanced);
     let mut settings = BTreeMap::from([
         ("enable-hubble", on(advanced.observability)),
         // The agent's own proxy of DNS needs the switch, too.
-        ("enable-l7-proxy", on(has_proxies)),
+        ("enable-l7-proxy", on(has_dns)),
         // An Envoy that runs elsewhere is not looked for before a policy needs it. Without the switch, the agent
         // itself starts the one of its image, then (`pkg/envoy/xds_server_ondemand.go` of cilium/cilium).
-        ("external-envoy-proxy", on(has_proxies && !has_envoy)),
+        ("external-envoy-proxy", on(has_dns && !has_envoy)),
     ]);
     if advanced.observability {
         settings.extend([
@@ -46,7 +61,8 @@ fn settings(advanced: AdvancedNetworking) -> BTreeMap<&'static str, &'static str
 }
 
 /// The manifests of [`super::Group::CiliumAccess`].
-pub(super) const ACCESS: [&str; 1] = [include_str!("cilium/access.yaml")];
+pub(super) const ACCESS: [&str; 2] =
+    [include_str!("cilium/access.yaml"), include_str!("cilium/policies.yaml")];
 /// The manifests of [`super::Group::Cilium`].
 pub(super) const PROGRAMS: [&str; 3] = [
     include_str!("cilium/config.yaml"),
@@ -55,9 +71,12 @@ pub(super) const PROGRAMS: [&str; 3] = [
 ];
 
 /// What stands in the manifests' blanks.
-pub(super) fn blanks(values: &Values) -> [(&'static str, String); 4] {
+pub(super) fn blanks(values: &Values) -> [(&'static str, String); 6] {
+    let Proxies { has_dns, has_envoy } = Proxies::of(values.advanced);
     [
         ("${API_SERVER}", values.api_server.clone()),
+        ("${HAS_DNS_PROXY}", has_dns.to_string()),
+        ("${HAS_ENVOY}", has_envoy.to_string()),
         ("${CILIUM_IMAGE}", images::agent_name(CILIUM_VERSION)),
         ("${OPERATOR_IMAGE}", images::operator_name(CILIUM_VERSION)),
         ("${UNDERLAY}", render_hex(&Sha256::digest(&values.api_server))[..24].to_owned()),
