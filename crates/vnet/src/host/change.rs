@@ -55,7 +55,7 @@ pub fn change(lab: &str, before: &Region, after: &Region, health: &Health) -> Op
     let mut kept = changed(before, after)?;
     let alike = alike(before, after, &kept);
     kept.extend(alike);
-    kept.extend(tied(before));
+    // Those that are tied before and not after, or the other way round, have changed themselves.
     kept.extend(tied(after));
     let part = |region| compile_fabric(lab, &only(region, &kept), health);
     let change = Change { before: part(before), after: part(after) };

@@ -84,11 +84,7 @@ pub(super) fn patched(whole: &str, changes: &[Elements]) -> String {
         {
             push_line(&mut text, line);
         }
-        let mut elements = listed(reader.elements());
-        for gone in &change.gone {
-            elements.remove(gone.as_str());
-        }
-        elements.extend(change.come.iter().map(String::as_str));
+        let elements = merged(reader.elements(), change);
         if !elements.is_empty() {
             text.push_str(ELEMENTS);
             for (n, element) in elements.iter().enumerate() {
@@ -99,6 +95,23 @@ pub(super) fn patched(whole: &str, changes: &[Elements]) -> String {
         }
     }
     text
+}
+
+/// The elements in a set's line of them, without those that go and with those that come. All are in order.
+fn merged<'a>(line: &'a str, change: &'a Elements) -> Vec<&'a str> {
+    let mut come = change.come.iter().map(String::as_str).peekable();
+    let mut all = Vec::new();
+    for element in line.split(", ").filter(|element| !element.is_empty()) {
+        while let Some(new) = come.next_if(|new| *new < element) {
+            all.push(new);
+        }
+        if !change.gone.iter().any(|gone| gone == element) {
+            come.next_if_eq(&element);
+            all.push(element);
+        }
+    }
+    all.extend(come);
+    all
 }
 
 fn push_line(text: &mut String, line: &str) {
