@@ -1,5 +1,7 @@
 //! Virtual networks, subnets and what is in them: which addresses are given, and what is refused how.
 
+use std::sync::Arc;
+
 use crate::support::{
     Lab, cluster, common, delegation, group, id, internal_balancer, ip, pool, prefix, put_nic,
     put_subnet, put_vnet, subnet,
@@ -146,6 +148,29 @@ fn static_addresses_that_azure_refuses() {
     }
     let twice = put_nic("m", &[("a", "v/a", Some("10.0.0.9")), ("b", "v/a", Some("10.0.0.9"))]);
     check(&lab().refused(twice), "PrivateIPAddressIsAllocated", "ipConfigurations/a");
+}
+
+#[test]
+fn an_address_that_stays_is_not_touched_and_one_that_changes_is_free() {
+    let mut lab = lab();
+    let vnet = |lab: &Lab| Arc::clone(&lab.region.vnets[&id("vnet v")]);
+    let held = |lab: &Lab| -> Vec<String> {
+        vnet(lab).subnets[&"a".into()].held.keys().map(ToString::to_string).collect()
+    };
+    let before = vnet(&lab);
+    for address in [None, Some("10.0.0.4"), None] {
+        lab.must(put_nic("n", &[("ipconfig1", "v/a", address)]));
+        // The same value in the same place: nobody copies, compares or writes it.
+        assert!(Arc::ptr_eq(&before, &vnet(&lab)), "{address:?}");
+    }
+    lab.must(put_nic("n", &[("ipconfig1", "v/a", Some("10.0.0.9")), ("two", "v/a", None)]));
+    assert_eq!(held(&lab), ["10.0.0.4", "10.0.0.9"]);
+    // Each wants what the other has.
+    let swapped = [("ipconfig1", "v/a", Some("10.0.0.4")), ("two", "v/a", Some("10.0.0.9"))];
+    lab.must(put_nic("n", &swapped));
+    assert_eq!(held(&lab), ["10.0.0.4", "10.0.0.9"]);
+    lab.must(put_nic("n", &[("two", "v/a", None)]));
+    assert_eq!(held(&lab), ["10.0.0.9"]);
 }
 
 #[test]
