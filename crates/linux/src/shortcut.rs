@@ -157,7 +157,7 @@ fn attach(
     name: &str,
     program: &OwnedFd,
 ) -> Result<(), LinuxError> {
-    /// `TCA_BPF_FD`, `TCA_BPF_NAME`, `TCA_BPF_FLAGS`, `TCA_BPF_FLAG_ACT_DIRECT` (linux/pkt_cls.h).
+    /// `TCA_BPF_FD`, `TCA_BPF_NAME`, `TCA_BPF_FLAGS`, `TCA_BPF_FLAG_ACT_DIRECT` (`linux/pkt_cls.h`).
     const FD: u16 = 6;
     const NAME: u16 = 7;
     const FLAGS: u16 = 8;

@@ -119,20 +119,7 @@ impl Reconciler {
             let Some(state) = desired.namespaces.get(name) else { continue };
             let seen = match made.get(name).filter(|_| is_believed && present.contains(name)) {
                 Some(made) => belief::as_made(name, made, &mut numbers),
-                None => {
-                    let namespace = Netns::open(name)?;
-                    let mut seen = linux::net::observe(&namespace, state)?;
-                    if let Some(digest) = &seen.nft
-                        && self.tables.is_changed(&namespace, digest)?
-                    {
-                        tracing::warn!(
-                            namespace = name,
-                            "somebody has changed the network's rules; they are loaded anew"
-                        );
-                        seen.nft = None;
-                    }
-                    seen
-                }
+                None => self.look(name, state)?,
             };
             observed.insert(name.to_owned(), seen);
         }
@@ -153,6 +140,22 @@ impl Reconciler {
         }
         self.remember(made, desired);
         Ok(done)
+    }
+
+    /// What a namespace is like; its table counts as absent when others have changed it.
+    fn look(&mut self, name: &str, state: &NamespaceState) -> Result<Observed, LinuxError> {
+        let namespace = Netns::open(name)?;
+        let mut seen = linux::net::observe(&namespace, state)?;
+        if let Some(digest) = &seen.nft
+            && self.tables.is_changed(&namespace, digest)?
+        {
+            tracing::warn!(
+                namespace = name,
+                "somebody has changed the network's rules; they are loaded anew"
+            );
+            seen.nft = None;
+        }
+        Ok(seen)
     }
 
     /// Makes the machine match a change of what it was made to match last, and looks at nothing. `Ok(None)` when it was

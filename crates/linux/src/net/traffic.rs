@@ -3,7 +3,7 @@
 use netlink_packet_core::DefaultNla;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 
-/// `TC_H_ROOT`: in place of a link's queue (linux/pkt_sched.h).
+/// `TC_H_ROOT`: in place of a link's queue (`linux/pkt_sched.h`).
 pub(crate) const ROOT: u32 = 0xffff_ffff;
 /// `TC_H_INGRESS`, `TC_H_CLSACT`: where packets come in, and where they come in and leave.
 pub(crate) const INGRESS: u32 = 0xffff_fff1;
