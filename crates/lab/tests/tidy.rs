@@ -55,9 +55,11 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the workspace").to_owned()
 }
 
-fn metadata() -> serde_json::Value {
+/// What is said of the workspace's own crates, or, with more arguments, of others too.
+fn metadata(more: &[&str]) -> serde_json::Value {
     let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
+        .args(["metadata", "--offline", "--format-version=1"])
+        .args(more)
         .current_dir(root())
         .output()
         .expect("cargo metadata runs");
@@ -77,7 +79,7 @@ fn files(folder: &Path, ending: &str, found: &mut Vec<PathBuf>) {
 
 #[test]
 fn every_arrow_is_allowed_and_every_library_used() {
-    let metadata = metadata();
+    let metadata = metadata(&["--no-deps"]);
     let mut wrong = Vec::new();
     for package in metadata["packages"].as_array().expect("packages") {
         let name = package["name"].as_str().expect("name").trim_start_matches("aksnet-");
@@ -104,6 +106,54 @@ fn every_arrow_is_allowed_and_every_library_used() {
         wrong.extend(unused.iter().map(|to| format!("{name} -> {to} is only in the table")));
     }
     assert!(wrong.is_empty(), "the table and the manifests differ:\n{}", wrong.join("\n"));
+}
+
+/// Licences under which others' code may be linked into a program that is given away under the Apache License 2.0.
+const LICENCES: &[&str] = &[
+    "Apache-2.0",
+    "Apache-2.0 WITH LLVM-exception",
+    "BSD-2-Clause",
+    "BSD-3-Clause",
+    "CDLA-Permissive-2.0",
+    "ISC",
+    "MIT",
+    // Of its files alone, which are used as they are.
+    "MPL-2.0+",
+    "Unicode-3.0",
+    "Zlib",
+];
+
+/// Whether an expression such as `(MIT OR Apache-2.0) AND Unicode-3.0` can be satisfied; `/` is the old way to say `OR`.
+fn is_allowed(expression: &str) -> bool {
+    expression.split(" AND ").all(|part| {
+        let one_of = part.trim_matches(['(', ')']).replace('/', " OR ");
+        one_of.split(" OR ").any(|licence| LICENCES.contains(&licence))
+    })
+}
+
+#[test]
+fn every_library_may_be_given_away() {
+    let platform = ["--filter-platform", "x86_64-unknown-linux-gnu"];
+    let metadata = metadata(&platform);
+    let packages = metadata["packages"].as_array().expect("packages");
+    assert!(packages.len() > 100, "{} libraries", packages.len());
+    let refused: Vec<String> = packages
+        .iter()
+        .map(|package| (&package["name"], package["license"].as_str().unwrap_or_default()))
+        .filter(|(_, licence)| !is_allowed(licence))
+        .map(|(name, licence)| format!("{name} {licence}"))
+        .collect();
+    assert!(refused.is_empty(), "{}", refused.join(", "));
+    for (expression, expected) in [
+        ("MIT", true),
+        ("GPL-3.0", false),
+        ("LGPL-2.1-only OR BSD-2-Clause", true),
+        ("MIT/GPL-2.0", true),
+        ("(MIT OR Apache-2.0) AND GPL-2.0", false),
+        ("", false),
+    ] {
+        assert_eq!(is_allowed(expression), expected, "{expression}");
+    }
 }
 
 #[test]
