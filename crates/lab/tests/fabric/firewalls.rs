@@ -116,7 +116,10 @@ fn flows_of_both_directions_are_spread_over_the_firewalls_and_each_keeps_to_one(
 #[test]
 fn firewalls_of_a_hub_are_its_way_out_behind_their_own_groups() {
     let text = hub(ALL_PORTS)
-        .replace("vnet w 10.2.0.0/16", "nsg n\nin 100 allow * * * > * *\nvnet w 10.2.0.0/16")
+        .replace(
+            "vnet w 10.2.0.0/16",
+            "nsg n\nin 100 allow * 10.1.0.0/16 * > * *\nin 200 deny * * * > * *\nvnet w 10.2.0.0/16",
+        )
         .replace("10.2.9.4 forwards", "10.2.9.4 forwards nsg n public 20.5.5.4")
         .replace("10.2.9.5 forwards", "10.2.9.5 forwards nsg n public 20.5.5.5");
     let mut lab = Lab::new(&text);
@@ -126,11 +129,27 @@ fn firewalls_of_a_hub_are_its_way_out_behind_their_own_groups() {
     assert_eq!(ask(&one, "9.9.9.9:80"), "nothing", "nobody translates");
     for name in ["fw1", "fw2"] {
         guard(&lab.machine(name));
+    }
+    lab.serve("one", &[80]);
+    lab.serve("three", &[80]);
+    for _ in 0..8 {
+        assert_eq!(ask(&one, "10.3.1.4:80"), "three sees 10.1.1.4 at 10.3.1.4", "and answers");
+    }
+    assert_eq!(ask(&lab.machine("three"), "10.1.1.4:80"), "nothing", "the group denies it");
+    for name in ["fw1", "fw2"] {
         masquerade(&lab.machine(name));
     }
-    let seen: BTreeSet<String> = (0..24).map(|_| ask(&one, "9.9.9.8:80")).collect();
+    let mut held: Vec<_> =
+        (0..24).map(|_| connect(&one, "9.9.9.8:80").expect("an answer")).collect();
+    let seen: BTreeSet<String> = held.iter().map(|(_, said)| said.clone()).collect();
     let expected = [4, 5].map(|last| format!("internet sees 20.5.5.{last} at 9.9.9.8"));
     assert_eq!(seen, BTreeSet::from(expected), "answers are no new flows to the firewalls' groups");
+    // The front end never sees what comes back: answers are for the firewall, and it sends them on.
+    lab.pass(&healthy(&["fw2"]), Scope::Changed);
+    for (stream, said) in &mut held {
+        stream.write_all(b"x").unwrap();
+        stream.read_exact(&mut [0; 8]).unwrap_or_else(|err| panic!("{said} is over: {err}"));
+    }
 }
 
 #[test]

@@ -54,6 +54,11 @@ impl Services {
         exact.or_else(|| self.0.get(&(address, Transport::All, 0)))
     }
 
+    /// Whether the front end at `address` has a rule for high-availability ports.
+    pub(crate) fn has_all_ports(&self, address: IpAddr) -> bool {
+        self.0.contains_key(&(address, Transport::All, 0))
+    }
+
     /// The members that flows are sent to, whatever routes say of their addresses.
     pub(crate) fn members(&self) -> BTreeSet<IpAddr> {
         self.0.values().flat_map(|service| service.members.iter().copied()).collect()

@@ -9,6 +9,11 @@
 //! remembers. The appliance sends the packet on, and it is back in this network. So each front end has states of its
 //! own, apart from those of the network, where the packet was already and will be again.
 //!
+//! Often it sees one direction alone: a firewall that translates gets the answers itself. The kernel believes no TCP
+//! flow whose handshake it has seen a half of, but it does believe one that it comes upon later. So a front end's
+//! states of TCP begin with the packet after the first one, whose member the hash gives as well. Where rules are for
+//! single ports an answer has none, and only the state of the first packet lets it through.
+//!
 //! # Past a front end
 //! What a route leads to an appliance although a front end of this network has its destination comes back, and then it
 //! finds the front end. The kernel decides once in a flow's life whether to translate it. So what is led past is
@@ -52,12 +57,20 @@ pub(super) struct Fragments {
     pub(super) translate: String,
     /// For both, what came in for an appliance, and is not for a front end here.
     pub(super) hop: String,
+    /// At a receiver's gates.
+    pub(super) inbound: String,
 }
 
 impl Default for Fragments {
     fn default() -> Self {
         let hop = "\t\tiifname \"hop-*\" accept\n".to_owned();
-        Self { early: String::new(), balance: String::new(), translate: String::new(), hop }
+        Self {
+            early: String::new(),
+            balance: String::new(),
+            translate: String::new(),
+            hop,
+            inbound: String::new(),
+        }
     }
 }
 
@@ -69,6 +82,7 @@ impl Fragments {
             .replace("$balance\n", &self.balance)
             .replace("$translate\n", &self.translate)
             .replace("$hop\n", &self.hop)
+            .replace("$inbound\n", &self.inbound)
     }
 }
 
@@ -91,7 +105,11 @@ pub(super) fn render(
     let (mut zones, mut choices, mut at_front) =
         (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let mut frontends = BTreeSet::new();
+    let mut links = Vec::new();
     for (link, frontend) in led_to {
+        if services.has_all_ports(frontend) {
+            links.push(format!("\"{link}\""));
+        }
         zones.insert(format!("\"{link}\" : goto zone-{}", zone_of(frontend)));
         choices.insert(format!("\"{link}\" : goto {}", chain_name(frontend)));
         at_front.insert(format!("\"{link}\" . {frontend}"));
@@ -104,18 +122,24 @@ pub(super) fn render(
     elements(text, "set at_front", &format!("ifname . {kind}"), "", &at_front);
     elements(text, "map front_zones", "ifname : verdict", "", &zones);
     elements(text, "map front_choices", "ifname : verdict", "", &choices);
-    let zones: BTreeSet<u16> = frontends.iter().map(|it| zone_of(*it)).collect();
-    for zone in zones {
-        line(text, format_args!("\tchain zone-{zone} {{\n\t\tct zone set {zone}\n\t}}"));
+    let zones: BTreeMap<u16, bool> =
+        frontends.iter().map(|it| (zone_of(*it), services.has_all_ports(*it))).collect();
+    for (zone, begins_late) in zones {
+        line(text, format_args!("\tchain zone-{zone} {{"));
+        if begins_late {
+            line(text, format_args!("\t\ttcp flags & (syn | ack) == syn notrack return"));
+        }
+        line(text, format_args!("\t\tct zone set {zone}"));
+        line(text, format_args!("\t}}"));
     }
     for frontend in frontends {
         frontend_chains(text, view, services, frontend);
     }
     past.render(text, family);
-    fragments(family)
+    fragments(&links, family)
 }
 
-fn fragments(family: Family) -> Fragments {
+fn fragments(links: &[String], family: Family) -> Fragments {
     let ip = ip(family);
     Fragments {
         early: format!(
@@ -134,6 +158,14 @@ fn fragments(family: Family) -> Fragments {
         ),
         translate: format!("\t\tct zone {PAST} accept\n"),
         hop: format!("\t\tiifname \"hop-*\" iifname . {ip} daddr != @at_front accept\n"),
+        // The answer to a first packet, which has no state there.
+        inbound: match links {
+            [] => String::new(),
+            links => format!(
+                "\t\tiifname {{ {} }} tcp flags & (syn | ack) == (syn | ack) accept\n",
+                links.join(", ")
+            ),
+        },
     }
 }
 
@@ -168,7 +200,6 @@ fn frontend_chains(text: &mut String, view: &View<'_>, services: &Services, fron
         let marks = marks.join(", ");
         line(text, format_args!("\t\tct mark {{ {marks} }} meta mark set ct mark accept"));
     }
-    let has_all = own.iter().any(|((_, protocol, _), _)| *protocol == Transport::All);
     // Keys are in order, and that of all ports comes last.
     for ((_, protocol, port), service) in own {
         let matches = match protocol {
@@ -184,7 +215,7 @@ fn frontend_chains(text: &mut String, view: &View<'_>, services: &Services, fron
         };
         line(text, format_args!("\t\t{matches}goto {to}"));
     }
-    if !has_all {
+    if !services.has_all_ports(frontend) {
         let why = "no rule of the front end is for it";
         line(text, format_args!("\t\tcounter drop comment \"{why}\""));
     }

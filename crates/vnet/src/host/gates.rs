@@ -28,7 +28,8 @@ use crate::{
 /// A group as it is where it is attached: to default rules, an overlay's pods are part of the network.
 type Variant<'a> = (&'a ArmId, Option<OverlayRanges>);
 
-/// The chains that send packets to their gates. Jumped to from the hooks, in the order in which gates are met.
+/// The chains that send packets to their gates, with a place of [`super::fronts::Fragments`]. Jumped to from the hooks,
+/// in the order in which gates are met.
 pub(super) const CHAINS: &str = r#"
 	# The sender's NIC, then its subnet. Before routing and load balancing: a packet is as its sender made it.
 	chain outbound {
@@ -46,6 +47,7 @@ pub(super) const CHAINS: &str = r#"
 	# The receiver's subnet, then its NIC. A control plane's leg is no part of the network.
 	chain inbound {
 		ct state established,related accept
+$inbound
 		iifname "cp-*" accept
 		jump subnet_in
 		oifname vmap @nic_in
