@@ -239,3 +239,27 @@ fn a_rule_set_is_replaced_whole_or_not_at_all() {
     nft::unload(&a).unwrap();
     assert_eq!(nft::loaded(&a).unwrap(), None);
 }
+
+#[test]
+fn a_setting_is_the_namespaces_own_and_read_as_anybody_reads_it() {
+    const NAME: &str = "net/ipv4/ip_default_ttl";
+    let (_world, [here, there]) = World::new();
+    let set = |value: &str| Action::SetSysctl { name: NAME.to_owned(), value: value.to_owned() };
+    let wanted = NamespaceState {
+        sysctls: BTreeMap::from([
+            (NAME.to_owned(), "77".to_owned()),
+            ("net/ipv4/conf/none/proxy_arp".to_owned(), "1".to_owned()),
+        ]),
+        ..NamespaceState::default()
+    };
+    apply(&here, &set("77")).unwrap();
+    for (namespace, value) in [(&here, "77"), (&there, "64")] {
+        let shown = || std::fs::read_to_string(format!("/proc/sys/{NAME}"));
+        assert_eq!(namespace.run(shown).unwrap().unwrap().trim(), value);
+        // What is not there has no value.
+        let expected = BTreeMap::from([(NAME.to_owned(), value.to_owned())]);
+        assert_eq!(observe(namespace, &wanted).unwrap().sysctls, expected);
+    }
+    let refused = apply(&here, &set("256")).unwrap_err().to_string();
+    assert!(refused.contains("/proc/sys/net/ipv4/ip_default_ttl"), "{refused}");
+}
