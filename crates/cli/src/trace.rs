@@ -244,6 +244,15 @@ fn report(
     }
 }
 
+/// The appliance that made another packet of it and sent that on, which is its own doing: from there on the model
+/// speaks of something else.
+fn translator(hops: &[Hop]) -> Option<&String> {
+    let entered = hops.iter().position(is_vnet)?;
+    let left = hops.iter().rposition(is_vnet)?;
+    let mut between = hops[entered..=left].iter();
+    between.find(|hop| !is_vnet(hop) && hop.before != hop.after).map(|hop| &hop.place)
+}
+
 /// The way of the model's that the packet took, or should have, and whether it did.
 fn agreement<'w>(path: &Path, ways: &'w [Way]) -> (Option<&'w Way>, Option<bool>) {
     let Some(entered) = path.hops.iter().position(is_vnet) else { return (None, None) };
@@ -254,8 +263,13 @@ fn agreement<'w>(path: &Path, ways: &'w [Way]) -> (Option<&'w Way>, Option<bool>
         let machine = way.delivered_to.as_ref()?;
         path.hops[entered + 1..].iter().position(|hop| hop.place == *machine)
     };
+    let translator = translator(&path.hops);
+    let passed = |machine: &&String| path.hops.iter().any(|hop| hop.place == **machine);
     let dropper = path.hops.last().and_then(|hop| hop.rules.iter().find(|rule| rule.is_drop));
     let agrees = |way: &Way| {
+        if translator.is_some_and(|machine| way.through.contains(machine)) {
+            return true;
+        }
         let same_rule = match (&way.denied_by, dropper.filter(|_| beyond.is_empty())) {
             (Some(rule), Some(dropper)) => dropper.name.as_ref() == Some(rule),
             (Some(_), None) => false,
@@ -271,7 +285,10 @@ fn agreement<'w>(path: &Path, ways: &'w [Way]) -> (Option<&'w Way>, Option<bool>
     let way = ways
         .iter()
         .filter(|way| agrees(way))
-        .min_by_key(|way| arrival(way))
+        .min_by_key(|way| {
+            let n_passed = way.through.iter().filter(passed).count();
+            (way.through.len() - n_passed, arrival(way))
+        })
         .or_else(|| ways.iter().find(taken))
         .or_else(|| ways.first());
     (way, way.map(agrees))
@@ -352,14 +369,15 @@ fn draw(report: &Report) -> String {
         }
     }
     let reachable = if report.reachable { "reachable" } else { "not reachable" };
-    line(format_args!(
-        "\n{reachable}; {}",
-        match report.agree {
-            Some(true) => "the packet did what the model says",
-            Some(false) => "the packet did NOT do what the model says",
-            None => "it entered no virtual network, so the model says nothing",
+    let agreement = match (report.agree, translator(&report.hops)) {
+        (Some(true), Some(machine)) => {
+            format!("the packet did what the model says until {machine} made another one of it")
         }
-    ));
+        (Some(true), None) => "the packet did what the model says".to_owned(),
+        (Some(false), _) => "the packet did NOT do what the model says".to_owned(),
+        (None, _) => "it entered no virtual network, so the model says nothing".to_owned(),
+    };
+    line(format_args!("\n{reachable}; {agreement}"));
     text
 }
 
@@ -379,7 +397,8 @@ fn said(rule: &hops::Rule, what: &str) -> String {
 
 /// Whether a rule is worth a line: those that have a name, drop, choose or translate. Who jumps where is in the JSON.
 fn is_telling(rule: &hops::Rule) -> bool {
-    const CHANGES: [&str; 5] = ["mark set jhash", "nat to ", "masquerade", "redirect", "reject"];
+    const CHANGES: [&str; 6] =
+        ["mark set jhash", "mark set symhash", "nat to ", "masquerade", "redirect", "reject"];
     let changes = |text: &String| {
         CHANGES.iter().any(|change| text.contains(change)) && !text.contains("vmap")
     };

@@ -33,7 +33,9 @@ pub(crate) struct Way {
     pub(crate) denied_by: Option<String>,
     /// Where it ends, in words.
     pub(crate) end: String,
-    /// The machine that gets it, `vm/NAME` or `node/NAME`.
+    /// The machines that send it on, in order: `vm/NAME` or `node/NAME`.
+    pub(crate) through: Vec<String>,
+    /// The machine that gets it.
     pub(crate) delivered_to: Option<String>,
     /// Whether it gets where it should.
     pub(crate) passes: bool,
@@ -81,6 +83,14 @@ fn way(region: &Region, walk: &Walk, flow: Flow) -> Way {
         steps: walk.steps.iter().map(|step| in_words(region, step)).collect(),
         denied_by: denied_by.filter(|_| walk.end == End::Dropped(Reason::Denied)),
         end: end(region, &walk.end),
+        through: walk
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Forwarded { machine, .. } => Some(name(region, machine)),
+                _ => None,
+            })
+            .collect(),
         delivered_to: match &walk.end {
             End::Delivered { machine, .. } | End::Dropped(Reason::OwnAddress { machine, .. }) => {
                 Some(name(region, machine))

@@ -86,6 +86,7 @@ fn way(passes: bool, denied_by: Option<&str>, to: [u8; 4]) -> Way {
         steps: Vec::new(),
         denied_by: denied_by.map(str::to_owned),
         end: String::new(),
+        through: Vec::new(),
         delivered_to: passes.then(|| "vm/db".to_owned()),
         passes,
         destination: to.into(),
@@ -341,4 +342,36 @@ fn the_model_knows_where_a_packet_got_first_not_where_a_node_sent_it_on() {
     let path = hops::path(&sightings, &told, DSCP, 6);
     assert_eq!(agreement(&path, &ways).1, Some(true));
     assert_eq!(agreement(&path, &[to("node/three")]).1, Some(false));
+}
+
+#[test]
+fn the_model_knows_a_packet_until_an_appliance_translates_it_and_by_which_one_it_went() {
+    let (packet, on) = (syn(WEB, DB, 7), syn([10, 1, 2, 4], DB, 7));
+    let through = |name: &str, way: Way| Way { through: vec![name.to_owned()], ..way };
+    for (sent_on, no_way_out) in [(&on, Some(true)), (&packet, Some(false))] {
+        let sightings = [
+            seen(0, 1, "eth0", Direction::Out, packet.clone()),
+            seen(1, 2, "nic-1", Direction::In, packet.clone()),
+            seen(1, 3, "nic-2", Direction::Out, packet.clone()),
+            seen(2, 4, "eth0", Direction::In, packet.clone()),
+            seen(2, 5, "eth0", Direction::Out, sent_on.clone()),
+            seen(1, 6, "nic-2", Direction::In, sent_on.clone()),
+            seen(1, 7, "uplink", Direction::Out, sent_on.clone()),
+            seen(3, 8, "v-1", Direction::In, sent_on.clone()),
+        ];
+        let told = ["vm/web", "vnet/v", "vm/fw2", "internet"].map(|name| told(name, Vec::new()));
+        let path = hops::path(&sightings, &told, DSCP, 6);
+        assert_eq!(path.hops.len(), 5);
+        let dropped = ["vm/fw1", "vm/fw2"].map(|name| through(name, way(false, None, DB)));
+        let (taken, agree) = agreement(&path, &dropped);
+        assert_eq!(agree, no_way_out, "the sender's own address has no way out");
+        if agree == Some(true) {
+            assert_eq!(taken.unwrap().through, ["vm/fw2"]);
+        }
+        assert_eq!(agreement(&path, &dropped[..1]).1, Some(false), "the other firewall");
+        let out = Way { delivered_to: None, ..way(true, None, DB) };
+        let passes = ["vm/fw1", "vm/fw2"].map(|name| through(name, out.clone()));
+        let (taken, agree) = agreement(&path, &passes);
+        assert_eq!((&taken.unwrap().through[0][..], agree), ("vm/fw2", Some(true)));
+    }
 }
