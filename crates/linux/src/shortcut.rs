@@ -110,6 +110,19 @@ impl Crossings {
     }
 }
 
+/// Takes the shortcut from a link, whoever gave it. Success when there is none.
+pub fn detach(netlink: &mut Netlink, link: u32, name: &str) -> Result<(), LinuxError> {
+    let queue = message(link, INGRESS_HANDLE, INGRESS, "clsact", None);
+    let request = Request::change(
+        RouteNetlinkMessage::DelQueueDiscipline(queue),
+        format!("take the place for filters from {name}"),
+    );
+    match netlink.send_all(&[request]) {
+        Err(error) if matches!(error.errno(), Some(Errno::EINVAL | Errno::ENOENT)) => Ok(()),
+        other => other,
+    }
+}
+
 /// Makes connection tracking of the calling thread's namespace fit for shortcuts.
 pub fn prepare() -> Result<(), LinuxError> {
     match fs::write(LIBERAL, "1") {

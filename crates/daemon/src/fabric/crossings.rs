@@ -6,7 +6,7 @@
 //!
 //! *Guarantees.* Nothing depends on them: whatever fails here makes packets slower and is said once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use linux::{
     LinuxError,
@@ -22,8 +22,17 @@ use crate::reconcile::Chain;
 #[derive(Debug, Default)]
 pub(super) struct Crossings {
     networks: BTreeMap<String, Network>,
-    /// The kernel cannot, or did not want to.
-    is_off: bool,
+    mode: Mode,
+}
+
+#[derive(Debug, Default)]
+enum Mode {
+    #[default]
+    On,
+    /// The kernel cannot.
+    Off,
+    /// None is wanted. An earlier process may have left some, but for these namespaces.
+    Clearing(BTreeSet<String>),
 }
 
 /// Those of a virtual network.
@@ -43,12 +52,20 @@ impl std::fmt::Debug for Network {
 
 impl Crossings {
     /// None at all: the kernel would not count the packets that take them.
-    pub(super) fn off() -> Self {
-        Self { networks: BTreeMap::new(), is_off: true }
+    pub(super) fn none() -> Self {
+        Self { networks: BTreeMap::new(), mode: Mode::Clearing(BTreeSet::new()) }
     }
 
     /// Makes those of one namespace what its state says, all of it.
     pub(super) fn follow(&mut self, name: &str, state: &NamespaceState) {
+        if let Mode::Clearing(cleared) = &mut self.mode {
+            if cleared.insert(name.to_owned())
+                && let Err(error) = clear(name, state)
+            {
+                tracing::warn!(namespace = name, error = %Chain(&error), "packets may take shortcuts here");
+            }
+            return;
+        }
         self.attempt(name, |crossings| {
             let mut wanted = wanted(state).peekable();
             if wanted.peek().is_none() && !crossings.networks.contains_key(name) {
@@ -95,11 +112,13 @@ impl Crossings {
     }
 
     fn attempt(&mut self, name: &str, work: impl FnOnce(&mut Self) -> Result<(), LinuxError>) {
-        if self.is_off {
+        if !matches!(self.mode, Mode::On) {
             return;
         }
         if let Err(error) = work(self) {
-            self.is_off = matches!(error, LinuxError::Program { .. });
+            if matches!(error, LinuxError::Program { .. }) {
+                self.mode = Mode::Off;
+            }
             self.networks.remove(name);
             tracing::warn!(namespace = name, error = %Chain(&error), "packets take no shortcut here");
         }
@@ -108,6 +127,9 @@ impl Crossings {
     /// Lets go of a namespace that is no more.
     pub(super) fn forget(&mut self, name: &str) {
         self.networks.remove(name);
+        if let Mode::Clearing(cleared) = &mut self.mode {
+            cleared.remove(name);
+        }
     }
 
     /// That of this name, unless the name has become another namespace's.
@@ -145,6 +167,21 @@ impl Network {
         }
         Ok(())
     }
+}
+
+/// Takes those away that an earlier process has left.
+fn clear(name: &str, state: &NamespaceState) -> Result<(), LinuxError> {
+    if wanted(state).next().is_none() {
+        return Ok(());
+    }
+    let mut netlink = Netlink::open_in(&Netns::open(name)?)?;
+    let indexes = link_indexes(&mut netlink)?;
+    for (link, _) in wanted(state) {
+        if let Some(index) = indexes.get(link) {
+            shortcut::detach(&mut netlink, *index, link)?;
+        }
+    }
+    Ok(())
 }
 
 /// The links of a namespace that have one.

@@ -75,7 +75,7 @@ impl Reconciler {
     /// From now on every packet passes connection tracking, which counts them for flow logs: no shortcuts.
     #[must_use]
     pub fn counting(mut self) -> Self {
-        self.crossings = Crossings::off();
+        self.crossings = Crossings::none();
         self
     }
 

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use daemon::fabric::{Reconciler, Scope, down};
@@ -121,7 +122,10 @@ impl Drop for Lab {
 
 /// Makes a region real, sends flows, and panics where model and kernel differ.
 pub(crate) fn world(seed: u64, region: &Region, n_flows: u64) -> Tally {
-    let lab = Lab { name: format!("agree{}x{seed}", std::process::id()) };
+    // Tests of one process may compare the same region at the same time.
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    let lab = Lab { name: format!("agree{}x{number}", std::process::id()) };
     let health = Health::default();
     let fabric = compile_fabric(&lab.name, region, &health);
     Reconciler::new(&lab.name).pass(&fabric, Scope::Changed).expect("the region can be made real");

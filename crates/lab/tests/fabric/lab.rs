@@ -51,6 +51,13 @@ impl Lab {
         })
     }
 
+    /// What a new process finds that wants every packet counted.
+    pub(crate) fn begins_to_count(&mut self) {
+        self.reconciler = Reconciler::new(&self.name).counting();
+        let health = self.health.clone();
+        self.pass(&health, Scope::All);
+    }
+
     /// Makes it what the text says now: as the fabric's loop does, by the difference where that is known.
     pub(crate) fn becomes(&mut self, text: &str) -> Done {
         let before = std::mem::replace(&mut self.region, region(text));

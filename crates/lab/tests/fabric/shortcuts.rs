@@ -137,3 +137,17 @@ fn what_is_translated_takes_the_long_way() {
     assert_eq!(said, "two sees 10.1.9.4 at 10.1.2.4");
     assert!(talk(&mut stream));
 }
+
+#[test]
+fn who_wants_packets_counted_has_none() {
+    let mut lab = Lab::new(TWO);
+    lab.serve("two", &[80]);
+    let (one, vnet) = (lab.machine("one"), lab.vnet("v"));
+    count(&vnet, "forward", "");
+    let (mut stream, _) = connect(&one, "10.1.2.4:80").expect("it is served");
+    assert!(talk(&mut stream));
+    assert!(counted(&vnet) < QUESTIONS);
+    lab.begins_to_count();
+    assert!(talk(&mut stream));
+    assert!(counted(&vnet) >= 2 * QUESTIONS);
+}
