@@ -81,7 +81,13 @@ impl Finder<'_> {
             1 => Ok(found.remove(0)),
             _ => {
                 let names: Vec<&str> = found.iter().map(|place| place.name.as_str()).collect();
-                Err(format!("`{text}` is several things: {}; say which", names.join(", ")))
+                // The same name in several groups, or names of several kinds.
+                let one = names.first().filter(|one| names.iter().all(|name| name == *one));
+                let which = one.and_then(|one| one.split_once('/')).map_or_else(
+                    || "which".to_owned(),
+                    |(kind, name)| format!("{kind}/GROUP:{name}"),
+                );
+                Err(format!("`{text}` is several things: {}; say {which}", names.join(", ")))
             }
         }
     }
