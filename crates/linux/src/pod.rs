@@ -56,13 +56,13 @@ use crate::{
     },
     netfilter::elements::Nfnetlink,
     netns::Netns,
-    shortcut::{self, Shortcut},
 };
 
 pub mod bandwidth;
 pub mod bridging;
 mod mend;
 mod ports;
+mod shortcut;
 pub mod verify;
 
 /// The interface group of links that pods use.
@@ -188,26 +188,6 @@ impl Wirer {
             let _ = self.delete(&wiring.host_link);
         }
         wired
-    }
-
-    /// Gives what a pod sends the shortcut. Does nothing for pods on a bridge, whose packets are not routed.
-    ///
-    /// Not for pods whose sending is limited: the packets would pass their token bucket by.
-    pub fn shorten(&mut self, wiring: &Wiring, shortcut: &Shortcut) -> Result<(), LinuxError> {
-        match wiring.path {
-            Path::Routed => self.shorten_link(&wiring.host_link, shortcut),
-            Path::Bridged(_) | Path::Switched(_) => Ok(()),
-        }
-    }
-
-    /// Gives what comes in at the node's NIC the shortcut, and makes the node's connection tracking fit for it.
-    pub fn shorten_nic(&mut self, nic: &str, shortcut: &Shortcut) -> Result<(), LinuxError> {
-        shortcut::prepare()?;
-        self.shorten_link(nic, shortcut)
-    }
-
-    fn shorten_link(&mut self, name: &str, shortcut: &Shortcut) -> Result<(), LinuxError> {
-        shortcut.attach(&mut self.node, index(name)?, name)
     }
 
     fn make_pair(
