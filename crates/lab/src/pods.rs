@@ -256,6 +256,25 @@ impl World {
         self.run_plugin(&mut command, verb, name, network)
     }
 
+    /// What CHECK of the container `name` finds after `damage`, a command run in `place` (see [`World::run`]).
+    ///
+    /// The agent mends what is on its node every second; where it was faster than CHECK, the damage is done anew.
+    ///
+    /// # Panics
+    /// When the damage cannot be done, or CHECK never finds it.
+    #[must_use]
+    pub fn check_after(&self, place: &str, damage: &str, name: &str, checked: &Value) -> Said {
+        for _ in 0..10 {
+            let done = self.run(place, damage);
+            assert!(done.status.success(), "{damage}: {done:?}");
+            let said = self.plugin("CHECK", name, checked);
+            if !said.success {
+                return said;
+            }
+        }
+        panic!("CHECK finds nothing after {damage}");
+    }
+
     /// Runs any plugin on the node for the container `name`.
     ///
     /// # Panics

@@ -137,8 +137,8 @@ fn kubenet_pods_share_a_bridge() {
     assert!(world.plugin("CHECK", "a", &checked).success);
     assert!(world.run("node", "ip link set cbr0 up").status.success());
     let port = said.json()["interfaces"][0]["name"].as_str().unwrap().to_owned();
-    assert!(world.run("node", &format!("ip link set {port} nomaster")).status.success());
-    let said = world.plugin("CHECK", "a", &checked);
+    let damage = format!("ip link set {port} nomaster");
+    let said = world.check_after("node", &damage, "a", &checked);
     assert!(said.json()["details"].as_str().unwrap().contains("no port"), "{said:?}");
     for name in ["a", "b"] {
         delete(&world, name);
@@ -196,8 +196,7 @@ fn check_finds_what_is_missing() {
         let link = said.json()["interfaces"][0]["name"].as_str().unwrap().to_owned();
         let damage = damage.replace("ADDRESS", &said.address()).replace("LINK", &link);
         let place = if place == "pod" { &name } else { place };
-        assert!(world.run(place, &damage).status.success(), "{damage}");
-        let bad = world.plugin("CHECK", &name, &checked);
+        let bad = world.check_after(place, &damage, &name, &checked);
         assert_eq!(code(&bad), 101, "{damage}");
         assert!(bad.stdout.contains(found), "{damage}: {bad:?}");
         // A second ADD mends it, with the same address.

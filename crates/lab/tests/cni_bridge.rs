@@ -239,8 +239,7 @@ fn what_is_lost_is_found_and_mended() {
             "does not know the pod's frames",
         ),
     ] {
-        assert!(world.run("node", &damage).status.success(), "{damage}");
-        let bad = world.plugin("CHECK", "a", &checked);
+        let bad = world.check_after("node", &damage, "a", &checked);
         assert!(bad.stdout.contains(found), "{damage}: {bad:?}");
         assert!(world.plugin("ADD", "a", &network).success, "{damage}");
         assert!(world.plugin("CHECK", "a", &checked).success, "{damage}");
