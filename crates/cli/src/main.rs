@@ -86,7 +86,7 @@ enum Command {
     )]
     Exec {
         #[arg(
-            help = "The VM's or node's name, or [CLUSTER:]NAMESPACE/NAME of a pod ([CLUSTER:]NAME in network-only clusters)"
+            help = "The VM's or node's name, [GROUP:]NAME where groups have the same, or [CLUSTER:]NAMESPACE/NAME of a pod ([CLUSTER:]NAME in network-only clusters); or vm/NAME, node/NAME, pod/NAME"
         )]
         target: String,
         /// The command and its arguments, after `--`

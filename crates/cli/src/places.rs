@@ -50,6 +50,8 @@ pub(crate) struct Finder<'a> {
 
 /// How the kinds are written, in the order in which a bare name is looked for.
 const KINDS: [&str; 7] = ["vm", "node", "vnet", "lb", "nic", "gateway", "pod"];
+/// The kinds of what runs programs.
+const HOSTS: [&str; 3] = ["vm", "node", "pod"];
 /// Machines and clusters that are watched when it is not said who gets a probe.
 const MAX_WATCHED: usize = 64;
 /// Names that an error lists at most.
@@ -64,12 +66,22 @@ impl Finder<'_> {
         if let Ok(address) = text.parse() {
             return self.at_address(address);
         }
+        self.among(&KINDS, text)
+    }
+
+    /// The VM, node or pod that `text` names, as [`Finder::find`] does: where programs can run.
+    pub(crate) fn find_host(&self, text: &str) -> Result<Place, String> {
+        self.among(&HOSTS, text)
+    }
+
+    /// What has this name, `KIND/NAME` or alone, among things of these kinds.
+    fn among(&self, kinds: &[&str], text: &str) -> Result<Place, String> {
         let (kind, name) = text.split_once('/').unwrap_or(("", text));
-        if KINDS.contains(&kind) {
+        if kinds.contains(&kind) {
             return self.of_kind(kind, name);
         }
         let mut found: Vec<Place> = Vec::new();
-        for kind in KINDS {
+        for kind in kinds.iter().copied() {
             // Where a machine has a name, its NIC's is only another word for it.
             let is_new = |place: &Place| !(kind == "nic" && has_machine(&found, place));
             let places = self.all_of(kind, text)?;
@@ -77,7 +89,7 @@ impl Finder<'_> {
             found.extend(places);
         }
         match found.len() {
-            0 => Err(self.unknown(text)),
+            0 => Err(self.unknown(kinds, text)),
             1 => Ok(found.remove(0)),
             _ => {
                 let names: Vec<&str> = found.iter().map(|place| place.name.as_str()).collect();
@@ -157,7 +169,7 @@ impl Finder<'_> {
                         Role::Vm => kind == "vm" && is_meant(&machine.meta.id),
                         Role::Node(_) => kind == "node",
                     };
-                    fits && (machine.hostname == plain(name) || is_meant(&machine.meta.id))
+                    fits && (is_meant(&machine.meta.id) || has_hostname(machine, name))
                 });
                 wanted.map(|machine| self.machine(machine)).collect()
             }
@@ -401,12 +413,13 @@ impl Finder<'_> {
         self.region.machines.get(&id).map(|machine| &**machine)
     }
 
-    fn unknown(&self, text: &str) -> String {
+    fn unknown(&self, kinds: &[&str], text: &str) -> String {
+        let internet = (kinds == KINDS).then(|| "internet".to_owned());
+        let names = kinds.iter().flat_map(|kind| self.names_of(kind)).chain(internet);
+        let what = if kinds == HOSTS { "no VM, node or pod" } else { "nothing here" };
         format!(
-            "nothing here is called `{text}`; there {}",
-            listing(
-                KINDS.iter().flat_map(|kind| self.names_of(kind)).chain(["internet".to_owned()])
-            )
+            "{what} is called `{text}`; there {}; a pod is [CLUSTER:]NAMESPACE/NAME, or [CLUSTER:]NAME of `aksnet pod list`",
+            listing(names)
         )
     }
 
@@ -463,6 +476,14 @@ fn is_meant(id: &ArmId, text: &str) -> bool {
         text.split_once(':').map_or((None, text), |(group, name)| (Some(group), name));
     id.name().eq_ignore_ascii_case(name)
         && group.is_none_or(|group| id.resource_group().eq_ignore_ascii_case(group))
+}
+
+/// Whether `[GROUP:]HOSTNAME` means this machine.
+fn has_hostname(machine: &Machine, text: &str) -> bool {
+    let (group, name) =
+        text.split_once(':').map_or((None, text), |(group, name)| (Some(group), name));
+    machine.hostname == name
+        && group.is_none_or(|group| machine.meta.id.resource_group().eq_ignore_ascii_case(group))
 }
 
 /// The name without its group.

@@ -15,11 +15,7 @@ use anyhow::Context;
 use daemon::metrics::{METER, Trouble};
 use store::Store;
 use tokio::signal::unix::{SignalKind, signal};
-use vnet::{
-    host::{names, platform::Resolver},
-    model::{Machine, Role},
-    region::Region,
-};
+use vnet::{host::platform::Resolver, model::Role, region::Region};
 
 use crate::{
     azure_env,
@@ -374,42 +370,24 @@ impl Answering {
 
     fn find(&self, name: &str) -> Answer {
         let region = self.store.snapshot();
-        let found = |kind: &str, netns: String, resolv_conf: Option<String>, machine: &Machine| {
-            let first_process = self.clusters.first_process(machine);
-            Answer::Found { kind: kind.to_owned(), netns, resolv_conf, first_process }
+        let pods = |name: &str| self.clusters.find_pods(&region, name);
+        let finder = Finder { lab: self.lab.name(), region: &region, pods: &pods };
+        let place = match finder.find_host(name) {
+            Ok(place) => place,
+            Err(message) => return Answer::Failed { message },
         };
-        let machines = region.machines.values().filter(|machine| machine.hostname == name);
-        match machines.collect::<Vec<_>>().as_slice() {
-            [machine] => {
-                let kind = if matches!(machine.role, Role::Vm) { "vm" } else { "node" };
-                let namespace = names::machine_ns(self.lab.name(), machine);
-                let resolver = Resolver::of(&region, machine).map(|it| it.to_string());
-                let path = linux::netns::path(&namespace).display().to_string();
-                return found(kind, path, resolver, machine);
-            }
-            [] => {}
-            several => {
-                let groups: Vec<&str> =
-                    several.iter().map(|machine| machine.meta.id.resource_group()).collect();
-                let message =
-                    format!("`{name}` is a machine in several groups: {}", groups.join(", "));
-                return Answer::Failed { message };
-            }
-        }
-        match self.clusters.find_pods(&region, name).as_slice() {
-            // A pod's own file is inside its container; its node's cluster decides what is in it.
-            [pod] => match region.machines.get(&pod.node) {
-                Some(node) => found("pod", pod.netns.display().to_string(), None, node),
-                None => Answer::Failed { message: format!("the node of `{name}` is gone") },
-            },
-            [_, _, ..] if !name.contains(':') => Answer::Failed {
-                message: format!("several clusters have a pod `{name}`; say CLUSTER:{name}"),
-            },
-            _ => Answer::Failed {
-                message: format!(
-                    "there is no VM, node or pod `{name}`; `aksnet status` lists VMs and nodes, a pod is [CLUSTER:]NAMESPACE/NAME, or [CLUSTER:]NAME of `aksnet pod list`"
-                ),
-            },
+        let Some(machine) = place.machine.as_ref().and_then(|id| region.machines.get(id)) else {
+            return Answer::Failed { message: format!("the node of `{name}` is gone") };
+        };
+        let kind = place.name.split_once('/').map_or("", |(kind, _)| kind).to_owned();
+        // A pod's own file is inside its container; its node's cluster decides what is in it.
+        let is_pod = kind == "pod";
+        let resolver = Resolver::of(&region, machine).filter(|_| !is_pod);
+        Answer::Found {
+            kind,
+            netns: place.netns,
+            resolv_conf: resolver.map(|it| it.to_string()),
+            first_process: self.clusters.first_process(machine),
         }
     }
 }

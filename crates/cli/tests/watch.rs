@@ -240,6 +240,20 @@ fn names_that_mean_nothing_are_refused_with_those_that_do(lab: &TestLab) {
     lab.az("network vnet create -g rg -n web --address-prefixes 10.9.0.0/16").succeeds();
     let text = refusal(lab.aksnet(&["capture", "web"]));
     assert!(text.contains("several things: vm/web, vnet/web"), "{text}");
+    // Nothing runs in a network.
+    let address = |target: &str| lab.exec(target, "ip -o -4 addr show dev eth0");
+    assert!(address("web").succeeds().contains("10.1.0.4/"));
+    let text = refusal(address("vnet/web"));
+    assert!(text.contains("no VM, node or pod is called `vnet/web`; there are vm/db"), "{text}");
+    lab.az("group create -n rg2 -l eastus").succeeds();
+    lab.az("network vnet create -g rg2 -n v2 --address-prefixes 10.9.0.0/16 --subnet-name s --subnet-prefixes 10.9.0.0/24").succeeds();
+    lab.aksnet(&["vm", "create", "web", "-g", "rg2", "--vnet", "v2", "--subnet", "s"]).succeeds();
+    let text = refusal(address("web"));
+    assert!(text.contains("several things: vm/web, vm/web; say vm/GROUP:web"), "{text}");
+    for (target, expected) in [("vm/rg:web", "10.1.0.4/"), ("rg2:web", "10.9.0.4/")] {
+        assert!(address(target).succeeds().contains(expected), "{target}");
+    }
+    lab.az("group delete -n rg2 --yes").succeeds();
     lab.az("network vnet delete -g rg -n web").succeeds();
 }
 
