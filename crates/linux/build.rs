@@ -1,4 +1,4 @@
-//! Compiles the eBPF program of `pod::shortcut` with clang.
+//! Compiles the eBPF programs of `alias` and `shortcut` with clang.
 
 #![allow(clippy::print_stdout, reason = "this is how a build script talks to cargo")]
 
@@ -8,25 +8,27 @@ use std::{
     process::{Command, ExitCode},
 };
 
-const SOURCE: &str = "bpf/shortcut.bpf.c";
+/// Of `bpf/NAME.bpf.c`, which becomes `NAME.bpf.o`.
+const PROGRAMS: [&str; 2] = ["alias", "shortcut"];
 /// What Debian 12 calls it, then whatever is there.
 const COMPILERS: [&str; 2] = ["clang-19", "clang"];
 
 fn main() -> ExitCode {
-    println!("cargo::rerun-if-changed={SOURCE}");
     println!("cargo::rerun-if-env-changed=CLANG");
-    match compile() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
+    for name in PROGRAMS {
+        let source = format!("bpf/{name}.bpf.c");
+        println!("cargo::rerun-if-changed={source}");
+        if let Err(why) = compile(name, &source) {
             println!("cargo::error={why}");
-            ExitCode::FAILURE
+            return ExitCode::FAILURE;
         }
     }
+    ExitCode::SUCCESS
 }
 
-fn compile() -> Result<(), String> {
+fn compile(name: &str, source: &str) -> Result<(), String> {
     let object = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
-    let object = object.join("shortcut.bpf.o");
+    let object = object.join(format!("{name}.bpf.o"));
     let wanted = env::var("CLANG").ok();
     let compilers: Vec<&str> =
         wanted.as_deref().map_or_else(|| COMPILERS.to_vec(), |clang| vec![clang]);
@@ -36,16 +38,16 @@ fn compile() -> Result<(), String> {
         // Debian has `asm/types.h` there, where clang looks only when it compiles for the machine itself.
         let machine = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
         clang.arg(format!("-I/usr/include/{machine}-linux-gnu"));
-        clang.args(["-c", SOURCE, "-o"]).arg(&object);
+        clang.args(["-c", source, "-o"]).arg(&object);
         match clang.status() {
             Ok(status) if status.success() => return Ok(()),
-            Ok(status) => return Err(format!("{compiler} {SOURCE}: {status}")),
+            Ok(status) => return Err(format!("{compiler} {source}: {status}")),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(format!("{compiler}: {error}")),
         }
     }
     Err(format!(
-        "{SOURCE} is compiled with clang, and there is no {}; install it (`scripts/setup.sh lab`) or set CLANG",
+        "{source} is compiled with clang, and there is no {}; install it (`scripts/setup.sh lab`) or set CLANG",
         compilers.join(" and no ")
     ))
 }

@@ -88,7 +88,6 @@ fn refusals(lab: &TestLab) {
         );
     }
     let cilium = format!("{OVERLAY} --network-dataplane cilium");
-    refused(&format!("{cilium} --ip-families ipv4,ipv6"), &["NotSupported", "dual stack"]);
     refused(
         &format!("{cilium} --enable-acns --acns-advanced-networkpolicies L7"),
         &["NotSupported", "Envoy"],

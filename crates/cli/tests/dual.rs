@@ -7,7 +7,7 @@ mod lab;
 use std::net::IpAddr;
 
 use lab::{
-    TestLab, eventually,
+    TestLab, eventually, is_cilium_installed,
     packets::{jsonpath, run_pod, wait_for_pods},
 };
 use serde_json::{Value, json};
@@ -283,9 +283,72 @@ fn balanced(lab: &TestLab, node: &str) {
 
 #[test]
 fn a_cluster_of_kubernetes() {
+    kubernetes("", |_| {});
+}
+
+#[test]
+fn a_cluster_powered_by_cilium() {
+    if is_cilium_installed() {
+        kubernetes("--network-dataplane cilium", policies);
+    }
+}
+
+/// Policies hold for IPv6 as for IPv4: of `a`, `b` and `c`, which echoes.
+fn policies(lab: &TestLab) {
+    let both = jsonpath(lab, "dual", "pod c", ".status.podIPs[*].ip");
+    let both: Vec<&str> = both.split_whitespace().collect();
+    let heard = |from: &str| {
+        let from = format!("dual:default/{from}");
+        [0, 1].map(|it| !seen(lab, &from, both[it]).is_empty())
+    };
+    let policy = |name: &str, spec: &Value| {
+        let policy = json!({ "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": { "name": name }, "spec": spec });
+        lab.apply("dual", &policy.to_string());
+    };
+    let of = |app: &str| json!({ "matchLabels": { "app": app } });
+    let everyone = json!([{ "from": [{ "ipBlock": { "cidr": "::/0" } }, { "ipBlock": { "cidr": "0.0.0.0/0" } }] }]);
+    policy("everyone", &json!({ "podSelector": of("c"), "ingress": everyone }));
+    eventually("an ipBlock selects no pod", || [heard("a"), heard("b")] == [[false; 2]; 2]);
+    policy(
+        "from-a",
+        &json!({ "podSelector": of("c"), "ingress": [{ "from": [{ "podSelector": of("a") }] }] }),
+    );
+    eventually("one is let in", || heard("a") == [true; 2]);
+    assert_eq!(heard("b"), [false; 2]);
+    let trace = |from: &str| lab.aksnet(&["trace", from, both[1], "--port", "9000"]);
+    let said = trace("dual:default/b");
+    let text = said.stdout();
+    let denies = "by `NetworkPolicy default/everyone, NetworkPolicy default/from-a` (Cilium, ingress of default/c)";
+    assert!(!said.success() && text.contains(denies), "{text}");
+    let text = trace("dual:default/a").succeeds();
+    let allows = "Cilium, ingress of default/c: NetworkPolicy default/from-a allows";
+    assert!(text.contains(allows), "{text}");
+
+    let reaches = |address: &str| {
+        let line = format!("curl -s --max-time 2 -o /dev/null http://{address}/");
+        lab.exec("dual:default/b", &line).success()
+    };
+    let outside = format!("[{OUTSIDE}]");
+    policy(
+        "out",
+        &json!({ "podSelector": of("b"), "policyTypes": ["Egress"],
+            "egress": [{ "to": [{ "ipBlock": { "cidr": "2001:db8:203::/64" } }] }] }),
+    );
+    eventually("one block is let out to", || {
+        reaches(&outside) && !reaches("[2001:db8:204::9]") && !reaches("203.0.113.9")
+    });
+    lab.kubectl("dual", "delete networkpolicy --all").succeeds();
+    eventually("all are let through", || [heard("a"), heard("b")] == [[true; 2]; 2]);
+    eventually("all are let out", || reaches("[2001:db8:204::9]") && reaches("203.0.113.9"));
+}
+
+/// A cluster of two nodes with these arguments, its pods and services; `more` is done before services of type `LoadBalancer`.
+fn kubernetes(arguments: &str, more: impl FnOnce(&TestLab)) {
     let lab = TestLab::up();
     lab.az("group create -n rg -l eastus").succeeds();
-    lab.az(&format!("aks create -g rg -n dual {OVERLAY} {DUAL} --node-count 2")).succeeds();
+    lab.az(&format!("aks create -g rg -n dual {OVERLAY} {DUAL} --node-count 2 {arguments}"))
+        .succeeds();
     lab.az("aks get-credentials -g rg -n dual").succeeds();
     let nodes = jsonpath(&lab, "dual", "nodes", ".items[*].metadata.name");
     let nodes: Vec<&str> = nodes.split_whitespace().collect();
@@ -344,6 +407,7 @@ fn a_cluster_of_kubernetes() {
     }
     let outside = lab.exec(&pod("a"), &format!("curl -s --max-time 5 http://[{OUTSIDE}]/"));
     assert_eq!(publics(&lab, "MC_rg_dual_eastus", "IPv6"), [outside.succeeds().trim()], "outside");
+    more(&lab);
     balanced(&lab, nodes[1]);
     for echo in &mut echoes {
         let _ =

@@ -41,6 +41,8 @@ pub struct Values {
     pub api_server: String,
     /// What Cilium is to do besides forwarding.
     pub advanced: AdvancedNetworking,
+    /// Whether pods have addresses of both families.
+    pub is_dual_stack: bool,
 }
 
 impl Values {
@@ -51,6 +53,7 @@ impl Values {
             dns_service_ip: cluster.dns_service_ip,
             api_server: cluster.fqdn.clone(),
             advanced: cluster.advanced_networking.unwrap_or_default(),
+            is_dual_stack: cluster.is_dual_stack(),
         }
     }
 }
@@ -105,7 +108,7 @@ pub fn render(group: Group, values: &Values) -> Vec<DynamicObject> {
         })
         .collect();
     if group == Group::Cilium {
-        cilium::settle(&mut objects, values.advanced);
+        cilium::settle(&mut objects, values);
     }
     objects
 }
@@ -134,6 +137,7 @@ fn api(client: &Client, types: &TypeMeta, namespace: Option<&str>) -> Api<Dynami
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
     use vnet::model::AdvancedPolicies;
 
     use super::*;
@@ -143,6 +147,7 @@ mod tests {
             dns_service_ip: Ipv4Addr::new(10, 9, 0, 10),
             api_server: "demo.hcp.eastus.azmk8s.io".to_owned(),
             advanced,
+            is_dual_stack: false,
         }
     }
 
@@ -225,6 +230,20 @@ mod tests {
                 .collect();
             let has_envoy = (proxies == "true" && external == "false").to_string();
             assert_eq!(expressions, [proxies, &has_envoy], "{security:?}");
+        }
+    }
+
+    #[test]
+    fn cilium_speaks_the_families_that_pods_have() {
+        let none = json!(null);
+        for (is_dual_stack, expected) in [
+            (false, [json!("false"), none.clone(), none]),
+            (true, [json!("true"), json!("fe80::"), json!("2")]),
+        ] {
+            let values = Values { is_dual_stack, ..values(AdvancedNetworking::default()) };
+            let data = &render(Group::Cilium, &values)[0].data["data"];
+            let said = ["enable-ipv6", "local-router-ipv6", "bpf-filter-priority"];
+            assert_eq!(said.map(|key| data[key].clone()), expected);
         }
     }
 

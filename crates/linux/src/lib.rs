@@ -7,6 +7,8 @@
 //! Deliberately absent: Azure's and Kubernetes' words, choices (an action is carried out as it is),
 //! retries, and state of its own that a restart would lose.
 
+pub mod alias;
+mod bpf;
 pub mod echo;
 pub mod error;
 pub mod limits;

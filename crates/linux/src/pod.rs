@@ -50,6 +50,7 @@ use vnet::{
 
 use crate::{
     LinuxError,
+    alias::Alias,
     net::{
         Netlink, Request,
         wire::{self, RouteTo, VethEnd},
@@ -387,6 +388,11 @@ impl Wirer {
     pub fn remove(&mut self, wiring: &Wiring) -> Result<(), LinuxError> {
         self.delete(&wiring.host_link)?;
         self.delete(&bandwidth::limiter(&wiring.host_link))
+    }
+
+    /// Lets an alias hold at the node's NIC, and says whether it does (see [`Alias::attach`]).
+    pub fn alias_nic(&mut self, nic: &str, alias: &Alias) -> Result<bool, LinuxError> {
+        alias.attach(&mut self.node, index(nic)?, nic)
     }
 
     /// The MTU of a link of the node, in bytes.

@@ -10,12 +10,12 @@
 use std::{
     fs, io,
     net::{Ipv4Addr, Ipv6Addr},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     path::Path,
     sync::Arc,
 };
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, Object, ObjectBuilder};
+use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 use netlink_packet_route::RouteNetlinkMessage;
 use nix::{
     errno::Errno,
@@ -28,14 +28,16 @@ use vnet::{
 
 use crate::{
     LinuxError,
+    bpf::{self, Direction, absent, failed, program},
     net::{
         Netlink, Request,
-        traffic::{ALL_PROTOCOLS_FIRST, INGRESS, INGRESS_FILTERS, INGRESS_HANDLE, message, put},
+        traffic::{INGRESS, INGRESS_HANDLE, message},
     },
 };
 
 /// What `build.rs` has made of `bpf/shortcut.bpf.c`.
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shortcut.bpf.o"));
+const LABEL: &str = "aksnet-shortcut";
 /// Its map of NICs.
 const NICS: &str = "nics";
 /// Flows that connection tracking would forget within so many seconds take the long way once. Less than half of the
@@ -138,63 +140,24 @@ pub fn prepare() -> Result<(), LinuxError> {
 
 /// Loads one program of the object, with the maps that it uses.
 fn load(name: &'static str) -> Result<Object, LinuxError> {
-    let failed = |error| failed(name, &error);
     let renewal = u32::try_from(RENEWAL_S * ticks_per_second()?).unwrap_or(u32::MAX);
-    let mut object = ObjectBuilder::default().open_memory(OBJECT).map_err(failed)?;
-    for mut program in object.progs_mut() {
-        let is_wanted = program.name() == name;
-        program.set_autoload(is_wanted);
-    }
-    for mut map in object.maps_mut() {
+    bpf::load(OBJECT, &[name], |map| {
         if map.name() == NICS {
-            map.set_autocreate(name == "crossing").map_err(failed)?;
+            map.set_autocreate(name == "crossing")
         } else {
             // The constants', of which there is one.
-            map.set_initial_value(&renewal.to_ne_bytes()).map_err(failed)?;
+            map.set_initial_value(&renewal.to_ne_bytes())
         }
-    }
-    object.load().map_err(failed)
+    })
 }
 
-fn program(object: &Object, name: &'static str) -> Result<OwnedFd, LinuxError> {
-    let program = object.progs().find(|program| program.name() == name);
-    let program = program.ok_or_else(|| absent(name))?;
-    let file = program.as_fd().try_clone_to_owned();
-    file.map_err(|source| LinuxError::Program { name, text: source.to_string() })
-}
-
-/// Does nothing where somebody else has an ingress queue, which the packets would pass by.
 fn attach(
     netlink: &mut Netlink,
     link: u32,
     name: &str,
     program: &OwnedFd,
 ) -> Result<(), LinuxError> {
-    /// `TCA_BPF_FD`, `TCA_BPF_NAME`, `TCA_BPF_FLAGS`, `TCA_BPF_FLAG_ACT_DIRECT` (`linux/pkt_cls.h`).
-    const FD: u16 = 6;
-    const NAME: u16 = 7;
-    const FLAGS: u16 = 8;
-    const DIRECT_ACTION: u32 = 1;
-    let queue = message(link, INGRESS_HANDLE, INGRESS, "clsact", None);
-    let mut content = Vec::new();
-    put(&mut content, FD, &program.as_raw_fd().to_ne_bytes());
-    put(&mut content, NAME, b"aksnet-shortcut\0");
-    put(&mut content, FLAGS, &DIRECT_ACTION.to_ne_bytes());
-    let mut filter = message(link, 1, INGRESS_FILTERS, "bpf", Some(content));
-    filter.header.info = ALL_PROTOCOLS_FIRST;
-    let place = Request::replace(
-        RouteNetlinkMessage::NewQueueDiscipline(queue),
-        format!("add a place for filters to {name}"),
-    );
-    match netlink.send_all(&[place]) {
-        // Somebody else's: an ingress queue.
-        Err(error) if error.errno() == Some(Errno::EINVAL) => return Ok(()),
-        other => other?,
-    }
-    netlink.send_all(&[Request::replace(
-        RouteNetlinkMessage::NewTrafficFilter(filter),
-        format!("give the packets of {name} the shortcut"),
-    )])
+    bpf::attach(netlink, (link, name), Direction::In, (program, LABEL)).map(|_attached| ())
 }
 
 /// `struct nic` of the program.
@@ -227,12 +190,4 @@ fn ticks_per_second() -> Result<u64, LinuxError> {
     })?;
     let nanoseconds = u64::try_from(tick.tv_nsec()).unwrap_or_default().max(1);
     Ok(1_000_000_000 / nanoseconds)
-}
-
-fn failed(name: &'static str, error: &libbpf_rs::Error) -> LinuxError {
-    LinuxError::Program { name, text: format!("{error:#}") }
-}
-
-fn absent(name: &'static str) -> LinuxError {
-    LinuxError::Program { name, text: "it is not in its object".to_owned() }
 }

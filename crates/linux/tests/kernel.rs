@@ -3,12 +3,17 @@
 
 use std::{
     collections::BTreeMap,
+    io::{Read, Write},
+    net::UdpSocket,
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use linux::{
     LinuxError,
-    net::{Netlink, Request, apply, apply_steps, observe, wire},
+    alias::Alias,
+    net::{Netlink, Request, apply, apply_steps, link_index, observe, wire},
     netns::Netns,
     nft,
 };
@@ -262,4 +267,50 @@ fn a_setting_is_the_namespaces_own_and_read_as_anybody_reads_it() {
     }
     let refused = apply(&here, &set("256")).unwrap_err().to_string();
     assert!(refused.contains("/proc/sys/net/ipv4/ip_default_ttl"), "{refused}");
+}
+
+/// By TCP the server sees the alias, and its answers come back; by UDP, and where another address asks, it sees who asks.
+#[test]
+fn an_alias_stands_for_its_address_at_the_link_that_has_it() {
+    let (_world, [here, there]) = World::new();
+    let ip = |line: &str| {
+        let status = Command::new("ip").args(line.split(' ')).status().expect("ip runs");
+        assert!(status.success(), "ip {line}");
+    };
+    let (a, b) = (here.name(), there.name());
+    ip(&format!("-n {a} link add one type veth peer name two netns {b}"));
+    for (namespace, link, last) in [(a, "one", "1"), (b, "two", "2")] {
+        ip(&format!("-n {namespace} addr add fd00::{last}/64 dev {link} nodad"));
+        ip(&format!("-n {namespace} link set {link} up"));
+    }
+    ip(&format!("-n {a} addr add fd00::3/64 dev one nodad"));
+    ip(&format!("-n {b} route add default via fd00::1"));
+    let alias = Alias::load("fd00::1".parse().unwrap(), "2001:db8::a".parse().unwrap()).unwrap();
+    let mut netlink = Netlink::open_in(&there).unwrap();
+    let index = link_index(&mut netlink, "two").unwrap().unwrap();
+    for _ in 0..2 {
+        assert!(alias.attach(&mut netlink, index, "two").unwrap(), "a second time is fine");
+    }
+
+    let listener = there.tcp_listen_at("[::]:80".parse().unwrap()).unwrap();
+    for (from, seen) in [("fd00::1", "2001:db8::a"), ("fd00::3", "fd00::3")] {
+        let patience = Duration::from_secs(2);
+        let to = "[fd00::2]:80".parse().unwrap();
+        let mut asking = here
+            .tcp_connect_from(Some(format!("[{from}]:0").parse().unwrap()), to, patience)
+            .unwrap();
+        let (mut asked, peer) = listener.accept().unwrap();
+        assert_eq!(peer.ip().to_string(), seen);
+        asking.write_all(b"question").unwrap();
+        let mut text = [0; 8];
+        asked.read_exact(&mut text).unwrap();
+        asked.write_all(b"answered").unwrap();
+        asking.read_exact(&mut text).unwrap();
+        assert_eq!(&text, b"answered");
+    }
+    let socket = there.run(|| UdpSocket::bind("[::]:53")).unwrap().unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
+    let asking = here.run(|| UdpSocket::bind("[fd00::1]:0")).unwrap().unwrap();
+    asking.send_to(b"?", "[fd00::2]:53").unwrap();
+    assert_eq!(socket.recv_from(&mut [0]).unwrap().1.ip().to_string(), "fd00::1");
 }

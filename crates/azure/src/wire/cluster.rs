@@ -202,7 +202,6 @@ fn network(
         findings.take_some(profile.ip_families.filter(|it| !it.is_empty()), |it| families(&it));
     let is_dual = is_dual_stack.or(stored.map(Cluster::is_dual_stack)).unwrap_or_default();
     let is_forwarded_by = dataplane.or(stored.map(|it| it.dataplane)).unwrap_or_default();
-    dataplane::refuse_families(is_dual, is_forwarded_by, findings);
     let has_advanced = stored.and_then(|it| it.advanced_networking);
     let advanced_networking = profile.advanced_networking.and_then(|asked| {
         dataplane::parse_advanced(&asked, is_forwarded_by, (door, has_advanced), findings)

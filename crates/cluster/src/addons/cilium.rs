@@ -37,19 +37,28 @@ impl Proxies {
     }
 }
 
-/// The settings that depend on what is asked of Advanced Container Networking Services.
-fn settings(advanced: AdvancedNetworking) -> BTreeMap<&'static str, &'static str> {
+/// The settings that depend on the cluster.
+fn settings(values: &Values) -> BTreeMap<&'static str, &'static str> {
     let on = |is_on| if is_on { "true" } else { "false" };
-    let Proxies { has_dns, has_envoy } = Proxies::of(advanced);
+    let Proxies { has_dns, has_envoy } = Proxies::of(values.advanced);
     let mut settings = BTreeMap::from([
-        ("enable-hubble", on(advanced.observability)),
+        ("enable-hubble", on(values.advanced.observability)),
+        ("enable-ipv6", on(values.is_dual_stack)),
         // The agent's own proxy of DNS needs the switch, too.
         ("enable-l7-proxy", on(has_dns)),
         // An Envoy that runs elsewhere is not looked for before a policy needs it. Without the switch, the agent
         // itself starts the one of its image, then (`pkg/envoy/xds_server_ondemand.go` of cilium/cilium).
         ("external-envoy-proxy", on(has_dns && !has_envoy)),
     ]);
-    if advanced.observability {
+    if values.is_dual_stack {
+        settings.extend([
+            ("local-router-ipv6", "fe80::"),
+            // Behind the program of the node's own that gives health probes of IPv6 a source to answer to.
+            ("bpf-filter-priority", "2"),
+            ("enable-tcx", "false"),
+        ]);
+    }
+    if values.advanced.observability {
         settings.extend([
             ("hubble-disable-tls", "true"),
             ("hubble-metrics", "dns drop tcp flow icmp port-distribution"),
@@ -85,11 +94,11 @@ pub(super) fn blanks(values: &Values) -> [(&'static str, String); 6] {
 
 /// Adds to `cilium-config` what depends on the cluster, and tells the pods that read it what they have read, so that
 /// they begin anew when it changes.
-pub(super) fn settle(objects: &mut [DynamicObject], advanced: AdvancedNetworking) {
+pub(super) fn settle(objects: &mut [DynamicObject], values: &Values) {
     let mut checksum = String::new();
     for object in objects {
         if object.metadata.name.as_deref() == Some("cilium-config") {
-            for (key, value) in settings(advanced) {
+            for (key, value) in settings(values) {
                 object.data["data"][key] = json!(value);
             }
             checksum = render_hex(&Sha256::digest(object.data["data"].to_string()));

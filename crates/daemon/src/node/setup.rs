@@ -7,14 +7,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use linux::pod::Wirer;
+use linux::{alias::Alias, pod::Wirer};
 use serde_json::json;
 use vnet::{
     addr::{Prefix4, Prefix6},
+    host::names::GATEWAY_ADDRESS,
     pods::{
         PodNetwork,
         masquerade::{Settings, sets},
         pool::Grant,
+        table::PROBES,
         wiring::{NODE_BRIDGE, bridge},
     },
 };
@@ -71,6 +73,9 @@ impl Setup {
             // node asks for neighbours with them), and no pod is believed to be a router.
             write_sysctl("net/ipv6/conf/default/accept_dad", "0")?;
             write_sysctl("net/ipv6/conf/default/accept_ra", "0")?;
+            if !self.config.dataplane.is_azure() {
+                self.prepare_for_ebpf()?;
+            }
         }
         if is_bridged(self.config.network) {
             // Two pods on one bridge that meet through a service: the answer must pass the rules
@@ -82,6 +87,24 @@ impl Setup {
         }
         agent.rules.take_up(agent.ports(), agent.ported());
         Ok(agent.sweep(&mut self.wirer)?)
+    }
+
+    /// What Cilium needs for IPv6, beside its settings.
+    fn prepare_for_ebpf(&mut self) -> Result<(), NodeError> {
+        // It leaves its links' own addresses to the kernel, which makes none where the fabric is.
+        write_sysctl("net/ipv6/conf/default/addr_gen_mode", "0")?;
+        // It takes answers to health probes for what it must route, and there is no route to where these come from: as
+        // on AKS's nodes, a program before Cilium's rewrites them, not the node's rules (cilium/cilium issue 31326,
+        // Azure/azure-container-networking `bpf-prog/ipv6-hp-bpf`).
+        let alias = Alias::load(GATEWAY_ADDRESS, PROBES)
+            .and_then(|alias| self.wirer.alias_nic(&self.config.interface, &alias));
+        let why = match alias {
+            Ok(true) => return Ok(()),
+            Ok(false) => "the NIC has a queue that packets do not pass it by".to_owned(),
+            Err(error) => chain(&error),
+        };
+        tracing::warn!(error = why, "health probes of IPv6 will not be answered by pods");
+        Ok(())
     }
 
     /// From now on the cluster says this about masquerading; `None` when it says nothing.

@@ -11,6 +11,8 @@ pub(crate) const INGRESS: u32 = 0xffff_fff1;
 pub(crate) const INGRESS_HANDLE: u32 = 0xffff_0000;
 /// `TC_H_MIN_INGRESS` of `clsact`: filters of what comes in.
 pub(crate) const INGRESS_FILTERS: u32 = 0xffff_fff2;
+/// `TC_H_MIN_EGRESS` of `clsact`: filters of what leaves.
+pub(crate) const EGRESS_FILTERS: u32 = 0xffff_fff3;
 /// A filter's priority 1, and the protocol `ETH_P_ALL` in the network's order.
 pub(crate) const ALL_PROTOCOLS_FIRST: u32 = 1 << 16 | (3_u16.to_be() as u32);
 

@@ -165,14 +165,6 @@ pub(super) fn shown_advanced(advanced: AdvancedNetworking) -> Value {
     })
 }
 
-/// Cilium is not tried with IPv6 here; AKS has it for overlay.
-pub(super) fn refuse_families(is_dual: bool, dataplane: Dataplane, findings: &mut Findings) {
-    if is_dual && !dataplane.is_azure() {
-        let what = "IPv6 and dual stack with network data plane cilium";
-        findings.add(unsupported(NOT_SUPPORTED, what).at("networkProfile.ipFamilies"));
-    }
-}
-
 /// A property that this api-version does not have, which AKS does not overlook
 /// (Azure/terraform-azurerm-avm-res-containerservice-managedcluster pull request 176, Azure/azure-cli issue 13050).
 fn unknown(name: &str) -> Fault {
