@@ -7,6 +7,8 @@
 #   cilium       Azure CNI powered by Cilium, overlay: network policies and sig-network's conformance
 #   cilium-cidr  the same with `policy-cidr-match-mode: pods nodes`, which AKS does not set: network policies
 #   azure        Azure CNI overlay, which has no engine for policies: sig-network's conformance
+#   dual         the same with IPv4 and IPv6: the specs of dual stack
+#   cilium-dual  Azure CNI powered by Cilium, overlay with IPv4 and IPv6: the specs of dual stack
 # and without any, all run one after another. `--focus` runs other specs; `--keep` leaves the last lab up.
 # Results are in target/e2e/MODE; a failure that scripts/e2e-known.txt does not explain makes the exit status 1.
 set -euo pipefail
@@ -24,6 +26,7 @@ programs=$cache/e2e/v$version
 
 policies='Netpol'
 conformance='\[sig-network\].*\[Conformance\]'
+dual='\[Feature:IPv6DualStack\]'
 # What is not asked for, and why:
 left_out=(
   SCTP # the kernel may lack it, and Azure's networks do not carry it
@@ -39,12 +42,12 @@ while [ $# -gt 0 ]; do
   case $1 in
     --focus) focus=${2:?--focus needs a regular expression}; shift ;;
     --keep) keep=yes ;;
-    azure | cilium | cilium-cidr) modes+=("$1") ;;
+    azure | cilium | cilium-cidr | dual | cilium-dual) modes+=("$1") ;;
     *) sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
   esac
   shift
 done
-[ ${#modes[@]} -gt 0 ] || modes=(cilium cilium-cidr azure)
+[ ${#modes[@]} -gt 0 ] || modes=(cilium cilium-cidr azure dual cilium-dual)
 [ "$(id -u)" = 0 ] || fail "the lab makes network namespaces and needs root; run this as root"
 [ -x "$aksnet" ] || fail "$aksnet is not there; \`make build\` makes it"
 
@@ -95,6 +98,7 @@ make_images() {
 start_cluster() {
   local arguments=(--network-plugin azure --network-plugin-mode overlay)
   case $1 in cilium*) arguments+=(--network-dataplane cilium) ;; esac
+  case $1 in *dual) arguments+=(--ip-families ipv4,ipv6) ;; esac
   "$aksnet" reset --yes >/dev/null 2>&1 || true
   "$aksnet" up --listen "$listen"
   local environment
@@ -105,7 +109,7 @@ start_cluster() {
   az aks get-credentials -g e2e -n e2e --overwrite-existing
   "$aksnet" image import "$programs/images.tar"
   case $1 in
-    cilium) configure_cilium '{}' ;;
+    cilium | cilium-dual) configure_cilium '{}' ;;
     cilium-cidr) configure_cilium '{"policy-cidr-match-mode": "pods nodes"}' ;;
   esac
 }
@@ -184,6 +188,7 @@ for mode in "${modes[@]}"; do
     cilium) wanted="$policies|$conformance" ;;
     cilium-cidr) wanted=$policies ;;
     azure) wanted=$conformance ;;
+    dual | cilium-dual) wanted=$dual ;;
   esac
   output=$PWD/target/e2e/$mode
   rm -rf "$output"
