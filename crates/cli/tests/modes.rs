@@ -58,6 +58,8 @@ fn overlay_and_node_subnet() {
     );
     table(&lab, &Mode { group: "rg", cluster: "cni", vm_sees: Seen::Pod, pod_sees_vm: true }, "vm");
 
+    changed(&lab);
+
     // Scale out and in: the addresses come and go with the nodes.
     lab.az("aks nodepool scale -g rg --cluster-name cni -n nodepool1 -c 3").succeeds();
     assert_eq!(
@@ -81,6 +83,34 @@ fn overlay_and_node_subnet() {
 
     lab.aksnet(&["down"]).succeeds();
     assert_eq!(lab.traces(), Vec::<String>::new());
+}
+
+/// What a user may change while nodes run reaches them without an end of their pods: a pod CIDR that grows, a virtual
+/// network's prefixes and name servers.
+fn changed(lab: &TestLab) {
+    let started = |cluster: &str| {
+        jsonpath(lab, cluster, "pods -A", ".items[*].status.containerStatuses[*].containerID")
+    };
+    let before = [started("overlay"), started("cni")];
+    let grown = lab.az("aks update -g rg -n overlay --pod-cidr 10.244.0.0/15").json();
+    assert_eq!(grown["networkProfile"]["podCidrs"], serde_json::json!(["10.244.0.0/15"]));
+    lab.az(
+        "network vnet update -g rg -n net --address-prefixes 10.20.0.0/16 10.30.0.0/16 --dns-servers 10.20.2.9",
+    )
+    .succeeds();
+    let space = ".items[*].status.networkContainers[0].subnetAddressSpace";
+    eventually("nodes are told of the range", || {
+        jsonpath(lab, "overlay", "nnc -A", space) == "10.244.0.0/15 10.244.0.0/15"
+    });
+    // A write that nodes must follow, too: whoever looks at them sees all that has changed.
+    for cluster in ["overlay", "cni"] {
+        lab.az(&format!(
+            "aks nodepool update -g rg --cluster-name {cluster} -n nodepool1 --labels a=b"
+        ))
+        .succeeds();
+    }
+    lab.az("network vnet update -g rg -n net --dns-servers []").succeeds();
+    assert_eq!([started("overlay"), started("cni")], before);
 }
 
 /// An upgrade node by node: the machines are others, their names and addresses are not, a client outside hardly
@@ -191,7 +221,7 @@ fn refusals(lab: &TestLab) {
         lab.aksnet(&["vm", "create", "v", "-g", "rg", "--vnet", "net", "--subnet", "nope"]).fails();
     assert!(said.contains("nope"), "{said}");
     let said = lab.aksnet(&["exec", "nobody", "--", "true"]).fails();
-    assert!(said.contains("nobody") && said.contains("aksnet status"), "{said}");
+    assert!(said.contains("`nobody`; there is none; a pod is"), "{said}");
     let said = lab.aksnet(&["--name", "a/b", "status"]).fails();
     assert!(said.contains("lower-case letters"), "{said}");
     let said = lab.aksnet(&["image", "import", "/nonexistent"]).fails();

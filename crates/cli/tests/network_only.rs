@@ -229,6 +229,38 @@ fn outbound_types_are_seen_outside() {
     assert_eq!(report["reachable"], false, "{report}");
 }
 
+/// The pod CIDR of a running overlay becomes larger: nodes that were there heed it at once, and there is room for more.
+#[test]
+fn an_overlay_grows() {
+    let lab = TestLab::up_with(&["--nodes", "network-only"]);
+    lab.az("group create -n rg -l eastus -o none").succeeds();
+    lab.az(
+        "aks create -g rg -n k --node-count 2 --network-plugin azure --network-plugin-mode overlay \
+         --pod-cidr 192.168.0.0/23 -o none",
+    )
+    .succeeds();
+    lab.aksnet(&["pod", "run", "a", "-c", "k"]).succeeds();
+    let scaled = lab.az("aks scale -g rg -n k --node-count 3 -o none").fails();
+    assert!(scaled.contains("InsufficientSubnetSize"), "{scaled}");
+    let smaller = lab.az("aks update -g rg -n k --pod-cidr 192.168.0.0/24 -o none").fails();
+    assert!(smaller.contains("can only be expanded"), "{smaller}");
+    let grown = lab.az("aks update -g rg -n k --pod-cidr 192.168.0.0/22").json();
+    assert_eq!(grown["networkProfile"]["podCidr"], "192.168.0.0/22");
+    lab.az("aks scale -g rg -n k --node-count 3 -o none").succeeds();
+    let third = nodes(&lab, "k")[2].0.clone();
+    lab.aksnet(&["pod", "run", "c", "-c", "k", "--node", &third]).succeeds();
+    let address =
+        |pod: &str| pods(&lab)[&format!("k:{pod}")]["address"].as_str().unwrap().to_owned();
+    let (a, c) = (address("a"), address("c"));
+    assert!(c.starts_with("192.168.2."), "{c}");
+    // Seen with its own address: it is inside, so nobody translates it.
+    for (from, of, to, name) in [("a", &a, &c, "c"), ("c", &c, &a, "a")] {
+        assert_eq!(heard(&lab, from, to), Some((name.to_owned(), of.clone())));
+        let trace = lab.aksnet(&["trace", from, to, "--port", "80", "-o", "json"]).json();
+        assert_eq!(trace["agree"], true, "{trace:#}");
+    }
+}
+
 /// The network, then all clusters at once.
 fn build(lab: &TestLab) {
     lab.az("group create -n rg -l eastus -o none").succeeds();

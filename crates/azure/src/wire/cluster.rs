@@ -211,13 +211,13 @@ fn network(
         given(profile.network_plugin_mode).as_deref(),
     ));
     let links = findings.take_some(given(profile.network_mode), |text| links(&text));
-    let pods = ranges((profile.pod_cidr, profile.pod_cidrs), is_dual, "networkProfile.podCIDR");
+    let had = stored.map_or_else(Vec::new, Cluster::pod_cidrs);
+    let pods = (profile.pod_cidr, profile.pod_cidrs);
+    let pods = ranges(changed(pods, &had), is_dual, "networkProfile.podCIDR");
     let (pod_cidr, pod_cidr6) = findings.take(pods).unwrap_or_default();
-    let services = ranges(
-        (profile.service_cidr, profile.service_cidrs),
-        is_dual,
-        "networkProfile.serviceCIDR",
-    );
+    let had = stored.map_or_else(Vec::new, Cluster::service_cidrs);
+    let services = (profile.service_cidr, profile.service_cidrs);
+    let services = ranges(changed(services, &had), is_dual, "networkProfile.serviceCIDR");
     let (service_cidr, service_cidr6) = findings.take(services).unwrap_or_default();
     let dns_service_ip = findings.take_some(given(profile.dns_service_ip), |text| {
         address(&text, "networkProfile.dnsServiceIP")
@@ -277,6 +277,27 @@ fn families(families: &[String]) -> Result<bool, Fault> {
             &["[IPv4]", "[IPv4,IPv6]"],
             "networkProfile.ipFamilies",
         )),
+    }
+}
+
+/// A range and the list that it is the first of, where only one of both is another than what a cluster had: `az aks update
+/// --pod-cidr` sends back the list that it was shown.
+fn changed(
+    (one, several): (Option<String>, Option<Vec<String>>),
+    had: &[Prefix],
+) -> (Option<String>, Option<Vec<String>>) {
+    let had: Vec<String> = had.iter().map(Prefix::to_string).collect();
+    let is_another = |text: &String| had.first() != Some(text);
+    if had.is_empty() {
+        return (one, several);
+    }
+    match (one, several) {
+        (Some(one), Some(several)) if several == had && is_another(&one) => {
+            let rest = several.into_iter().skip(1);
+            (None, Some([one].into_iter().chain(rest).collect()))
+        }
+        (Some(one), Some(several)) if several != had && !is_another(&one) => (None, Some(several)),
+        both => both,
     }
 }
 

@@ -142,8 +142,8 @@ fn unit(program: &cluster::programs::Program) -> Unit {
 }
 
 /// Files that hold what a user may change while a node runs: a pool's taints, a virtual network's
-/// prefixes. They count when a node starts, and do not restart one.
-const SOFT_FILES: [&str; 2] = ["kubelet.json", "agent.json"];
+/// prefixes and name servers, a pod CIDR that grows. They count when a node starts, and do not restart one.
+const SOFT_FILES: [&str; 4] = ["kubelet.json", "agent.json", "kube-proxy.json", "resolv.conf"];
 
 /// Says what the sandbox is made from, as far as a change of it is worth a restart.
 fn digest(spec: &SandboxSpec, programs: &Path) -> String {

@@ -19,7 +19,10 @@ use cni::talk::Reply;
 use linux::{netns::Netns, pod::Wirer};
 use vnet::{
     addr::{Prefix4, Prefix6},
-    pods::demand::{Scaler, Step, Supply, step},
+    pods::{
+        demand::{Scaler, Step, Supply, step},
+        masquerade::Settings,
+    },
 };
 
 use super::{
@@ -111,6 +114,12 @@ impl Hosted {
         // What was offered back stays so until it is taken.
         learnt.aside = self.agent.with_pool(|pool| pool.returning().iter().copied().collect());
         upkeep.setup.apply(&self.agent, learnt)
+    }
+
+    /// From now on these are the rules of masquerading. Does nothing when they are.
+    pub fn set_masquerade(&self, settings: Settings) -> Result<(), NodeError> {
+        let mut upkeep = self.enter(&self.upkeep)?;
+        upkeep.setup.set_masquerade(&self.agent, Some(settings))
     }
 
     /// What the plugin is told that sent this line.

@@ -107,13 +107,18 @@ impl Setup {
         Ok(())
     }
 
-    /// From now on the cluster says this about masquerading; `None` when it says nothing.
+    /// From now on the cluster says this about masquerading; `None` when it says nothing. Does nothing when it said so
+    /// before.
     pub fn set_masquerade(
         &mut self,
         agent: &Agent,
         settings: Option<Settings>,
     ) -> Result<(), NodeError> {
-        self.masquerade = settings.unwrap_or_else(|| self.config.masquerade.clone());
+        let settings = settings.unwrap_or_else(|| self.config.masquerade.clone());
+        if settings == self.masquerade {
+            return Ok(());
+        }
+        self.masquerade = settings;
         match &self.learnt {
             Some(learnt) => self.fill(agent, learnt),
             None => Ok(()),

@@ -182,13 +182,19 @@ impl Change {
         check_fixed(old, &put)?;
         let is_new_dataplane = dataplane::is_change(old, &put)?;
         let mut cluster = Cluster { meta, ..old.clone() };
+        let is_migration = put.mode.is_some_and(|mode| mode != old.mode);
+        let pod_cidr = put.pod_cidr.filter(|range| !is_migration && Some(*range) != old.pod_cidr);
+        if let Some(range) = pod_cidr {
+            // Nodes keep their ranges, which are in the larger one, too.
+            cluster.pod_cidr = Some(range);
+            self.check_ranges(&cluster)?;
+        }
         self.set_dataplane(&mut cluster, &put)?;
         let is_upgrade = put.version.as_ref().is_some_and(|version| *version != old.version);
         if let Some(version) = put.version {
             upgrades::check_version(&old.version, &version, "kubernetesVersion")?;
             cluster.version = version;
         }
-        let is_migration = put.mode.is_some_and(|mode| mode != old.mode);
         if is_migration {
             migration::check(old, put.pod_cidr)?;
         }
@@ -445,12 +451,11 @@ fn check_fixed(old: &Cluster, put: &PutCluster) -> Result<(), Fault> {
         }
         None => false,
     };
+    if !is_migration && let Some(range) = put.pod_cidr {
+        check_pod_cidr(old, range)?;
+    }
     let same_group = |name: &String| name.eq_ignore_ascii_case(old.node_group.resource_group());
     let fixed = [
-        (
-            !is_migration && put.pod_cidr.is_some_and(|range| Some(range) != old.pod_cidr),
-            "networkProfile.podCidr",
-        ),
         (
             put.is_dual_stack.is_some_and(|it| it != old.is_dual_stack()),
             "networkProfile.ipFamilies",
@@ -498,6 +503,26 @@ fn check_links(cluster: &Cluster) -> Result<(), Fault> {
         (Some(Bridge), NetworkMode::Overlay) => {
             refused("Network mode bridge is not supported with network plugin mode overlay.")
         }
+    }
+}
+
+/// Refuses a pod CIDR that a cluster cannot be given: that of an overlay of IPv4 can become larger
+/// (MicrosoftDocs/azure-aks-docs, `azure-cni-overlay-pod-expand.md`), others stay what they are.
+fn check_pod_cidr(old: &Cluster, range: Prefix4) -> Result<(), Fault> {
+    let at = "networkProfile.podCidr";
+    match old.pod_cidr {
+        Some(is) if is == range => Ok(()),
+        Some(is) if old.mode == NetworkMode::Overlay && !old.is_dual_stack() => {
+            if range.contains_prefix(is) {
+                return Ok(());
+            }
+            let text = format!(
+                "Changing property '{at}' is not allowed. The pod CIDR of an overlay can only be expanded, and {range} \
+                 does not contain {is}."
+            );
+            Err(Fault::bad("PropertyChangeNotAllowed", text).at(at))
+        }
+        _ => Err(refusal::property_change(at)),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Clusters and node pools over their lives.
 
 use vnet::{
-    command::{Accepted, Command, Outcome, PutPool},
+    command::{Accepted, Command, Outcome, PutCluster, PutPool},
     fault::Fault,
     kind,
     model::{NetworkMode, NodePhase, PodAllocation, PoolMode, ProvisioningState},
@@ -216,6 +216,43 @@ fn static_blocks_are_aligned_and_stay() {
     let mut alone = in_blocks("other", 1);
     alone.pod_subnet = None;
     assert_eq!(lab.refused(put_pool("c", alone)).code, "InvalidParameter");
+}
+
+/// MicrosoftDocs/azure-aks-docs, `azure-cni-overlay-pod-expand.md`.
+#[test]
+fn the_range_of_an_overlay_grows_and_never_shrinks() {
+    let put = |range: &str| PutCluster {
+        pod_cidr: Some(prefix(range)),
+        pools: vec![pool("nodepool1", 2)],
+        ..PutCluster::default()
+    };
+    let mut lab = Lab::new();
+    lab.vnet("v", &["10.1.0.0/16"]);
+    lab.subnet("v", "nodes", "10.1.0.0/24");
+    let first = cluster(NetworkMode::Overlay, vec![pool_in("nodepool1", 2, "v/nodes")]);
+    lab.cluster("c", PutCluster { pod_cidr: Some(prefix("10.8.0.0/23")), ..first }).unwrap();
+    lab.up("c", NodePhase::Ready);
+    let before = nodes(&lab);
+    assert_eq!(lab.refused(put_pool("c", pool("nodepool1", 3))).code, "InsufficientSubnetSize");
+    // Smaller, elsewhere, over the services.
+    for (range, code) in [
+        ("10.8.0.0/24", "PropertyChangeNotAllowed"),
+        ("10.9.0.0/16", "PropertyChangeNotAllowed"),
+        ("10.0.0.0/12", "PodCidrOverlapServiceCidr"),
+    ] {
+        let fault = lab.refused(put_cluster("c", put(range)));
+        assert_eq!(fault.code, code, "{range}: {fault}");
+    }
+    // One write makes room and uses it.
+    let more = PutCluster { pools: vec![pool("nodepool1", 3)], ..put("10.8.0.0/22") };
+    lab.cluster("c", more).unwrap();
+    lab.up("c", NodePhase::Ready);
+    let after = nodes(&lab);
+    assert_eq!(after[..2], before[..], "nodes keep what they have");
+    assert!(after[2].contains("10.8.2.0/24"), "{after:?}");
+    let mut kubenet = self::lab(NetworkMode::Kubenet, 1);
+    let wider = put_cluster("c", PutCluster { pools: Vec::new(), ..put("10.244.0.0/15") });
+    assert_eq!(kubenet.refused(wider).code, "PropertyChangeNotAllowed");
 }
 
 #[test]

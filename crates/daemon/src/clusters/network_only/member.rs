@@ -167,13 +167,11 @@ fn config(
     let image = region.image_of(machine)?;
     // Addresses are the same whoever forwards packets, and without Kubernetes the agent's plugin does.
     let network = Plugin::of(cluster, image.mode, image.dataplane, pool).network()?;
-    let vnet = region.vnets.get(&cluster.vnet);
-    let prefixes = vnet.map_or_else(Vec::new, |vnet| vnet.prefixes4());
     Some(Config {
         node: machine.hostname.clone(),
         network,
         source: SourceConfig::Host,
-        masquerade: Settings::of_aks(network, &cluster.pod_cidrs(), &prefixes),
+        masquerade: masquerade(region, cluster, network),
         socket: places.socket(),
         interface: names::ETH0.to_owned(),
         run_directory: places.folder.clone(),
@@ -182,6 +180,13 @@ fn config(
         dataplane: Dataplane::Azure,
         is_dual_stack: cluster.pod_cidr6.is_some(),
     })
+}
+
+/// The rules of AKS's ip-masq-agent for what the cluster and its virtual network are now.
+fn masquerade(region: &Region, cluster: &Cluster, network: PodNetwork) -> Settings {
+    let vnet = region.vnets.get(&cluster.vnet);
+    let prefixes = vnet.map_or_else(Vec::new, |vnet| vnet.prefixes4());
+    Settings::of_aks(network, &cluster.pod_cidrs(), &prefixes)
 }
 
 fn start_agent(
@@ -265,6 +270,7 @@ struct Offer {
     block: Option<Prefix4>,
     block_v6: Option<Prefix6>,
     addresses: Vec<Ipv4Addr>,
+    masquerade: Settings,
 }
 
 /// Keeps an agent's addresses what the region says, asks for more of a pod subnet, and clears up.
@@ -331,7 +337,10 @@ impl Upkeep {
             let n_addresses = offer.addresses.len();
             if self.offered.as_ref() != Some(&offer) {
                 let (hosted, given) = (self.hosted.clone(), offer.clone());
-                let offer_it = move || hosted.offer(given.block, given.block_v6, given.addresses);
+                let offer_it = move || {
+                    hosted.set_masquerade(given.masquerade)?;
+                    hosted.offer(given.block, given.block_v6, given.addresses)
+                };
                 let offered = self.hands.run(offer_it).await;
                 offered.map_err(|error| failed(&self.name, error.into()))?;
                 self.offered = Some(offer);
@@ -354,8 +363,10 @@ impl Upkeep {
     fn offer(&self) -> Option<Offer> {
         let region = self.store.snapshot();
         let machine = region.machines.get(&self.machine)?;
+        let cluster = region.clusters.get(&machine.node()?.cluster)?;
+        let network = self.hosted.config().network;
         let mut block_v6 = None;
-        let (block, addresses) = match self.hosted.config().network {
+        let (block, addresses) = match network {
             PodNetwork::Kubenet | PodNetwork::Overlay => {
                 let node = machine.node()?;
                 block_v6 = node.pod_range6;
@@ -367,7 +378,8 @@ impl Upkeep {
             }
             PodNetwork::PodSubnet => (None, region.pod_addresses_of(&self.machine)),
         };
-        Some(Offer { block, block_v6, addresses })
+        let masquerade = masquerade(&region, cluster, network);
+        Some(Offer { block, block_v6, addresses, masquerade })
     }
 
     /// Asks the region for another number of addresses, in whole batches, as AKS's address management does for a
