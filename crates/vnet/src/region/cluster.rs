@@ -507,11 +507,13 @@ fn check_links(cluster: &Cluster) -> Result<(), Fault> {
 }
 
 /// Refuses a pod CIDR that a cluster cannot be given: that of an overlay of IPv4 can become larger
-/// (MicrosoftDocs/azure-aks-docs, `azure-cni-overlay-pod-expand.md`), others stay what they are.
+/// (MicrosoftDocs/azure-aks-docs, `azure-cni-overlay-pod-expand.md`), where users bring their own CNI it is theirs to say
+/// (`use-byo-cni.md` there), others stay what they are.
 fn check_pod_cidr(old: &Cluster, range: Prefix4) -> Result<(), Fault> {
     let at = "networkProfile.podCidr";
     match old.pod_cidr {
         Some(is) if is == range => Ok(()),
+        _ if old.mode == NetworkMode::None => Ok(()),
         Some(is) if old.mode == NetworkMode::Overlay && !old.is_dual_stack() => {
             if range.contains_prefix(is) {
                 return Ok(());

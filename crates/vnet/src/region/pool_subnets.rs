@@ -17,6 +17,26 @@ use crate::{
 /// The name of the delegation that AKS makes on a pod subnet.
 const DELEGATION: &str = "aks-delegation";
 
+/// Refuses a subnet whose names cannot be values of nodes' labels, which they become (Azure/AKS, release 2023-11-28).
+fn check_lengths(subnet: &ArmId, target: &str) -> Result<(), Fault> {
+    const LONGEST: usize = 63;
+    let vnet = subnet.parent();
+    for (what, name) in [
+        ("resource group", subnet.resource_group()),
+        ("virtual network", vnet.as_ref().map_or("", ArmId::name)),
+        ("subnet", subnet.name()),
+    ] {
+        if name.len() > LONGEST {
+            let text = format!(
+                "The name of {what} {name} has {} characters. Nodes get it as a label, which has at most {LONGEST}.",
+                name.len()
+            );
+            return Err(refusal::invalid(target, &text));
+        }
+    }
+    Ok(())
+}
+
 impl Change {
     /// Refuses the subnets of a new pool when the cluster cannot use them.
     pub(super) fn check_pool_subnets(
@@ -35,6 +55,10 @@ impl Change {
                 ),
             )
             .at(NODE_SUBNET));
+        }
+        if cluster.mode == NetworkMode::Overlay || pool.pod_subnet.is_some() {
+            check_lengths(id, NODE_SUBNET)?;
+            pool.pod_subnet.as_ref().map_or(Ok(()), |id| check_lengths(id, POD_SUBNET))?;
         }
         Self::check_route_table(cluster, subnet.route_table.as_ref())?;
         self.check_way_out(cluster, pool)?;

@@ -264,6 +264,7 @@ impl Change {
             let is_upgraded = pool.upgrade.map(|_| upgrades::surge_of(pool));
             if let Some(surge) = surge.get(&pool.name).copied().or(is_upgraded) {
                 size.nodes = pool.count + surge;
+                check_surge(pool, surge)?;
             }
             n_nodes += size.nodes;
             let need = sizing::planned_need(size);
@@ -283,7 +284,7 @@ impl Change {
             })
         };
         let most = most_nodes(cluster);
-        if cluster.mode == NetworkMode::Kubenet && n_nodes > most {
+        if n_nodes > most {
             return Err(too_many_nodes(n_nodes, most));
         }
         fits(nodes_need, NODE_SUBNET)?;
@@ -327,6 +328,22 @@ pub(super) fn check_pools(cluster: &Cluster) -> Result<(), Fault> {
     Ok(())
 }
 
+/// A scale set holds surge nodes, too (AKS documentation, "Configure rolling upgrades for node pools").
+fn check_surge(pool: &AgentPool, surge: u32) -> Result<(), Fault> {
+    if pool.count + surge <= MAX_POOL_NODES {
+        return Ok(());
+    }
+    Err(Fault::bad(
+        "AgentPoolMaxCountExceeded",
+        format!(
+            "Agent pool {} has {} nodes and would have {surge} more while it is upgraded; it can have {MAX_POOL_NODES} in \
+             all. A smaller maxSurge, or maxUnavailable in its place, would do.",
+            pool.name, pool.count
+        ),
+    )
+    .at("agentPoolProfile.upgradeSettings.maxSurge"))
+}
+
 fn most_nodes(cluster: &Cluster) -> u32 {
     match (cluster.mode, cluster.is_dual_stack()) {
         (NetworkMode::Kubenet, false) => MAX_KUBENET_NODES,
@@ -353,16 +370,25 @@ fn default_max_pods(mode: NetworkMode) -> u32 {
     }
 }
 
+/// Names of pools that no user can have (Azure/AKS, release 2025-04-27).
+const RESERVED_POOL_NAMES: [&str; 1] = ["aksmanagedap"];
+
 /// The name of a Linux pool: 1 to 12 lower-case letters and digits, a letter first
 /// (AKS documentation, "Create node pools in AKS", limitations).
 fn check_pool_name(name: &str) -> Result<(), Fault> {
     let fits = name.len() <= 12
         && name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let target = "agentPoolProfile.name";
+    if RESERVED_POOL_NAMES.contains(&name) {
+        return Err(refusal::invalid(
+            target,
+            &format!("{name} is a name that AKS keeps for itself."),
+        ));
+    }
     if fits {
         return Ok(());
     }
-    let target = "agentPoolProfile.name";
     Err(Fault::bad(
         "InvalidParameter",
         format!(

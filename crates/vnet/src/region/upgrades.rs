@@ -114,6 +114,8 @@ impl Change {
             let pool = &cluster.pools[name];
             surge.insert(name.clone(), surge_of(pool));
         }
+        // Subnets may have come since (https://aka.ms/aks/servicecidroverlap).
+        self.check_ranges(cluster)?;
         self.check_sizes_with(cluster, &surge)?;
         for (name, n_surge) in surge {
             if cluster.pools[&name].upgrade.is_some() {

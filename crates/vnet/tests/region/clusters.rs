@@ -250,6 +250,13 @@ fn the_range_of_an_overlay_grows_and_never_shrinks() {
     let after = nodes(&lab);
     assert_eq!(after[..2], before[..], "nodes keep what they have");
     assert!(after[2].contains("10.8.2.0/24"), "{after:?}");
+    // Where users bring their own CNI, it says which addresses pods have.
+    let mut own = self::lab(NetworkMode::None, 2);
+    for range in ["10.8.0.0/16", "10.9.0.0/16"] {
+        own.cluster("c", put(range)).unwrap();
+        own.up("c", NodePhase::NotReady);
+        assert_eq!(own.region.clusters[&id("cluster c")].pod_cidr, Some(prefix(range)));
+    }
     let mut kubenet = self::lab(NetworkMode::Kubenet, 1);
     let wider = put_cluster("c", PutCluster { pools: Vec::new(), ..put("10.244.0.0/15") });
     assert_eq!(kubenet.refused(wider).code, "PropertyChangeNotAllowed");

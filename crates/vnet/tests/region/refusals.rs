@@ -303,6 +303,22 @@ fn pools() {
         let fault = lab().refused(put_cluster("c", put));
         check(&fault, invalid, "agentPoolProfile.name", "aks-naming-rules");
     }
+    let mut put = cluster(mode, vec![pool_in("nodepool1", 1, "v/a")]);
+    put.pools[0].name = "aksmanagedap".into();
+    let fault = lab().refused(put_cluster("c", put));
+    check(&fault, invalid, "agentPoolProfile.name", "keeps for itself");
+    // Names that nodes get as labels.
+    let long = "s".repeat(64);
+    for (mode, is_refused) in [(NetworkMode::Overlay, true), (NetworkMode::Azure, false)] {
+        let mut lab = lab();
+        lab.subnet("v", &long, "10.1.77.0/24");
+        let put = cluster(mode, vec![pool_in("nodepool1", 1, &format!("v/{long}"))]);
+        let made = lab.cluster("long", put);
+        match made {
+            Err(fault) if is_refused => check(&fault, invalid, NODE_SUBNET, "64 characters"),
+            made => assert_eq!(made.is_err(), is_refused, "{made:?}"),
+        }
+    }
     check_cluster(
         mode,
         change(|pool| pool.mode = Some(PoolMode::User)),

@@ -168,6 +168,38 @@ fn surge_nodes_must_fit_before_anything_begins() {
     assert_eq!(fault.target.as_deref(), Some("networkProfile.podCIDR"));
 }
 
+/// What was right when the cluster was made is looked at again before nodes are made anew.
+#[test]
+fn an_upgrade_needs_what_a_new_cluster_needs() {
+    let mut lab = lab(NetworkMode::Overlay, 1, "1", "10.1.0.0/24");
+    lab.vnet("v", &["10.1.0.0/16", "10.0.0.0/16"]);
+    lab.subnet("v", "late", "10.0.7.0/24");
+    assert_eq!(upgrade(&mut lab).unwrap_err().code, "ServiceCidrOverlapExistingSubnetsCidr");
+    lab.delete("subnet v/late");
+    lab.fabric();
+    upgrade(&mut lab).unwrap();
+
+    let mut large = Lab::new();
+    large.vnet("v", &["10.1.0.0/16"]);
+    large.subnet("v", "nodes", "10.1.0.0/16");
+    let pool = |n: u32, surge: &str| PutPool {
+        max_surge: Some(surge.to_owned()),
+        ..pool_in("nodepool1", n, "v/nodes")
+    };
+    let put = PutCluster {
+        pod_cidr: Some(prefix("10.128.0.0/11")),
+        ..cluster(NetworkMode::Overlay, vec![pool(996, "5")])
+    };
+    large.cluster("c", put).unwrap();
+    large.up("c", NodePhase::Ready);
+    let fault = upgrade(&mut large).unwrap_err();
+    assert_eq!(fault.code, "AgentPoolMaxCountExceeded");
+    assert!(fault.message.contains("996 nodes and would have 5 more"), "{fault}");
+    large.must(put_pool("c", pool(996, "4")));
+    large.up("c", NodePhase::Ready);
+    upgrade(&mut large).unwrap();
+}
+
 #[test]
 fn settings_of_upgrades() {
     let mut lab = lab(NetworkMode::Overlay, 1, "1", "10.1.0.0/24");
