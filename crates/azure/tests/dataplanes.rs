@@ -128,7 +128,11 @@ async fn plugins_and_engines() {
         ),
         (
             overlay(with(cilium(), json!({ "ipFamilies": ["IPv4", "IPv6"] }))),
-            code("NotSupported", "ipFamilies"),
+            Ok(json!({ "networkPolicy": "cilium" })),
+        ),
+        (
+            plugin("azure", with(cilium(), json!({ "ipFamilies": ["IPv4", "IPv6"] }))),
+            code("UnsupportedDualStackNetworkPlugin", "ipFamilies"),
         ),
     ] {
         let answer = asked(NOW, profile.clone(), &["networkPolicy"]).await;

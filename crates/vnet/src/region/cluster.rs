@@ -398,7 +398,8 @@ impl Change {
             prefix6: range6.and_then(|range| range.nth_subnet(64, 0)),
             security_group: None,
             nat_gateway: None,
-            default_outbound: true,
+            // As AKS makes it since September 2025 (Azure/AKS, release notes).
+            default_outbound: false,
             route_table: None,
             delegations: Vec::new(),
             association_links: Vec::new(),
