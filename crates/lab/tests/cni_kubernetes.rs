@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
-use lab::pods::{NEIGHBOUR, World, wait};
+use lab::pods::{NEIGHBOUR, Said, World, wait};
 use linux::netns::Netns;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -270,6 +271,32 @@ fn the_agent_learns_from_the_cluster_and_asks_it_for_more() {
     world.wait_for_network();
     assert_eq!(world.plugin("ADD", "p0", &network).address(), "10.244.7.0");
     assert!(world.plugin("DEL", "p0", &network).success);
+    world.kill_agent();
+
+    // Static blocks: all addresses of both but the node's own, the first one, and no question for more.
+    cluster.grant(&json!({
+        "id": "nc", "type": "vnetblock", "assignmentMode": "static", "subnetName": "pods",
+        "primaryIP": "10.1.2.16/28", "ipAssignments": [{ "name": "block", "ip": "10.1.2.32/28" }],
+    }));
+    let asked = cluster.spec();
+    world.start_agent_of_cluster("pod-subnet", &kubeconfig);
+    world.wait_for_network();
+    let all: Vec<_> = (0..32).map(|n| format!("b{n}")).collect();
+    let given: Vec<_> = all
+        .iter()
+        .map(|name| {
+            let _ = world.container(name);
+            world.plugin("ADD", name, &network)
+        })
+        .collect();
+    let addresses: BTreeSet<_> = given[..31].iter().map(Said::address).collect();
+    let expected: BTreeSet<_> = (17..48).map(|n| format!("10.1.2.{n}")).collect();
+    assert_eq!(addresses, expected);
+    assert!(given[31].stdout.contains("not enough IPs"), "{:?}", given[31]);
+    assert_eq!(cluster.spec(), asked);
+    for name in &all {
+        assert!(world.plugin("DEL", name, &network).success);
+    }
     world.kill_agent();
 
     // Kubenet: the block is the Node's.

@@ -3,7 +3,10 @@
 //!
 //! The region decides; this only carries its answer into the cluster.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
 use kube::{
     Api, ResourceExt,
@@ -13,9 +16,9 @@ use kube::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 use vnet::{
-    addr::Family,
+    addr::{Family, Prefix4},
     command::Command,
-    model::{Holder, Machine, NetworkMode, PodAllocation, Role},
+    model::{Holder, Machine, NetworkMode, POD_BLOCK_LENGTH, PodAllocation, Role},
     name::ArmId,
     pods::{
         demand::Scaler,
@@ -161,6 +164,13 @@ fn batch_addresses(region: &Region, machine: &Machine) -> Option<Vec<Ipv4Addr>> 
     )
 }
 
+/// The blocks that addresses are of, lowest first.
+fn blocks(addresses: &[Ipv4Addr]) -> Vec<Prefix4> {
+    let blocks: BTreeSet<Prefix4> =
+        addresses.iter().map(|address| Prefix4::containing(*address, POD_BLOCK_LENGTH)).collect();
+    blocks.into_iter().collect()
+}
+
 /// The id by which an address is granted and given back: the same for the same node and address.
 fn address_id(machine: &Machine, address: Ipv4Addr) -> String {
     Uuid::new_v5(&machine.meta.guid, address.to_string().as_bytes()).to_string()
@@ -204,7 +214,6 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
                 let others = nic.configs.iter().skip(1);
                 others.filter_map(|config| Family::v4(config.address)).collect()
             };
-            // Static blocks are granted once, with the node.
             let is_dynamic = pods && pool.pod_allocation == PodAllocation::Dynamic;
             container["type"] = json!("vnet");
             container["assignmentMode"] = json!(if is_dynamic { "dynamic" } else { "static" });
@@ -212,6 +221,15 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
             container["subnetAddressSpace"] = json!(subnet.prefix.to_string());
             container["defaultGateway"] = json!(subnet.prefix.nth(1)?.to_string());
             container["ipAssignments"] = assignments(&addresses);
+            // Static blocks are granted once, with the node: the first in place of an address, the others in a list
+            // (Azure/azure-container-networking, `cns/kubecontroller/nodenetworkconfig/conversion_linux.go`).
+            if pods && !is_dynamic {
+                let blocks = blocks(&addresses);
+                container["type"] = json!("vnetblock");
+                container["primaryIP"] = json!(blocks.first()?.to_string());
+                let entry = |block: &Prefix4| json!({ "name": address_id(machine, block.network()), "ip": block.to_string() });
+                container["ipAssignments"] = blocks.iter().skip(1).map(entry).collect();
+            }
             addresses.len() as u64
         }
     };

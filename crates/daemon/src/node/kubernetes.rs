@@ -325,7 +325,29 @@ struct Container {
 #[derive(Clone, Debug, Deserialize)]
 struct Assignment {
     name: String,
-    ip: Ipv4Addr,
+    ip: Granted,
+}
+
+fn all_of(block: Prefix4) -> impl Iterator<Item = Ipv4Addr> {
+    (0..block.n_addresses()).map_while(move |offset| block.nth(offset))
+}
+
+/// An address, or all of a block.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(untagged)]
+enum Granted {
+    Address(Ipv4Addr),
+    Block(Prefix4),
+}
+
+impl Granted {
+    fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
+        let block = match self {
+            Self::Address(address) => Prefix4::host(address),
+            Self::Block(block) => block,
+        };
+        all_of(block)
+    }
 }
 
 impl NetworkConfig {
@@ -358,11 +380,17 @@ impl NetworkConfig {
                 Some(Learnt { origin, ..learn(network, Some(block), block_v6, []) })
             }
             PodNetwork::NodeSubnet | PodNetwork::NodeBridge | PodNetwork::PodSubnet => {
-                let addresses = container.ip_assignments.iter().map(|assignment| assignment.ip);
+                // The first block stands where other nodes have an address of their own, and so has this node's: the
+                // first of its addresses.
+                let first =
+                    container.primary.as_deref().and_then(|text| text.parse::<Prefix4>().ok());
+                let first = first.into_iter().flat_map(|block| all_of(block).skip(1));
+                let addresses =
+                    first.chain(container.ip_assignments.iter().flat_map(|it| it.ip.addresses()));
                 // What was offered back before the agent was started anew stays so.
                 let offered =
                     self.assignments().filter(|one| self.spec.not_in_use.contains(&one.name));
-                let aside = offered.map(|one| one.ip).collect();
+                let aside = offered.flat_map(|one| one.ip.addresses()).collect();
                 Some(Learnt { aside, origin, ..learn(network, None, None, addresses) })
             }
         }
@@ -387,8 +415,10 @@ impl NetworkConfig {
                     requested
                 }
             };
-            let names: BTreeMap<_, _> =
-                self.assignments().map(|one| (one.ip, one.name.as_str())).collect();
+            let names: BTreeMap<_, _> = self
+                .assignments()
+                .flat_map(|Assignment { ip, name }| ip.addresses().map(|it| (it, name.as_str())))
+                .collect();
             let not_in_use: Vec<_> =
                 pool.returning().iter().filter_map(|address| names.get(address)).collect();
             Some(json!({ "requestedIPCount": requested, "ipsNotInUse": not_in_use }))

@@ -150,6 +150,10 @@ pub enum Holder {
     },
 }
 
+/// The prefix length of a static block of a pod subnet
+/// (AKS documentation, "Configure Azure CNI Pod Subnet - Static Block Allocation").
+pub const POD_BLOCK_LENGTH: u8 = 28;
+
 /// How many addresses of a pod subnet a node gets at a time
 /// (Azure/azure-container-networking, scaler default `batchSize`).
 pub const POD_BATCH: usize = 16;

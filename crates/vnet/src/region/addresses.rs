@@ -13,8 +13,8 @@ use crate::{
     fault::Fault,
     ipam,
     model::{
-        Holder, NetworkMode, NodePhase, POD_BATCH, PodAllocation, ProvisioningState, Role, Subnet,
-        Vnet,
+        Holder, NetworkMode, NodePhase, POD_BATCH, POD_BLOCK_LENGTH, PodAllocation,
+        ProvisioningState, Role, Subnet, Vnet,
     },
     name::{ArmId, Name},
 };
@@ -36,9 +36,6 @@ pub(super) fn lab_internet() -> Prefix4 {
 pub(super) fn lab_internet6() -> Prefix6 {
     Prefix6::containing(LAB_INTERNET_6.0, LAB_INTERNET_6.1)
 }
-
-/// The length of a static block.
-const BLOCK_LENGTH: u8 = 28;
 
 impl Change {
     /// The subnet `id`, if `user` (a resource in `location`) may put something into it.
@@ -151,7 +148,7 @@ impl Change {
             !is_held && !is_edge
         };
         let blocks: Vec<Prefix4> =
-            there.prefix.subnets(BLOCK_LENGTH).filter(is_free).take(n).collect();
+            there.prefix.subnets(POD_BLOCK_LENGTH).filter(is_free).take(n).collect();
         if blocks.len() < n {
             return Err(full(there, n * POD_BATCH));
         }

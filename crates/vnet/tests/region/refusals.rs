@@ -313,10 +313,9 @@ fn pools() {
         let mut lab = lab();
         lab.subnet("v", &long, "10.1.77.0/24");
         let put = cluster(mode, vec![pool_in("nodepool1", 1, &format!("v/{long}"))]);
-        let made = lab.cluster("long", put);
-        match made {
+        match lab.cluster("long", put) {
             Err(fault) if is_refused => check(&fault, invalid, NODE_SUBNET, "64 characters"),
-            made => assert_eq!(made.is_err(), is_refused, "{made:?}"),
+            answer => assert_eq!(answer.is_err(), is_refused, "{answer:?}"),
         }
     }
     check_cluster(

@@ -30,7 +30,7 @@ use vnet::{
     addr::{Family, Prefix4, Prefix6},
     command::Command,
     host::names,
-    model::{Cluster, Dataplane, Machine, POD_BATCH},
+    model::{Cluster, Dataplane, Machine, POD_BATCH, PodAllocation},
     name::ArmId,
     pods::{PodNetwork, masquerade::Settings},
     region::Region,
@@ -376,7 +376,13 @@ impl Upkeep {
                 let configs = region.nics.get(&machine.nic)?.configs.iter().skip(1);
                 (None, configs.filter_map(|config| Family::v4(config.address)).collect())
             }
-            PodNetwork::PodSubnet => (None, region.pod_addresses_of(&self.machine)),
+            PodNetwork::PodSubnet => {
+                let pool = cluster.pools.get(&machine.node()?.pool)?;
+                // One of a static node's addresses is its own (see `NetworkConfigSource`).
+                let n_own = usize::from(pool.pod_allocation == PodAllocation::StaticBlock);
+                let addresses = region.pod_addresses_of(&self.machine);
+                (None, addresses.into_iter().skip(n_own).collect())
+            }
         };
         let masquerade = masquerade(&region, cluster, network);
         Some(Offer { block, block_v6, addresses, masquerade })
