@@ -69,9 +69,12 @@ async fn balancer() {
 async fn clusters() {
     let lab = Lab::new().await;
     lab.vnet().await;
-    for (name, prefix) in
-        [("pods", "10.0.2.0/23"), ("kubenet", "10.0.4.0/24"), ("nodes", "10.0.5.0/24")]
-    {
+    for (name, prefix) in [
+        ("pods", "10.0.2.0/23"),
+        ("kubenet", "10.0.4.0/24"),
+        ("nodes", "10.0.5.0/24"),
+        ("blocks", "10.0.6.0/24"),
+    ] {
         lab.put(&subnet(name), json!({ "properties": { "addressPrefix": prefix } })).await;
     }
     let modes = [
@@ -99,6 +102,12 @@ async fn clusters() {
             "cilium",
             json!({ "networkPlugin": "azure", "networkPluginMode": "overlay", "networkDataplane": "cilium" }),
             json!({}),
+        ),
+        (
+            "blocks",
+            json!({ "networkPlugin": "azure", "serviceCidr": "10.1.0.0/16", "dnsServiceIP": "10.1.0.10" }),
+            json!({ "vnetSubnetID": subnet("nodes"), "podSubnetID": subnet("blocks"), "maxPods": 30,
+                "podIPAllocationMode": "StaticBlock" }),
         ),
         ("none", json!({ "networkPlugin": "none", "networkPolicy": "none" }), json!({})),
         ("default", json!({}), json!({})),
@@ -128,6 +137,23 @@ async fn clusters() {
     let nics =
         lab.get(&format!("{compute}/virtualMachineScaleSets/{set}/networkInterfaces")).await.body;
     check("scale_set_nic", &nics["value"][0]);
+    let compute = compute.replace("kubenet", "blocks");
+    let sets = lab.get(&format!("{compute}/virtualMachineScaleSets")).await.body;
+    let set = sets["value"][0]["name"].as_str().expect("the cluster has a scale set");
+    let nics =
+        lab.get(&format!("{compute}/virtualMachineScaleSets/{set}/networkInterfaces")).await.body;
+    let configurations = nics["value"][0]["properties"]["ipConfigurations"].as_array();
+    let configurations = configurations.expect("a NIC has configurations").iter();
+    let shown: Vec<String> = configurations
+        .map(|it| {
+            let properties = &it["properties"];
+            let [address, length] =
+                ["privateIPAddress", "privateIPAddressPrefixLength"].map(|key| &properties[key]);
+            format!("{} {address} {length}", it["name"])
+        })
+        .collect();
+    let blocks = [r#""ipconfig2" "10.0.6.16/28" 28"#, r#""ipconfig3" "10.0.6.32/28" 28"#];
+    assert_eq!(shown[1..], blocks, "after the node's own, {}", shown[0]);
 }
 
 #[tokio::test]

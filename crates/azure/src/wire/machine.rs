@@ -4,6 +4,7 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet::{
+    addr::Family,
     command::Command,
     fault::Fault,
     kind,
@@ -11,9 +12,9 @@ use vnet::{
     name::ArmId,
 };
 
-use super::{Asked, Reference, Resource, View, fill, frame, id_of, network_state};
+use super::{Asked, Reference, Resource, View, fill, frame, id_of, network_state, nic, references};
 use crate::{
-    findings::{arm_id_of, missing},
+    findings::{self, arm_id_of, missing},
     kept,
     refuse::{Refusal, When, refusal, unsupported},
 };
@@ -183,24 +184,29 @@ pub(crate) fn render_scale_set(view: &View<'_>, id: &ArmId) -> Option<Value> {
         },
     });
     if let Some(nic) = nic {
-        let configuration = interface_configuration(id.name(), nic);
+        let configuration = interface_configuration(view, id.name(), nic);
         body["properties"]["virtualMachineProfile"]["networkProfile"] =
             json!({ "networkInterfaceConfigurations": [configuration] });
     }
     Some(body)
 }
 
-fn interface_configuration(name: &str, nic: &Nic) -> Value {
+fn interface_configuration(view: &View<'_>, name: &str, nic: &Nic) -> Value {
     let configurations: Vec<Value> = nic
         .configs
         .iter()
         .enumerate()
         .map(|(index, config)| {
-            json!({ "name": config.name, "properties": {
+            let mut properties = json!({
                 "primary": index == 0,
                 "subnet": { "id": config.subnet },
-                "privateIPAddressVersion": "IPv4",
-            } })
+                "privateIPAddressVersion": findings::version_of(Family::of(config.address)),
+            });
+            let pools = nic::pools_with(view, nic, config);
+            if !pools.is_empty() {
+                properties["loadBalancerBackendAddressPools"] = json!(references(pools));
+            }
+            json!({ "name": config.name, "properties": properties })
         })
         .collect();
     let mut body = json!({ "name": name, "properties": {

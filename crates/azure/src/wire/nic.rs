@@ -3,11 +3,11 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet::{
-    addr::Family,
+    addr::{Family, Prefix4},
     command::{Command, PutIpConfiguration},
     fault::Fault,
     kind,
-    model::{IpConfiguration, Nic},
+    model::{Allocation, IpConfiguration, Nic, PodAllocation},
     name::ArmId,
 };
 
@@ -207,6 +207,7 @@ pub(crate) fn render(view: &View<'_>, nic: &Nic) -> Value {
             let is_primary = Some(config.name.as_str()) == first;
             render_configuration(view, nic, config, is_primary)
         })
+        .chain(render_blocks(view, nic))
         .collect();
     body["properties"] = json!({
         "provisioningState": network_state(nic.meta.state),
@@ -262,10 +263,7 @@ fn render_configuration(
         body["properties"]["applicationSecurityGroups"] =
             json!(references(&config.application_groups));
     }
-    // A NIC is in pools with the first configuration of their family.
-    let family = Family::of(config.address);
-    let is_first = nic.config_of(family).is_some_and(|first| first.name == config.name);
-    let pools = if is_first { pools_of(view, &nic.meta.id, family) } else { Vec::new() };
+    let pools = pools_with(view, nic, config);
     if !pools.is_empty() {
         body["properties"]["loadBalancerBackendAddressPools"] = json!(references(pools));
     }
@@ -277,6 +275,47 @@ fn render_configuration(
         body["properties"]["publicIPAddress"] = json!({ "id": public_ip });
     }
     body
+}
+
+/// The static blocks of a node's pods, which are configurations of its NIC after the others
+/// (AKS documentation, "Configure Azure CNI Pod Subnet - Static Block Allocation").
+fn render_blocks(view: &View<'_>, nic: &Nic) -> Vec<Value> {
+    let blocks = || {
+        let machine = nic.machine.as_ref()?;
+        let node = view.region.machines.get(machine)?.node()?;
+        let pool = view.region.clusters.get(&node.cluster)?.pools.get(&node.pool)?;
+        let subnet = pool.pod_subnet.as_ref()?;
+        let is_static = pool.pod_allocation == PodAllocation::StaticBlock;
+        is_static.then(|| (subnet, view.region.pod_blocks_of(machine)))
+    };
+    let Some((subnet, blocks)) = blocks() else { return Vec::new() };
+    let first = nic.configs.len() + 1;
+    let render = |(number, block): (usize, Prefix4)| {
+        let name = format!("ipconfig{number}");
+        json!({
+            "name": name,
+            "id": nic.meta.id.child("ipConfigurations", &name),
+            "etag": etag(nic.meta.etag),
+            "type": format!("{}/ipConfigurations", kind::NIC),
+            "properties": {
+                "provisioningState": network_state(nic.meta.state),
+                "privateIPAddress": block,
+                "privateIPAddressPrefixLength": block.length(),
+                "privateIPAllocationMethod": public_ip::method(Allocation::Dynamic),
+                "privateIPAddressVersion": findings::version_of(Family::V4),
+                "primary": false,
+                "subnet": { "id": subnet },
+            },
+        })
+    };
+    (first..).zip(blocks).map(render).collect()
+}
+
+/// The back-end pools that a NIC is in with one of its configurations: the first of their family.
+pub(crate) fn pools_with(view: &View<'_>, nic: &Nic, config: &IpConfiguration) -> Vec<ArmId> {
+    let family = Family::of(config.address);
+    let is_first = nic.config_of(family).is_some_and(|first| first.name == config.name);
+    if is_first { pools_of(view, &nic.meta.id, family) } else { Vec::new() }
 }
 
 /// The back-end pools of a family that a NIC is a member of, as ids.

@@ -3,10 +3,7 @@
 //!
 //! The region decides; this only carries its answer into the cluster.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
-};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use kube::{
     Api, ResourceExt,
@@ -18,7 +15,7 @@ use uuid::Uuid;
 use vnet::{
     addr::{Family, Prefix4},
     command::Command,
-    model::{Holder, Machine, NetworkMode, POD_BLOCK_LENGTH, PodAllocation, Role},
+    model::{Holder, Machine, NetworkMode, PodAllocation, Role},
     name::ArmId,
     pods::{
         demand::Scaler,
@@ -164,13 +161,6 @@ fn batch_addresses(region: &Region, machine: &Machine) -> Option<Vec<Ipv4Addr>> 
     )
 }
 
-/// The blocks that addresses are of, lowest first.
-fn blocks(addresses: &[Ipv4Addr]) -> Vec<Prefix4> {
-    let blocks: BTreeSet<Prefix4> =
-        addresses.iter().map(|address| Prefix4::containing(*address, POD_BLOCK_LENGTH)).collect();
-    blocks.into_iter().collect()
-}
-
 /// The id by which an address is granted and given back: the same for the same node and address.
 fn address_id(machine: &Machine, address: Ipv4Addr) -> String {
     Uuid::new_v5(&machine.meta.guid, address.to_string().as_bytes()).to_string()
@@ -224,7 +214,7 @@ fn status(region: &Region, machine: &Machine, refused: bool) -> Option<Value> {
             // Static blocks are granted once, with the node: the first in place of an address, the others in a list
             // (Azure/azure-container-networking, `cns/kubecontroller/nodenetworkconfig/conversion_linux.go`).
             if pods && !is_dynamic {
-                let blocks = blocks(&addresses);
+                let blocks = region.pod_blocks_of(&machine.meta.id);
                 container["type"] = json!("vnetblock");
                 container["primaryIP"] = json!(blocks.first()?.to_string());
                 let entry = |block: &Prefix4| json!({ "name": address_id(machine, block.network()), "ip": block.to_string() });

@@ -1,6 +1,7 @@
 //! Questions about a region. Not here: anything that changes it.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
@@ -9,10 +10,13 @@ use uuid::Uuid;
 
 use super::Region;
 use crate::{
-    addr::Family,
+    addr::{Family, Prefix4},
     ipam::{self, SubnetUsage},
     kind,
-    model::{AgentPool, Cluster, Machine, Nic, NodeRole, Operation, Role, Subnet, Verb, Vnet},
+    model::{
+        AgentPool, Cluster, Machine, Nic, NodeRole, Operation, POD_BLOCK_LENGTH, Role, Subnet,
+        Verb, Vnet,
+    },
     name::{ArmId, Name},
     policy::tags::ServiceTags,
 };
@@ -116,6 +120,14 @@ impl Region {
                 IpAddr::V6(_) => None,
             })
             .collect()
+    }
+
+    /// The static blocks of a node's pods, lowest first: those that its pod addresses are of.
+    #[must_use]
+    pub fn pod_blocks_of(&self, machine: &ArmId) -> Vec<Prefix4> {
+        let addresses = self.pod_addresses_of(machine).into_iter();
+        let blocks = addresses.map(|address| Prefix4::containing(address, POD_BLOCK_LENGTH));
+        blocks.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Whether a resource could have `address` in the virtual network `vnet`, and what else it could have.
