@@ -45,6 +45,16 @@ impl ArmClient {
         Ok(read(answer, "GET", id)?.1)
     }
 
+    /// Reads the resource `id`, if it is there.
+    pub(crate) fn find(&self, id: &str) -> anyhow::Result<Option<Value>> {
+        let url = format!("{}{id}?{API_VERSION}", self.base);
+        let answer = self.agent.get(url).header("Authorization", "Bearer aksnet").call();
+        match answer {
+            Ok(answer) if answer.status() == ureq::http::StatusCode::NOT_FOUND => Ok(None),
+            answer => Ok(Some(read(answer, "GET", id)?.1)),
+        }
+    }
+
     /// Makes or replaces the resource `id` and waits until it is real.
     pub(crate) fn put(&self, id: &str, body: &Value) -> anyhow::Result<Value> {
         let url = format!("{}{id}?{API_VERSION}", self.base);

@@ -257,8 +257,6 @@ enum Exit {
     No,
     /// 3: the world failed; the message says how.
     Failed,
-    /// What the command of `exec` ended with.
-    Command(u8),
 }
 
 impl From<Exit> for ExitCode {
@@ -267,7 +265,6 @@ impl From<Exit> for ExitCode {
             Exit::Done => 0,
             Exit::No => 1,
             Exit::Failed => 3,
-            Exit::Command(code) => code,
         })
     }
 }
@@ -327,9 +324,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
                 return Ok(Exit::No);
             }
         }
-        Command::Exec { target, command } => {
-            return Ok(Exit::Command(exec::run(&lab, &target, &command)?));
-        }
+        Command::Exec { target, command } => match exec::run(&lab, &target, &command)? {},
         Command::ServiceTags(wanted) => service_tags::run(&lab, &wanted)?,
         Command::Capture(wanted) => capture::run(&lab, &wanted)?,
         Command::Trace(wanted) => return trace::run(&lab, &wanted),

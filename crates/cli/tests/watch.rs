@@ -85,6 +85,8 @@ fn a_lab_can_be_watched() {
     a_killed_trace_leaves_no_table(&lab);
     captures_have_every_packet_once_at_each_point(&lab);
     names_that_mean_nothing_are_refused_with_those_that_do(&lab);
+    machines_are_made_once(&lab);
+    what_runs_in_a_machine_ends_with_it(&lab);
     counts_are_the_kernels_and_outlive_reloads(&lab, &metrics);
     a_security_rule_is_named_by_packet_model_and_counter(&lab);
 }
@@ -255,6 +257,57 @@ fn names_that_mean_nothing_are_refused_with_those_that_do(lab: &TestLab) {
     }
     lab.az("group delete -n rg2 --yes").succeeds();
     lab.az("network vnet delete -g rg -n web").succeeds();
+}
+
+/// What runs in a machine's network ends with whoever began it, and with the machine.
+fn what_runs_in_a_machine_ends_with_it(lab: &TestLab) {
+    let is_there = |pid: u32| Path::new(&format!("/proc/{pid}/cmdline")).exists();
+    lab.aksnet(&["vm", "create", "brief", "-g", "rg", "--vnet", "v", "--subnet", "s1"]).succeeds();
+    let mut one = lab.exec_in_background("brief", "exec sleep 600");
+    let name = || fs::read_to_string(format!("/proc/{}/comm", one.id())).unwrap_or_default();
+    eventually("the process is the program itself", || name() == "sleep\n");
+    one.kill().unwrap();
+    one.wait().unwrap();
+    let mut one = lab.exec_in_background("brief", "sleep 601 & echo $!; exec sleep 602");
+    let mut line = String::new();
+    BufReader::new(one.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let child: u32 = line.trim().parse().unwrap();
+    assert!(is_there(child));
+    lab.aksnet(&["vm", "delete", "brief", "-g", "rg"]).succeeds();
+    eventually("both have ended", || one.try_wait().unwrap().is_some() && !is_there(child));
+}
+
+/// A machine is made once: the same line again changes nothing of it, another line is refused, and a name is a name.
+fn machines_are_made_once(lab: &TestLab) {
+    let create = |vm: &str, subnet: &str| {
+        lab.aksnet(&["vm", "create", vm, "-g", "rg", "--vnet", "v", "--subnet", subnet])
+    };
+    lab.az("network nsg create -g rg -n mine").succeeds();
+    lab.az("network nic update -g rg -n web-nic --network-security-group mine").succeeds();
+    assert_eq!(create("web", "s1").succeeds().trim(), "web 10.1.0.4");
+    let nic = || lab.az("network nic show -g rg -n web-nic").json();
+    let group = nic()["networkSecurityGroup"]["id"].as_str().map(str::to_owned);
+    assert!(group.is_some_and(|id| id.ends_with("/mine")), "{:#}", nic());
+    let before = nic();
+    let said = create("web", "s2").fails();
+    assert!(said.contains("is another one: 10.1.0.4 in "), "{said}");
+    assert_eq!(nic(), before);
+    for name in ["a?b", "../x", "x y", "", "x."] {
+        let said = create(name, "s1").fails();
+        assert!(said.contains("letters, digits"), "{name}: {said}");
+    }
+    // Half of one is made whole.
+    lab.aksnet(&["vm", "create", "half", "-g", "rg", "--vnet", "v", "--subnet", "s1"]).succeeds();
+    lab.az("vm delete -g rg -n half --yes").succeeds();
+    let address = create("half", "s1").succeeds();
+    assert!(
+        lab.exec("half", "ip -o -4 addr show dev eth0")
+            .succeeds()
+            .contains(address.split_whitespace().nth(1).unwrap())
+    );
+    lab.aksnet(&["vm", "delete", "half", "-g", "rg"]).succeeds();
+    lab.az("network nic update -g rg -n web-nic --remove networkSecurityGroup").succeeds();
+    lab.az("network nsg delete -g rg -n mine").succeeds();
 }
 
 fn counts_are_the_kernels_and_outlive_reloads(lab: &TestLab, metrics: &str) {

@@ -4,9 +4,13 @@
 //! itself in the wrong one.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     net::{SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -18,11 +22,13 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout},
     sched::CloneFlags,
     sys::{
+        signal::{Signal, kill},
         socket::{
             AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, socket, sockopt,
         },
         statfs::{FsType, fstatfs, statfs},
     },
+    unistd::Pid,
 };
 
 use crate::LinuxError;
@@ -127,6 +133,36 @@ impl Netns {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Ends all processes that are in these namespaces, at once: those that somebody has begun there, and that would go on
+    /// in a network that nobody can name any more. A process counts by its first thread. Namespaces that are not there are
+    /// fine.
+    pub fn clear<'a>(names: impl IntoIterator<Item = &'a String>) -> Result<(), LinuxError> {
+        let number = |path: &Path| {
+            let found = fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino()))
+        };
+        let wanted: BTreeSet<_> =
+            names.into_iter().filter_map(|name| number(&self::path(name))).collect();
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        let processes = fs::read_dir("/proc").map_err(|source| LinuxError::File {
+            verb: "listing",
+            path: PathBuf::from("/proc"),
+            source,
+        })?;
+        for process in processes.filter_map(Result::ok) {
+            let Some(pid) = process.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
+            if number(&process.path().join("ns/net")).is_some_and(|at| wanted.contains(&at)) {
+                // It may have ended meanwhile.
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        Ok(())
     }
 
     /// The names of all namespaces, sorted.

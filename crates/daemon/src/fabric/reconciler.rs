@@ -86,14 +86,14 @@ impl Reconciler {
         let is_believed = scope == Scope::Changed && !made.is_empty();
         let present: BTreeSet<String> =
             Netns::list()?.into_iter().filter(|name| is_fabric_ns(&self.lab, name)).collect();
-        for name in &present {
-            if !desired.namespaces.contains_key(name) {
-                self.actor.forget(name);
-                self.crossings.forget(name);
-                self.tables.forget(name);
-                Netns::delete(name)?;
-                done.deleted.push(name.clone());
-            }
+        let leaving = present.iter().filter(|name| !desired.namespaces.contains_key(*name));
+        Netns::clear(leaving.clone())?;
+        for name in leaving {
+            self.actor.forget(name);
+            self.crossings.forget(name);
+            self.tables.forget(name);
+            Netns::delete(name)?;
+            done.deleted.push(name.clone());
         }
         let mut touched: BTreeSet<&str> = BTreeSet::new();
         for (name, state) in &desired.namespaces {
@@ -168,7 +168,9 @@ impl Reconciler {
         }
         let made = std::mem::take(&mut self.made);
         let mut done = Done::default();
-        for name in before.keys().filter(|name| !after.contains_key(*name)) {
+        let leaving = before.keys().filter(|name| !after.contains_key(*name));
+        Netns::clear(leaving.clone())?;
+        for name in leaving {
             self.actor.forget(name);
             self.crossings.forget(name);
             self.tables.forget(name);
@@ -250,12 +252,10 @@ impl Reconciler {
     }
 }
 
-/// Removes every network namespace that the fabric of `lab` made. What runs in them must have ended.
+/// Removes every network namespace that the fabric of `lab` made, and ends what users have left running in them.
 pub fn down(lab: &str) -> Result<(), LinuxError> {
-    for name in Netns::list()? {
-        if is_fabric_ns(lab, &name) {
-            Netns::delete(&name)?;
-        }
-    }
-    Ok(())
+    let mut names = Netns::list()?;
+    names.retain(|name| is_fabric_ns(lab, name));
+    Netns::clear(&names)?;
+    names.iter().try_for_each(|name| Netns::delete(name))
 }
