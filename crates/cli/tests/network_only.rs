@@ -455,13 +455,21 @@ fn batches(lab: &TestLab) {
     lab.aksnet(&[&["pod", "delete"], names.as_slice()].concat()).succeeds();
     eventually("the batch is given back", || held(lab, "pods1") == 32);
 
-    // A /27 has place for one batch.
+    // A /27 has room for one batch; what is left comes one by one, and who goes short is told why.
     let said = lab
-        .aksnet(&["pod", "run", "full", "-c", "pods", "--node", &second, "--count", "17"])
+        .aksnet(&["pod", "run", "full", "-c", "pods", "--node", &second, "--count", "29"])
         .fails();
-    assert_eq!(said.matches("not enough IPs available").count(), 2, "{said}");
-    let running = pods(lab).into_keys().filter(|pod| pod.starts_with("pods:full-")).count();
-    assert_eq!((running, held(lab, "pods2")), (15, 16));
+    let why = "Subnet `pods2` (10.20.5.0/27) of virtual network `net` is full: 27 of its 27 usable addresses are held";
+    assert_eq!(said.matches(why).count(), 3, "{said}");
+    let status = "not enough IPs available of type IPv4 for pods2, waiting on Azure CNS to allocate more with NC Status: \
+                  NCUpdateSubnetFullError";
+    assert!(said.contains(status), "{said}");
+    let running = || pods(lab).into_keys().filter(|pod| pod.starts_with("pods:full-")).count();
+    assert_eq!((running(), held(lab, "pods2")), (26, 27));
+    // As soon as there is one, somebody else has it.
+    lab.aksnet(&["pod", "delete", "pods:full-0"]).succeeds();
+    lab.aksnet(&["pod", "run", "late", "-c", "pods", "--node", &second]).succeeds();
+    lab.aksnet(&["pod", "delete", "pods:late"]).succeeds();
 }
 
 /// Bring your own: with a configuration of one's own, any plugin.

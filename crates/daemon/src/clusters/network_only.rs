@@ -36,6 +36,7 @@ use super::{
 };
 use crate::{hands::Hands, reconcile::Chain};
 
+mod addresses;
 mod echo;
 mod member;
 mod pods;
@@ -43,6 +44,7 @@ mod records;
 mod runtime;
 mod upgrades;
 
+use addresses::Exhaustion;
 use echo::Echo;
 use member::{Member, NodePlaces};
 pub use pods::{PodView, PodsDone, PodsError, RunPods};
@@ -60,6 +62,7 @@ pub(super) struct NetworkOnly {
     echo: Echo,
     folder: Folder,
     bell: Arc<Notify>,
+    exhaustion: Exhaustion,
     /// Nodes that have what they need, by host name.
     members: Mutex<BTreeMap<String, Seat>>,
     pods: Mutex<BTreeMap<Key, Pod>>,
@@ -145,6 +148,7 @@ impl NetworkOnly {
             echo,
             folder,
             bell: Arc::default(),
+            exhaustion: Exhaustion::default(),
             members: Mutex::default(),
             pods: Mutex::default(),
             ending: Mutex::default(),
@@ -271,8 +275,9 @@ impl NetworkOnly {
                 let (own, store) = (self.clone(), store.clone());
                 let (cluster, machine) = (cluster.clone(), machine.clone());
                 starting.spawn(async move {
+                    let shared = (&own.bell, &own.exhaustion);
                     let member =
-                        Member::start(&places, &own.agents, &store, &cluster, &machine, &own.bell)
+                        Member::start(&places, &own.agents, &store, &cluster, &machine, shared)
                             .await?;
                     own.members().insert(machine.hostname.clone(), Seat { netns, member });
                     Ok::<(), ClustersError>(())

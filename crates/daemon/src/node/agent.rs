@@ -98,6 +98,8 @@ pub struct Node {
     /// The subnet that its pods' addresses come from, and how the last request for more went (the
     /// `subnetName` and `status` of a `NodeNetworkConfig`'s container); for who reads errors.
     pub origin: Option<(String, String)>,
+    /// Why there are no more, where somebody else than an event says so (see `vnet::pods::exhaustion::explain`).
+    pub full: Option<String>,
 }
 
 impl Agent {

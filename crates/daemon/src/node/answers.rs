@@ -58,8 +58,9 @@ pub(super) fn not_enough(node: &Node, why: &Exhausted) -> Failure {
         ),
         None => "not enough IPs available, waiting on Azure CNS to allocate more".to_owned(),
     };
+    let full = node.full.as_ref().map(|text| format!("{text} ")).unwrap_or_default();
     Failure::new(Code::TryAgain, &message)
-        .details(format!("{why}; CNS return code 32, FailedToAllocateIPConfig"))
+        .details(format!("{full}{why}; CNS return code 32, FailedToAllocateIPConfig"))
 }
 
 pub(super) fn not_wired(error: &PodError) -> Failure {

@@ -40,6 +40,9 @@ pub struct Hosted {
     upkeep: Mutex<Upkeep>,
 }
 
+/// What CNS says of a container whose subnet has no more (Azure/azure-container-networking, `crd/nodenetworkconfig`).
+const SUBNET_FULL: &str = "NCUpdateSubnetFullError";
+
 /// How long what others did to a node may last. There are many nodes, and each look costs.
 const MEND: Duration = Duration::from_secs(3);
 
@@ -49,6 +52,30 @@ struct Upkeep {
     /// When the node was looked at last, and the generation of rules that was in order then.
     looked: Instant,
     seen: Option<u32>,
+}
+
+/// What a node has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// Its block, in modes that have one.
+    pub block: Option<Prefix4>,
+    /// Its block of IPv6, in dual-stack clusters.
+    pub block_v6: Option<Prefix6>,
+    /// Its addresses, in other modes.
+    pub addresses: Vec<Ipv4Addr>,
+    /// Its rules of masquerading.
+    pub masquerade: Settings,
+    /// Whether it gets fewer addresses than it asks for.
+    pub short: Option<Short>,
+}
+
+/// Why a node goes short of addresses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Short {
+    /// The name of its pod subnet.
+    pub subnet: String,
+    /// Who holds its addresses, and what would help.
+    pub why: String,
 }
 
 /// What a node of a pod subnet asks of it.
@@ -102,24 +129,19 @@ impl Hosted {
         self.agent.used.notified().await;
     }
 
-    /// From now on the node has this block (and one of IPv6), or these addresses. Does nothing when it knows.
-    pub fn offer(
-        &self,
-        block: Option<Prefix4>,
-        block_v6: Option<Prefix6>,
-        addresses: impl IntoIterator<Item = Ipv4Addr>,
-    ) -> Result<(), NodeError> {
+    /// From now on the node has this. Does nothing when it knows.
+    pub fn offer(&self, offer: Offer) -> Result<(), NodeError> {
         let mut upkeep = self.enter(&self.upkeep)?;
+        upkeep.setup.set_masquerade(&self.agent, Some(offer.masquerade))?;
+        let Offer { block, block_v6, addresses, short, .. } = offer;
         let mut learnt = learn(self.config.network, block, block_v6, addresses);
+        if let Some(Short { subnet, why }) = short {
+            learnt.origin = Some((subnet, SUBNET_FULL.to_owned()));
+            learnt.full = Some(why);
+        }
         // What was offered back stays so until it is taken.
         learnt.aside = self.agent.with_pool(|pool| pool.returning().iter().copied().collect());
         upkeep.setup.apply(&self.agent, learnt)
-    }
-
-    /// From now on these are the rules of masquerading. Does nothing when they are.
-    pub fn set_masquerade(&self, settings: Settings) -> Result<(), NodeError> {
-        let mut upkeep = self.enter(&self.upkeep)?;
-        upkeep.setup.set_masquerade(&self.agent, Some(settings))
     }
 
     /// What the plugin is told that sent this line.
@@ -147,9 +169,11 @@ impl Hosted {
         self.agent.n_leaving() > 0
     }
 
-    /// What a node asks for that has `has` addresses of its pod subnet. `None` when it is content.
+    /// What a node asks for that has `has` addresses of its pod subnet, which may be exhausted. `None` when it is content.
     #[must_use]
-    pub fn wants(&self, has: usize) -> Option<Want> {
+    pub fn wants(&self, has: usize, is_exhausted: bool) -> Option<Want> {
+        let scaler = Scaler::default();
+        let scaler = if is_exhausted { scaler.exhausted() } else { scaler };
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         self.agent.with_pool(|pool| {
             let supply = Supply {
@@ -159,7 +183,7 @@ impl Hosted {
                 returning: number(pool.returning().len()),
                 listed: number(pool.returning().len()),
             };
-            match step(Scaler::default(), supply) {
+            match step(scaler, supply) {
                 Step::Rest | Step::Tidy => None,
                 Step::Ask { requested } => Some(Want { total: requested, released: Vec::new() }),
                 Step::GiveBack { requested, n } => {

@@ -41,6 +41,8 @@ pub struct Learnt {
     pub aside: Vec<Ipv4Addr>,
     /// See [`Node::origin`].
     pub origin: Option<(String, String)>,
+    /// See [`Node::full`].
+    pub full: Option<String>,
 }
 
 /// Makes the node fit for what was learnt, and the agent ready; does only what has changed.
@@ -153,7 +155,8 @@ impl Setup {
                 tracing::warn!(error = %chain(&error), "what comes in at the node takes no shortcut");
             }
         }
-        let node = Node { block, block_v6: learnt.block_v6, mtu, origin: learnt.origin.clone() };
+        let Learnt { block_v6, origin, full, .. } = learnt.clone();
+        let node = Node { block, block_v6, mtu, origin, full };
         agent.set_grant(&learnt.grant, &learnt.aside, node);
         tracing::info!(
             node = self.config.node,

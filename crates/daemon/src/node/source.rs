@@ -82,5 +82,5 @@ pub(super) fn learn(
         Some(block) => Grant::block(network, block),
         None => addresses.into_iter().collect(),
     };
-    Learnt { block, block_v6, grant, aside: Vec::new(), origin: None }
+    Learnt { block, block_v6, grant, aside: Vec::new(), origin: None, full: None }
 }

@@ -272,9 +272,10 @@ impl Change {
             return Ok(UNCHANGED);
         }
         let wanted = usize::try_from(total).unwrap_or(usize::MAX);
-        // Single addresses come and go while the subnet is exhausted, and at a node's maximum of 250.
-        let step = if wanted.is_multiple_of(POD_BATCH) { POD_BATCH } else { 1 };
         let has = self.region.pod_addresses_of(machine);
+        // Single addresses come and go while the subnet is exhausted, and at a node's maximum of 250.
+        let in_batches = [wanted, has.len()].iter().all(|n| n.is_multiple_of(POD_BATCH));
+        let step = if in_batches { POD_BATCH } else { 1 };
         if wanted > has.len() {
             let room = self.region.free_addresses(&pod_subnet).take(wanted - has.len()).count();
             let granted = room - room % step;

@@ -281,6 +281,10 @@ fn pod_addresses_come_in_batches() {
     lab.must(set(33, &[]));
     assert_eq!(has(&lab).len(), 33);
     lab.must(set(32, &["10.1.2.36"]));
+    // The one that makes a whole batch of them is a single one, too.
+    lab.must(set(31, &["10.1.2.35"]));
+    lab.must(set(32, &[]));
+    assert_eq!(has(&lab).len(), 32);
     // Only what the node gives back is taken from it.
     lab.refused(set(16, &["10.1.2.4"]));
     let back: Vec<String> = (8..24).map(|i| format!("10.1.2.{i}")).collect();

@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
     os::unix::net::UnixListener as StdListener,
     path::PathBuf,
     sync::{
@@ -27,36 +26,29 @@ use tokio::{
     time::{sleep, timeout},
 };
 use vnet::{
-    addr::{Family, Prefix4, Prefix6},
-    command::Command,
     host::names,
-    model::{Cluster, Dataplane, Machine, POD_BATCH, PodAllocation},
-    name::ArmId,
+    model::{Cluster, Dataplane, Machine},
     pods::{PodNetwork, masquerade::Settings},
     region::Region,
 };
 
-use super::super::{ClustersError, blocking};
+use super::{
+    super::{ClustersError, blocking},
+    addresses::{Exhaustion, Upkeep},
+};
 use crate::{
     hands::Hands,
-    metrics::METER,
     node::{
         config::{Config, SourceConfig},
-        hosted::{Hosted, Want},
+        hosted::Hosted,
     },
-    reconcile::{Chain, now},
+    reconcile::Chain,
 };
 
-/// How long links are gathered before they are deleted together.
-const GATHER: Duration = Duration::from_millis(50);
-/// How often the queue of releases is looked at, and something that failed tried again.
-const LOOK: Duration = Duration::from_secs(1);
 /// A plugin writes its line at once; whoever does not is not one.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How soon a namespace is looked at again that has no NIC yet.
 const WAIT: Duration = Duration::from_millis(20);
-/// Steps of a batch that one look may take: a node has at most 256 addresses.
-const MOST_STEPS: usize = 256 / POD_BATCH + 1;
 
 /// A node that has its agent. Dropping it ends the agent; its pods stay as they are.
 pub(super) struct Member {
@@ -72,7 +64,7 @@ impl Member {
         store: &Store,
         cluster: &Cluster,
         machine: &Machine,
-        bell: &Arc<Notify>,
+        (bell, exhaustion): (&Arc<Notify>, &Exhaustion),
     ) -> Result<Option<Self>, ClustersError> {
         let Some(config) = config(places, &store.snapshot(), cluster, machine) else {
             fs::create_dir_all(places.networks()).map_err(|source| ClustersError::File {
@@ -107,7 +99,8 @@ impl Member {
                 is_ready: is_ready.clone(),
                 bell: bell.clone(),
                 offered: None,
-                is_told: false,
+                exhaustion: exhaustion.clone(),
+                is_short: false,
             }
             .run(),
         );
@@ -183,7 +176,7 @@ fn config(
 }
 
 /// The rules of AKS's ip-masq-agent for what the cluster and its virtual network are now.
-fn masquerade(region: &Region, cluster: &Cluster, network: PodNetwork) -> Settings {
+pub(super) fn masquerade(region: &Region, cluster: &Cluster, network: PodNetwork) -> Settings {
     let vnet = region.vnets.get(&cluster.vnet);
     let prefixes = vnet.map_or_else(Vec::new, |vnet| vnet.prefixes4());
     Settings::of_aks(network, &cluster.pod_cidrs(), &prefixes)
@@ -221,7 +214,10 @@ async fn wait_for_nic(netns: &std::path::Path, node: &str) -> Result<(), Cluster
     }
 }
 
-fn failed(node: &str, source: Box<dyn std::error::Error + Send + Sync>) -> ClustersError {
+pub(super) fn failed(
+    node: &str,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> ClustersError {
     ClustersError::Agent { node: node.to_owned(), source }
 }
 
@@ -261,156 +257,5 @@ async fn answer(stream: UnixStream, hosted: Arc<Hosted>, hands: Hands) {
     };
     if written.is_ok() {
         let _ = timeout(PATIENCE, stream.get_mut().get_mut().write_all(&text)).await;
-    }
-}
-
-/// The addresses of a node's pods: its block, or single ones.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Offer {
-    block: Option<Prefix4>,
-    block_v6: Option<Prefix6>,
-    addresses: Vec<Ipv4Addr>,
-    masquerade: Settings,
-}
-
-/// Keeps an agent's addresses what the region says, asks for more of a pod subnet, and clears up.
-struct Upkeep {
-    hosted: Arc<Hosted>,
-    hands: Hands,
-    store: Store,
-    machine: ArmId,
-    name: String,
-    is_ready: Arc<AtomicBool>,
-    /// Rung when the node turns ready.
-    bell: Arc<Notify>,
-    offered: Option<Offer>,
-    /// Whether it was said that the subnet is full.
-    is_told: bool,
-}
-
-/// A node that is gone is in no trouble.
-impl Drop for Upkeep {
-    fn drop(&mut self) {
-        METER.out_of_trouble(&self.name);
-    }
-}
-
-impl Upkeep {
-    async fn run(mut self) {
-        let mut wake = self.store.watch();
-        loop {
-            wake.mark_unchanged();
-            let passed = self.pass().await;
-            if passed.is_ok() {
-                METER.out_of_trouble(&self.name);
-            }
-            if let Err(error) = passed {
-                METER.failed("agents");
-                METER.in_trouble(&self.name, Chain(&error).to_string());
-                tracing::warn!(node = self.name, error = %Chain(&error),
-                    "a node's addresses are not what they should be; it will be tried again");
-                sleep(LOOK).await;
-                continue;
-            }
-            if self.hosted.is_untidy() {
-                sleep(GATHER).await;
-                self.tidy().await;
-            }
-            tokio::select! {
-                woken = wake.changed() => if woken.is_err() { return },
-                () = self.hosted.used() => {}
-                () = sleep(LOOK) => self.tidy().await,
-            }
-        }
-    }
-
-    async fn tidy(&self) {
-        let hosted = self.hosted.clone();
-        if let Err(error) = self.hands.run(move || hosted.tidy()).await {
-            tracing::warn!(node = self.name, error = %Chain(&error), "a node is not cleared up yet");
-        }
-    }
-
-    async fn pass(&mut self) -> Result<(), ClustersError> {
-        for _ in 0..MOST_STEPS {
-            let Some(offer) = self.offer() else { return Ok(()) };
-            let n_addresses = offer.addresses.len();
-            if self.offered.as_ref() != Some(&offer) {
-                let (hosted, given) = (self.hosted.clone(), offer.clone());
-                let offer_it = move || {
-                    hosted.set_masquerade(given.masquerade)?;
-                    hosted.offer(given.block, given.block_v6, given.addresses)
-                };
-                let offered = self.hands.run(offer_it).await;
-                offered.map_err(|error| failed(&self.name, error.into()))?;
-                self.offered = Some(offer);
-                if !self.is_ready.swap(true, Ordering::AcqRel) {
-                    self.bell.notify_one();
-                }
-            }
-            if self.hosted.config().network != PodNetwork::PodSubnet {
-                return Ok(());
-            }
-            let Some(want) = self.hosted.wants(n_addresses) else { return Ok(()) };
-            if !self.ask(want).await? {
-                return Ok(());
-            }
-        }
-        Ok(())
-    }
-
-    /// What the region says that the node has; `None` when it is gone.
-    fn offer(&self) -> Option<Offer> {
-        let region = self.store.snapshot();
-        let machine = region.machines.get(&self.machine)?;
-        let cluster = region.clusters.get(&machine.node()?.cluster)?;
-        let network = self.hosted.config().network;
-        let mut block_v6 = None;
-        let (block, addresses) = match network {
-            PodNetwork::Kubenet | PodNetwork::Overlay => {
-                let node = machine.node()?;
-                block_v6 = node.pod_range6;
-                (Some(node.pod_range?), Vec::new())
-            }
-            PodNetwork::NodeSubnet | PodNetwork::NodeBridge => {
-                let configs = region.nics.get(&machine.nic)?.configs.iter().skip(1);
-                (None, configs.filter_map(|config| Family::v4(config.address)).collect())
-            }
-            PodNetwork::PodSubnet => {
-                let pool = cluster.pools.get(&machine.node()?.pool)?;
-                // One of a static node's addresses is its own (see `NetworkConfigSource`).
-                let n_own = usize::from(pool.pod_allocation == PodAllocation::StaticBlock);
-                let addresses = region.pod_addresses_of(&self.machine);
-                (None, addresses.into_iter().skip(n_own).collect())
-            }
-        };
-        let masquerade = masquerade(&region, cluster, network);
-        Some(Offer { block, block_v6, addresses, masquerade })
-    }
-
-    /// Asks the region for another number of addresses, in whole batches, as AKS's address management does for a
-    /// `NodeNetworkConfig`. Says whether it was granted.
-    async fn ask(&mut self, want: Want) -> Result<bool, ClustersError> {
-        let batch = u32::try_from(POD_BATCH).unwrap_or(1);
-        let total = want.total.next_multiple_of(batch);
-        let (store, machine) = (self.store.clone(), self.machine.clone());
-        let command = Command::SetPodAddresses { machine, total, released: want.released };
-        match self.hands.run(move || store.change(command, now())).await {
-            Ok(_) => {
-                self.is_told = false;
-                Ok(true)
-            }
-            Err(store::StoreError::Refused(fault)) => {
-                if !self.is_told {
-                    tracing::info!(node = self.name, error = %fault, "no more pod addresses");
-                }
-                self.is_told = true;
-                Ok(false)
-            }
-            Err(source) => Err(ClustersError::Report {
-                target: self.machine.clone(),
-                source: Box::new(source),
-            }),
-        }
     }
 }
