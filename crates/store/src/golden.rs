@@ -5,7 +5,7 @@ use redb::{
     Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
     backends::InMemoryBackend,
 };
-use vnet::region::Region;
+use vnet::{model::Distribution, region::Region};
 
 use crate::{Store, tables};
 
@@ -88,4 +88,26 @@ fn what_is_written_is_format_2() {
     tables::initialise(&again).unwrap();
     tables::save(&again, &Region::default(), &region).unwrap();
     assert_eq!(text(&again), FORMAT_2);
+}
+
+/// A third way to choose members is written beside the two that formats 1 and 2 have, which stay as they were.
+#[test]
+fn how_members_are_chosen_is_written_as_ever() {
+    let is = "\"source_ip_affinity\":false";
+    for (written, expected) in [
+        ("false", Distribution::Default),
+        ("true", Distribution::SourceIp),
+        ("\"SourceIPProtocol\"", Distribution::SourceIpProtocol),
+    ] {
+        let text = FORMAT_2.replace(is, &format!("\"source_ip_affinity\":{written}"));
+        let again = Database::builder().create_with_backend(InMemoryBackend::new()).unwrap();
+        tables::initialise(&again).unwrap();
+        let region = tables::load(&database(&text)).unwrap();
+        let mut rules = region.balancers.values().flat_map(|it| it.rules.values());
+        assert!(rules.all(|rule| rule.distribution == expected), "{written}");
+        tables::save(&again, &Region::default(), &region).unwrap();
+        assert_eq!(self::text(&again), text, "{written}");
+    }
+    let unknown = FORMAT_2.replace(is, "\"source_ip_affinity\":\"Sticky\"");
+    assert!(tables::load(&database(&unknown)).is_err());
 }

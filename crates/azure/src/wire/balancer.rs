@@ -14,8 +14,8 @@ use vnet::{
     fault::Fault,
     kind,
     model::{
-        Allocation, BackendPool, BalancingRule, Frontend, InboundNatRule, LoadBalancer,
-        OutboundRule, Probe, ProbeProtocol, Transport,
+        Allocation, BackendPool, BalancingRule, Distribution, Frontend, InboundNatRule,
+        LoadBalancer, OutboundRule, Probe, ProbeProtocol, Transport,
     },
     name::{ArmId, Name},
     region::Region,
@@ -383,10 +383,10 @@ impl Parser<'_> {
             )?),
         };
         let protocol = self.protocol(part.protocol, &format!("{path}.protocol"));
-        let distribution = part.load_distribution.unwrap_or_else(|| "Default".to_owned());
-        let known = &["Default", "SourceIP", "SourceIPProtocol"];
-        let distribution =
-            self.findings.take(one_of(&distribution, known, &format!("{path}.loadDistribution")));
+        let distribution = self.distribution(
+            part.load_distribution.as_deref().unwrap_or("Default"),
+            &format!("{path}.loadDistribution"),
+        );
         Some(BalancingRule {
             frontend: frontend?,
             pool: pool?,
@@ -395,7 +395,7 @@ impl Parser<'_> {
             frontend_port: part.frontend_port.unwrap_or(0),
             backend_port: part.backend_port.unwrap_or(0),
             floating_ip: part.floating_ip.unwrap_or(false),
-            source_ip_affinity: distribution? != "Default",
+            distribution: distribution?,
             idle_timeout_minutes: part.idle_timeout_in_minutes.unwrap_or(4),
             enable_tcp_reset: part.enable_tcp_reset.unwrap_or(false),
             disable_outbound_snat: part.disable_outbound_snat.unwrap_or(false),
@@ -428,6 +428,15 @@ impl Parser<'_> {
             "Udp" => Transport::Udp,
             "All" => Transport::All,
             _ => Transport::Tcp,
+        })
+    }
+
+    fn distribution(&mut self, text: &str, target: &str) -> Option<Distribution> {
+        let known = &["Default", "SourceIP", "SourceIPProtocol"];
+        Some(match self.findings.take(one_of(text, known, target))? {
+            "SourceIP" => Distribution::SourceIp,
+            "SourceIPProtocol" => Distribution::SourceIpProtocol,
+            _ => Distribution::Default,
         })
     }
 

@@ -8,7 +8,8 @@ use vnet::{
     command::{Command, Common, PutFrontend, PutLoadBalancer},
     kind,
     model::{
-        BackendPool, BalancingRule, Frontend, Kept, NextHop, Route, Timestamp, Transport, Vnet,
+        BackendPool, BalancingRule, Distribution, Frontend, Kept, NextHop, Route, Timestamp,
+        Transport, Vnet,
     },
     name::{ArmId, Name},
     region::Region,
@@ -53,6 +54,12 @@ fn number(vnet: &ArmId) -> usize {
     vnet.name().trim_start_matches('v').parse().unwrap()
 }
 
+/// How a rule chooses members.
+pub(crate) fn any_distribution(dice: &mut Dice) -> Distribution {
+    use Distribution::{Default, SourceIp, SourceIpProtocol};
+    *dice.pick(&[Default, Default, Default, SourceIp, SourceIpProtocol])
+}
+
 fn balancer(dice: &mut Dice, region: &mut Region, vnet: &ArmId, family: Family) {
     let nics = region.nics.values().filter(|nic| nic.vnet().as_ref() == Some(vnet));
     let nics: Vec<_> = nics.filter(|nic| nic.config_of(family).is_some()).cloned().collect();
@@ -72,7 +79,7 @@ fn balancer(dice: &mut Dice, region: &mut Region, vnet: &ArmId, family: Family) 
         frontend_port: port,
         backend_port: port,
         floating_ip: dice.chance(40),
-        source_ip_affinity: dice.chance(30),
+        distribution: any_distribution(dice),
         idle_timeout_minutes: 4,
         enable_tcp_reset: false,
         disable_outbound_snat: true,

@@ -23,7 +23,7 @@ use vnet::{
     region::Region,
 };
 
-use crate::{dice::Dice, flows::PORTS};
+use crate::{dice::Dice, firewalls::any_distribution, flows::PORTS};
 
 struct World<'d> {
     region: Region,
@@ -389,7 +389,7 @@ impl World<'_> {
             PutFrontend::Internal { subnet, address: None, family }
         };
         let mut rules = Vec::new();
-        for (i, port) in [80, 443].into_iter().enumerate() {
+        for (i, (port, other)) in [(80, 8080), (443, 8000)].into_iter().enumerate() {
             let floating_ip = self.dice.chance(50);
             rules.push((
                 Name::new(&format!("r{i}")),
@@ -399,9 +399,9 @@ impl World<'_> {
                     probe: None,
                     protocol: *self.dice.pick(&[Transport::Tcp, Transport::Udp]),
                     frontend_port: port,
-                    backend_port: if floating_ip { port } else { 8080 },
+                    backend_port: if floating_ip { port } else { other },
                     floating_ip,
-                    source_ip_affinity: self.dice.chance(30),
+                    distribution: any_distribution(self.dice),
                     idle_timeout_minutes: 4,
                     enable_tcp_reset: false,
                     disable_outbound_snat: true,

@@ -3,6 +3,9 @@
 use std::{
     collections::BTreeSet,
     io::{Read, Write},
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    thread,
+    time::Duration,
 };
 
 use daemon::fabric::Scope;
@@ -68,6 +71,68 @@ fn an_internal_front_end_spreads_flows_and_keeps_its_address() {
         .map(|(name, last)| format!("{name} sees 172.20.0.68 at 172.20.0.{last}"));
     assert_eq!(answers(&lab, "172.20.0.132:90"), BTreeSet::from(both), "translated");
     assert_eq!(ask(&lab.machine("client"), "172.20.0.132:99"), "nothing");
+}
+
+/// The member that each of twelve clients meets at a port, by protocol; fails where one client meets two.
+fn met_by(lab: &Lab, port: u16) -> [Vec<usize>; 2] {
+    let front = SocketAddrV4::new([172, 20, 0, 132].into(), port);
+    let client = lab.machine("client");
+    let members = ["n1", "n2"].map(|name| lab.machine(name).udp_bind(front).unwrap());
+    for member in &members {
+        member.set_nonblocking(true).unwrap();
+    }
+    let one_of = |mut all: BTreeSet<usize>| {
+        assert_eq!(all.len(), 1, "one client at port {port} meets {all:?}");
+        all.pop_first().unwrap()
+    };
+    let by_tcp = |source: &Ipv4Addr| {
+        let said = (0..4).map(|_| ask_as(&client, &source.to_string(), &front.to_string()));
+        one_of(said.map(|said| usize::from(said.starts_with("n2 "))).collect())
+    };
+    let receiver = || {
+        for _ in 0..200 {
+            let got = |member: &UdpSocket| member.recv(&mut [0; 9]).is_ok();
+            if let Some(member) = members.iter().position(got) {
+                return member;
+            }
+            thread::sleep(Duration::from_millis(5));
+        }
+        panic!("nobody at port {port} got a datagram");
+    };
+    let by_udp = |source: &Ipv4Addr| {
+        let all = (0..4).map(|_| {
+            let socket = client.udp_bind(SocketAddrV4::new(*source, 0)).unwrap();
+            socket.send_to(b"who", front).unwrap();
+            receiver()
+        });
+        one_of(all.collect())
+    };
+    let clients: Vec<Ipv4Addr> = clients().collect();
+    [clients.iter().map(by_tcp).collect(), clients.iter().map(by_udp).collect()]
+}
+
+fn clients() -> impl Iterator<Item = Ipv4Addr> {
+    (68..80).map(|last| Ipv4Addr::new(172, 20, 0, last))
+}
+
+#[test]
+fn clients_meet_one_member_or_one_of_each_protocol() {
+    let all: Vec<String> = clients().map(|it| it.to_string()).collect();
+    let text = INTERNAL.replace("vm client 172.20.0.68", &format!("vm client {}", all.join(",")));
+    let more = "rule front nodes udp 81 probe p by-source
+        rule front nodes tcp 82 probe p by-source-and-protocol
+        rule front nodes udp 82 probe p by-source-and-protocol";
+    let mut lab = Lab::new(&format!("{text}\n{more}"));
+    lab.pass(&healthy(&["n1", "n2"]), Scope::Changed);
+    for node in ["n1", "n2"] {
+        run(&lab.machine(node), "ip", &["addr", "add", "172.20.0.132/32", "dev", "lo"]);
+        lab.serve(node, &[81, 82]);
+    }
+    let [tcp, udp] = met_by(&lab, 81);
+    assert_eq!(tcp, udp, "SourceIP knows no protocols");
+    assert!(tcp.contains(&0) && tcp.contains(&1), "each member has clients: {tcp:?}");
+    let [tcp, udp] = met_by(&lab, 82);
+    assert_ne!(tcp, udp, "SourceIPProtocol does");
 }
 
 #[test]

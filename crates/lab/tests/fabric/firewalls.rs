@@ -208,6 +208,23 @@ fn a_client_meets_one_firewall_when_the_rule_says_so() {
 }
 
 #[test]
+fn a_client_meets_one_firewall_of_each_protocol_when_the_rule_says_so() {
+    let lab = lab("rule front fws all 0 to 0 probe p by-source-and-protocol");
+    let one = lab.machine("one");
+    let firewalls = [lab.machine("fw1"), lab.machine("fw2")];
+    for firewall in &firewalls {
+        count(firewall, "forward", "ip daddr 10.3.1.4 tcp flags syn");
+    }
+    for _ in 0..12 {
+        assert_eq!(ask(&one, "10.3.1.4:80"), "three sees 10.1.1.4 at 10.3.1.4");
+    }
+    let passed = firewalls.each_ref().map(counted);
+    assert!(passed == [12, 0] || passed == [0, 12], "{passed:?}");
+    let listing = run(&lab.vnet("w"), "nft", &["list", "table", "ip", "aksnet"]);
+    assert!(listing.contains("jhash ip saddr . ip daddr . meta l4proto mod 2"), "{listing}");
+}
+
+#[test]
 fn the_front_end_itself_is_still_one() {
     let lab = lab("rule front fws tcp 80 to 8080 probe p");
     for name in ["fw1", "fw2"] {

@@ -14,7 +14,7 @@ use vnet::{
     command::{Command, Common, PutFrontend, PutIpConfiguration, PutLoadBalancer, PutSubnet},
     host::names,
     kind,
-    model::{BalancingRule, Kept, Probe, ProbeProtocol, Timestamp, Transport},
+    model::{BalancingRule, Distribution, Kept, Probe, ProbeProtocol, Timestamp, Transport},
     name::{ArmId, Name},
 };
 
@@ -141,7 +141,7 @@ impl Azure {
             frontend_port: 90,
             backend_port: 90,
             floating_ip: true,
-            source_ip_affinity: false,
+            distribution: Distribution::Default,
             idle_timeout_minutes: 4,
             enable_tcp_reset: true,
             disable_outbound_snat: true,

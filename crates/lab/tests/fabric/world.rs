@@ -17,7 +17,7 @@
 //! frontend NAME ADDRESS | public ADDRESS | prefix PREFIX
 //! pool NAME MACHINE…
 //! probe NAME tcp|http PORT
-//! rule FRONTEND POOL tcp|udp|all PORT [to PORT] [probe NAME] [by-source] [no-snat]
+//! rule FRONTEND POOL tcp|udp|all PORT [to PORT] [probe NAME] [by-source|by-source-and-protocol] [no-snat]
 //! inbound FRONTEND tcp|udp PORT to PORT of MACHINE
 //! inbound FRONTEND tcp|udp FIRST-LAST to PORT in POOL
 //! outbound FRONTEND[,FRONTEND…] POOL [ports NUMBER]
@@ -39,12 +39,12 @@ use uuid::Uuid;
 use vnet::{
     addr::{Family, Mac, Prefix},
     model::{
-        Access, Addresses, Allocation, BackendPool, BalancingRule, Cluster, Direction, Frontend,
-        Holder, InboundNatRule, InboundTarget, IpConfiguration, LoadBalancer, Machine, Meta,
-        NatGateway, NetworkMode, NextHop, Nic, NodePhase, NodeRole, OutboundRule, OutboundType,
-        Peering, PeeringState, Peers, PortRange, Ports, Probe, ProbeProtocol, ProvisioningState,
-        PublicIp, PublicIpPrefix, Role, Route, RouteTable, RuleProtocol, SecurityGroup,
-        SecurityRule, Subnet, Timestamp, Transport, Vnet,
+        Access, Addresses, Allocation, BackendPool, BalancingRule, Cluster, Direction,
+        Distribution, Frontend, Holder, InboundNatRule, InboundTarget, IpConfiguration,
+        LoadBalancer, Machine, Meta, NatGateway, NetworkMode, NextHop, Nic, NodePhase, NodeRole,
+        OutboundRule, OutboundType, Peering, PeeringState, Peers, PortRange, Ports, Probe,
+        ProbeProtocol, ProvisioningState, PublicIp, PublicIpPrefix, Role, Route, RouteTable,
+        RuleProtocol, SecurityGroup, SecurityRule, Subnet, Timestamp, Transport, Vnet,
     },
     name::{ArmId, Name},
     region::Region,
@@ -540,6 +540,13 @@ impl Reader {
 
 fn rule(frontend: &str, pool: &str, protocol: &str, port: u16, words: &[&str]) -> BalancingRule {
     let to = after(words, "to").map(parse);
+    let distribution = if words.contains(&"by-source") {
+        Distribution::SourceIp
+    } else if words.contains(&"by-source-and-protocol") {
+        Distribution::SourceIpProtocol
+    } else {
+        Distribution::Default
+    };
     BalancingRule {
         frontend: Name::new(frontend),
         pool: Name::new(pool),
@@ -548,7 +555,7 @@ fn rule(frontend: &str, pool: &str, protocol: &str, port: u16, words: &[&str]) -
         frontend_port: port,
         backend_port: to.unwrap_or(port),
         floating_ip: to.is_none(),
-        source_ip_affinity: words.contains(&"by-source"),
+        distribution,
         idle_timeout_minutes: 4,
         enable_tcp_reset: true,
         disable_outbound_snat: words.contains(&"no-snat"),

@@ -8,7 +8,7 @@ use std::{
 
 use super::{health::Health, view::View};
 use crate::{
-    model::{BalancingRule, InboundNatRule, InboundTarget, LoadBalancer, Transport},
+    model::{BalancingRule, Distribution, InboundNatRule, InboundTarget, LoadBalancer, Transport},
     policy::{Flow, Protocol},
 };
 
@@ -24,8 +24,8 @@ pub(crate) struct Service {
     pub(crate) healthy: Vec<IpAddr>,
     /// All members, in order.
     pub(crate) members: Vec<IpAddr>,
-    /// Whether a client always meets the same member.
-    pub(crate) by_source: bool,
+    /// Which flows meet the same member.
+    pub(crate) distribution: Distribution,
     pub(crate) delivery: Delivery,
     /// After how many idle minutes a flow is forgotten.
     pub(crate) idle_minutes: u32,
@@ -129,7 +129,7 @@ fn inbound_service(rule: &InboundNatRule, member: IpAddr) -> Service {
     Service {
         healthy: vec![member],
         members: vec![member],
-        by_source: false,
+        distribution: Distribution::Default,
         delivery: if rule.floating_ip {
             Delivery::Kept
         } else {
@@ -167,7 +167,7 @@ fn service(
     let service = Service {
         healthy: members.iter().filter(|(_, up)| *up).map(|(address, _)| *address).collect(),
         members: members.iter().map(|(address, _)| *address).collect(),
-        by_source: rule.source_ip_affinity,
+        distribution: rule.distribution,
         delivery,
         idle_minutes: rule.idle_timeout_minutes,
         reset: rule.enable_tcp_reset,

@@ -33,7 +33,11 @@ use super::{
     translation::idle_chain,
     view::View,
 };
-use crate::{addr::Family, model::Transport, routes};
+use crate::{
+    addr::Family,
+    model::{Distribution, Transport},
+    routes,
+};
 
 /// The zone of what is led past front ends.
 const PAST: u16 = 0x7fff;
@@ -226,10 +230,14 @@ fn frontend_chains(text: &mut String, view: &View<'_>, services: &Services, fron
 /// in here leads anywhere. A packet that belongs to no flow has no state to remember, but is led by the same hash.
 fn choice(text: &mut String, view: &View<'_>, name: &str, service: &Service, key: Key) {
     let ip = ip(Family::of(key.0));
-    let hash = if service.by_source {
-        format!("jhash {ip} saddr . {ip} daddr mod {} seed 0x616b736e", service.healthy.len())
-    } else {
-        format!("symhash mod {}", service.healthy.len())
+    let n = service.healthy.len();
+    let addresses = format!("{ip} saddr . {ip} daddr");
+    let hash = match service.distribution {
+        Distribution::SourceIp => format!("jhash {addresses} mod {n} seed 0x616b736e"),
+        Distribution::SourceIpProtocol => {
+            format!("jhash {addresses} . meta l4proto mod {n} seed 0x616b736e")
+        }
+        Distribution::Default => format!("symhash mod {n}"),
     };
     let members = service.healthy.iter().enumerate().map(|(n, member)| {
         let forwards = view.appliance(*member).is_some();

@@ -9,7 +9,10 @@ use super::{
     translation::idle_chain,
     view::View,
 };
-use crate::{addr::Family, model::Transport};
+use crate::{
+    addr::Family,
+    model::{Distribution, Transport},
+};
 
 /// The chains that look into the maps, with the places of [`super::fronts::Fragments`].
 pub(super) const CHAINS: &str = r#"
@@ -123,10 +126,11 @@ fn chain(text: &mut String, view: &View<'_>, key: Key, service: &Service) {
         Transport::All => "",
     };
     let ip = ip(Family::of(key.0));
-    let hashed = if service.by_source {
-        format!("{ip} saddr . {ip} daddr")
-    } else {
-        format!("{ip} saddr . {ip} daddr . meta l4proto . th sport . th dport")
+    let addresses = format!("{ip} saddr . {ip} daddr");
+    let hashed = match service.distribution {
+        Distribution::SourceIp => addresses,
+        Distribution::SourceIpProtocol => format!("{addresses} . meta l4proto"),
+        Distribution::Default => format!("{addresses} . meta l4proto . th sport . th dport"),
     };
     // A fixed seed: the same flow meets the same member after a reload.
     let choice = format!("jhash {hashed} mod {} seed 0x616b736e", service.healthy.len());

@@ -112,11 +112,56 @@ pub enum Transport {
     All,
 }
 
+/// What a load balancer chooses a member by: flows that are alike in it meet the same one
+/// (Azure Load Balancer documentation, "Azure Load Balancer distribution modes").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Distribution {
+    /// Addresses, ports and protocol.
+    #[default]
+    Default,
+    /// Source and destination address: a client always meets the same member.
+    SourceIp,
+    /// Source and destination address, and protocol.
+    SourceIpProtocol,
+}
+
+/// How a [`Distribution`] is written: as when there were two of them, so that what was ever written stays readable.
+mod affinity {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    use super::Distribution;
+
+    const PROTOCOL: &str = "SourceIPProtocol";
+
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        BySource(bool),
+        Named(String),
+    }
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+    pub(super) fn serialize<S: Serializer>(it: &Distribution, to: S) -> Result<S::Ok, S::Error> {
+        match it {
+            Distribution::Default => false.serialize(to),
+            Distribution::SourceIp => true.serialize(to),
+            Distribution::SourceIpProtocol => PROTOCOL.serialize(to),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Distribution, D::Error> {
+        match Written::deserialize(from)? {
+            Written::BySource(false) => Ok(Distribution::Default),
+            Written::BySource(true) => Ok(Distribution::SourceIp),
+            Written::Named(name) if name == PROTOCOL => Ok(Distribution::SourceIpProtocol),
+            Written::Named(name) => Err(D::Error::custom(format!("unknown distribution `{name}`"))),
+        }
+    }
+}
+
 /// A load-balancing rule.
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "Azure's independent switches, one property each"
-)]
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BalancingRule {
@@ -134,8 +179,9 @@ pub struct BalancingRule {
     pub backend_port: u16,
     /// Whether the packet keeps the front end's address as its destination (direct server return).
     pub floating_ip: bool,
-    /// Whether a client always meets the same member (`SourceIP`), or each flow by its 5-tuple (`Default`).
-    pub source_ip_affinity: bool,
+    /// Which flows meet the same member.
+    #[serde(rename = "source_ip_affinity", with = "affinity")]
+    pub distribution: Distribution,
     /// Minutes, 4 to 100.
     pub idle_timeout_minutes: u32,
     /// Kept.

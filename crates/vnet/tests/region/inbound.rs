@@ -3,7 +3,7 @@
 use vnet::{
     command::{Command, PutLoadBalancer},
     fault::Fault,
-    model::{BalancingRule, InboundNatRule, InboundTarget, PortRange, Transport},
+    model::{BalancingRule, Distribution, InboundNatRule, InboundTarget, PortRange, Transport},
 };
 
 use crate::support::{Lab, common, id, internal_balancer, put_nic};
@@ -81,7 +81,7 @@ fn balancing_rules_have_their_ports_first() {
         frontend_port: port,
         backend_port: port,
         floating_ip: false,
-        source_ip_affinity: false,
+        distribution: Distribution::Default,
         idle_timeout_minutes: 4,
         enable_tcp_reset: false,
         disable_outbound_snat: false,

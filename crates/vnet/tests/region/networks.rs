@@ -11,8 +11,8 @@ use vnet::{
     command::{Command, Outcome, PutFrontend, PutLoadBalancer, PutSubnet},
     fault::Fault,
     model::{
-        Allocation, BalancingRule, NetworkMode, NextHop, ProvisioningState, RoleAssignment, Route,
-        Transport,
+        Allocation, BalancingRule, Distribution, NetworkMode, NextHop, ProvisioningState,
+        RoleAssignment, Route, Transport,
     },
 };
 
@@ -351,7 +351,7 @@ fn rules_of_load_balancers_name_their_parts() {
         frontend_port: port,
         backend_port: port,
         floating_ip: true,
-        source_ip_affinity: false,
+        distribution: Distribution::Default,
         idle_timeout_minutes: 4,
         enable_tcp_reset: false,
         disable_outbound_snat: false,

@@ -3,7 +3,7 @@
 use vnet::{
     addr::Family,
     command::{Command, PutFrontend, PutIpConfiguration, PutNatGateway, PutSubnet},
-    model::{Allocation, BalancingRule, Transport},
+    model::{Allocation, BalancingRule, Distribution, Transport},
     name::ArmId,
 };
 
@@ -280,7 +280,7 @@ fn a_front_end_may_be_a_whole_prefix() {
             frontend_port: 80,
             backend_port: 80,
             floating_ip: false,
-            source_ip_affinity: false,
+            distribution: Distribution::Default,
             idle_timeout_minutes: 4,
             enable_tcp_reset: false,
             disable_outbound_snat: true,

@@ -5,8 +5,8 @@ use vnet::{
     addr::Family,
     kind,
     model::{
-        BackendPool, BalancingRule, Frontend, InboundNatRule, InboundTarget, LoadBalancer,
-        OutboundRule, Probe, ProbeProtocol, Transport,
+        BackendPool, BalancingRule, Distribution, Frontend, InboundNatRule, InboundTarget,
+        LoadBalancer, OutboundRule, Probe, ProbeProtocol, Transport,
     },
     name::{ArmId, Name},
 };
@@ -182,7 +182,7 @@ impl Part<'_> {
             "frontendPort": rule.frontend_port,
             "backendPort": rule.backend_port,
             "enableFloatingIP": rule.floating_ip,
-            "loadDistribution": if rule.source_ip_affinity { "SourceIP" } else { "Default" },
+            "loadDistribution": distribution(rule.distribution),
             "idleTimeoutInMinutes": rule.idle_timeout_minutes,
             "enableTcpReset": rule.enable_tcp_reset,
             "disableOutboundSnat": rule.disable_outbound_snat,
@@ -212,6 +212,14 @@ fn transport(transport: Transport) -> &'static str {
         Transport::Tcp => "Tcp",
         Transport::Udp => "Udp",
         Transport::All => "All",
+    }
+}
+
+fn distribution(distribution: Distribution) -> &'static str {
+    match distribution {
+        Distribution::Default => "Default",
+        Distribution::SourceIp => "SourceIP",
+        Distribution::SourceIpProtocol => "SourceIPProtocol",
     }
 }
 

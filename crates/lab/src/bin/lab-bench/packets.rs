@@ -24,8 +24,8 @@ use vnet::{
     host::names,
     kind,
     model::{
-        Access, Addresses, BalancingRule, Direction, Peers, PortRange, Ports, ProvisioningState,
-        RuleProtocol, SecurityRule, Transport,
+        Access, Addresses, BalancingRule, Direction, Distribution, Peers, PortRange, Ports,
+        ProvisioningState, RuleProtocol, SecurityRule, Transport,
     },
     name::{ArmId, Name},
 };
@@ -452,7 +452,7 @@ fn balancer(n: usize, vnet: &str) -> anyhow::Result<PutLoadBalancer> {
             frontend_port: u16::try_from(20_000 + i)?,
             backend_port: PORT,
             floating_ip: false,
-            source_ip_affinity: false,
+            distribution: Distribution::Default,
             idle_timeout_minutes: 4,
             enable_tcp_reset: false,
             disable_outbound_snat: true,
