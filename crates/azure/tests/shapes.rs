@@ -48,7 +48,6 @@ async fn balancer() {
     let body = json!({ "location": "eastus", "sku": { "name": "Standard" }, "properties": {
         "frontendIPConfigurations": [
             { "name": "inside", "zones": ["1"], "properties": { "privateIPAllocationMethod": "Dynamic", "subnet": { "id": subnet("s") } } },
-            { "name": "outside", "properties": { "publicIPAddress": { "id": public_ip } } },
         ],
         "backendAddressPools": [{ "name": "be", "properties": { "backendIPConfigurations": [
             { "id": network("networkInterfaces/n/ipConfigurations/ipconfig1") }] } }],
@@ -56,12 +55,21 @@ async fn balancer() {
         "loadBalancingRules": [{ "name": "ru", "properties": {
             "frontendIPConfiguration": part("frontendIPConfigurations", "inside"),
             "backendAddressPools": [part("backendAddressPools", "be")], "probe": part("probes", "pr"),
-            "protocol": "Tcp", "frontendPort": 80, "backendPort": 80, "enableFloatingIP": true } }],
+            "protocol": "Tcp", "frontendPort": 80, "backendPort": 80, "enableFloatingIP": true,
+            "loadDistribution": "SourceIPProtocol" } }],
+    } });
+    check("balancer", &lab.put(&id, body).await);
+    let id = network("loadBalancers/public");
+    let part = |kind: &str, name: &str| json!({ "id": format!("{id}/{kind}/{name}") });
+    let body = json!({ "location": "eastus", "sku": { "name": "Standard" }, "properties": {
+        "frontendIPConfigurations": [{ "name": "outside", "properties": { "publicIPAddress": { "id": public_ip } } }],
+        "backendAddressPools": [{ "name": "be", "properties": { "backendIPConfigurations": [
+            { "id": network("networkInterfaces/n/ipConfigurations/ipconfig1") }] } }],
         "outboundRules": [{ "name": "out", "properties": {
             "frontendIPConfigurations": [part("frontendIPConfigurations", "outside")],
             "backendAddressPool": part("backendAddressPools", "be"), "protocol": "All" } }],
     } });
-    check("balancer", &lab.put(&id, body).await);
+    check("public_balancer", &lab.put(&id, body).await);
     check("public_ip", &lab.get(&public_ip).await.body);
 }
 
@@ -319,26 +327,34 @@ async fn dual_stack() {
     let body = json!({ "location": "eastus", "sku": standard, "properties": {
         "frontendIPConfigurations": [
             { "name": "inside", "properties": { "privateIPAllocationMethod": "Dynamic",
-                "privateIPAddressVersion": "IPv6", "subnet": { "id": subnet } } },
-            { "name": "outside", "properties": { "publicIPAddress": { "id": front } } } ],
+                "privateIPAddressVersion": "IPv6", "subnet": { "id": subnet } } } ],
         "backendAddressPools": [{ "name": "six" }],
         "loadBalancingRules": [{ "name": "r", "properties": {
             "frontendIPConfiguration": part("frontendIPConfigurations", "inside"),
             "backendAddressPool": part("backendAddressPools", "six"),
-            "protocol": "Tcp", "frontendPort": 80, "backendPort": 80 } }],
+            "protocol": "Tcp", "frontendPort": 80, "backendPort": 80 } }] } });
+    lab.put(&balancer, body).await;
+    let outside = network("loadBalancers/outside");
+    let part = |kind: &str, name: &str| json!({ "id": format!("{outside}/{kind}/{name}") });
+    let body = json!({ "location": "eastus", "sku": standard, "properties": {
+        "frontendIPConfigurations": [
+            { "name": "outside", "properties": { "publicIPAddress": { "id": front } } } ],
+        "backendAddressPools": [{ "name": "six" }],
         "outboundRules": [{ "name": "o", "properties": { "protocol": "All",
             "frontendIPConfigurations": [part("frontendIPConfigurations", "outside")],
             "backendAddressPool": part("backendAddressPools", "six") } }] } });
-    lab.put(&balancer, body).await;
+    lab.put(&outside, body).await;
     let nic = network("networkInterfaces/dual");
     let body = json!({ "location": "eastus", "properties": { "ipConfigurations": [
         { "name": "ipconfig1", "properties": { "primary": true, "subnet": { "id": subnet } } },
         { "name": "six", "properties": { "privateIPAddressVersion": "IPv6", "subnet": { "id": subnet },
             "publicIPAddress": { "id": public_ip },
-            "loadBalancerBackendAddressPools": [part("backendAddressPools", "six")] } } ] } });
+            "loadBalancerBackendAddressPools": [part("backendAddressPools", "six"),
+                { "id": format!("{balancer}/backendAddressPools/six") }] } } ] } });
     lab.put(&nic, body).await;
     check("dual_nic", &lab.get(&nic).await.body);
     check("dual_balancer", &lab.get(&balancer).await.body);
+    check("dual_public_balancer", &lab.get(&outside).await.body);
     check("dual_subnet_used", &lab.get(&subnet).await.body);
 
     let table = network("routeTables/dual");

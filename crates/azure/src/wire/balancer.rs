@@ -203,8 +203,8 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
         Some(parser.members(members, stored.map(AsRef::as_ref), name))
     });
     let frontends =
-        parser.each("frontendIPConfigurations", properties.frontends, |parser, _, it| {
-            parser.frontend(it?)
+        parser.each("frontendIPConfigurations", properties.frontends, |parser, name, it| {
+            parser.frontend(name, it?)
         });
     let probes = parser.each("probes", properties.probes, |parser, _, it| parser.probe(it?));
     let rules =
@@ -301,30 +301,37 @@ impl Parser<'_> {
         BackendPool { members, family: families.into_iter().next().unwrap_or_default() }
     }
 
-    fn frontend(&mut self, part: FrontendProperties) -> Option<PutFrontend> {
+    /// A front end. Refusals: ernestio/ernest issue 480, hashicorp/terraform-provider-azurerm issue 1622.
+    fn frontend(&mut self, name: &Name, part: FrontendProperties) -> Option<PutFrontend> {
         let path = "properties.frontendIPConfigurations";
-        if let Some(id) = id_of(part.public_ip) {
-            let target = format!("{path}.publicIPAddress.id");
-            let public_ip = arm_id_of(&id, kind::PUBLIC_IP, &target);
-            return Some(PutFrontend::Public { public_ip: self.findings.take(public_ip)? });
-        }
-        if let Some(id) = id_of(part.public_ip_prefix) {
-            let target = format!("{path}.publicIPPrefix.id");
-            let id = arm_id_of(&id, kind::PUBLIC_IP_PREFIX, &target);
-            return Some(PutFrontend::Prefix { public_ip_prefix: self.findings.take(id)? });
-        }
-        let Some(id) = id_of(part.subnet) else {
-            let message = format!(
-                "A front end of load balancer {} must have a subnet or a public IP.",
-                self.id
-            );
-            self.findings.add(
-                Fault::bad("LoadBalancerFrontendIPConfigMustReferenceSubnetOrPublicIP", message)
-                    .at(path),
-            );
-            return None;
+        let id = self.id.child("frontendIPConfigurations", name.as_str());
+        let subnet = id_of(part.subnet);
+        let public = (id_of(part.public_ip), id_of(part.public_ip_prefix));
+        let mut refuse = |what: &str, must: &str| {
+            let message = format!("Frontend IP Configuration {id} must {must} Public IP Address.");
+            self.findings.add(Fault::bad(&format!("FrontendIPConfigHas{what}"), message).at(path));
+            None
         };
-        let subnet = arm_id_of(&id, kind::SUBNET, &format!("{path}.subnet.id"));
+        let subnet = match (subnet, public) {
+            (Some(_), (Some(_), _) | (_, Some(_))) => {
+                return refuse("BothSubnetAndPublicIP", "not reference both a Subnet and a");
+            }
+            (None, (None, None)) => {
+                return refuse("NoSubnetOrPublicIP", "reference either a Subnet or a");
+            }
+            (None, (Some(id), _)) => {
+                let target = format!("{path}.publicIPAddress.id");
+                let public_ip = arm_id_of(&id, kind::PUBLIC_IP, &target);
+                return Some(PutFrontend::Public { public_ip: self.findings.take(public_ip)? });
+            }
+            (None, (None, Some(id))) => {
+                let target = format!("{path}.publicIPPrefix.id");
+                let id = arm_id_of(&id, kind::PUBLIC_IP_PREFIX, &target);
+                return Some(PutFrontend::Prefix { public_ip_prefix: self.findings.take(id)? });
+            }
+            (Some(subnet), (None, None)) => subnet,
+        };
+        let subnet = arm_id_of(&subnet, kind::SUBNET, &format!("{path}.subnet.id"));
         let subnet = self.findings.take(subnet);
         let target = format!("{path}.privateIPAddress");
         let is_static = part.allocation.is_some_and(|text| text.eq_ignore_ascii_case("Static"));
@@ -354,12 +361,16 @@ impl Parser<'_> {
             _ => ProbeProtocol::Tcp,
         };
         let number = part.port.ok_or_else(|| missing("properties.probes.port"));
+        // Two names for one number to us; neither may be 0.
+        let mut given = [part.probe_threshold, part.number_of_probes].into_iter().flatten();
+        let least = given.clone().min();
+        let threshold = least.filter(|it| *it == 0).or(given.next()).unwrap_or(1);
         Some(Probe {
             protocol,
             port: self.findings.take(number)?,
             path: part.request_path.unwrap_or_default(),
             interval_seconds: part.interval_in_seconds.unwrap_or(15),
-            threshold: part.probe_threshold.or(part.number_of_probes).unwrap_or(1).max(1),
+            threshold,
         })
     }
 

@@ -307,7 +307,8 @@ async fn take_out(
     let doing = || azure(format!("taking service {} out of {}", wanted.full_name, id.name()));
     match balancers::without(&current, wanted) {
         None => {}
-        Some(body) if internal && balancers::is_unused(&body) => {
+        // The public one has the front ends of a cluster's way out, where it is that.
+        Some(body) if balancers::is_unused(&body) => {
             arm::delete(&*cluster.arm, id.as_str()).await.map_err(doing())?;
         }
         Some(body) => {

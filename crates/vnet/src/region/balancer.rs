@@ -1,5 +1,7 @@
 //! Load balancers.
 
+mod rules;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -11,10 +13,7 @@ use crate::{
     command::{Accepted, Common, PutFrontend, PutLoadBalancer},
     fault::Fault,
     kind,
-    model::{
-        Allocation, BackendPool, Frontend, Holder, InboundTarget, LoadBalancer, OutboundType,
-        Transport,
-    },
+    model::{Allocation, BackendPool, Frontend, Holder, InboundTarget, LoadBalancer, OutboundType},
     name::{ArmId, Name},
 };
 
@@ -47,6 +46,7 @@ impl Change {
             inbound_rules: unique("inboundNatRules", put.inbound_rules)?,
         };
         check_references(&balancer)?;
+        rules::check(&self.region, &balancer)?;
         inbound::check(&balancer)?;
         self.check_members(&balancer)?;
         self.check_families(&balancer)?;
@@ -341,12 +341,6 @@ fn check_references(balancer: &LoadBalancer) -> Result<(), Fault> {
             return Err(missing("probes", probe));
         }
         let target = format!("properties.loadBalancingRules[{name}]");
-        if (rule.protocol == Transport::All) != (rule.frontend_port == 0) {
-            return Err(refusal::invalid(
-                &target,
-                "Port 0 and protocol All belong together: a rule for high-availability ports.",
-            ));
-        }
         // Azure Load Balancer documentation, "Floating IP": the packet arrives as it was sent.
         if rule.floating_ip && rule.frontend_port != rule.backend_port {
             return Err(refusal::invalid(
