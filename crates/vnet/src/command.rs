@@ -14,7 +14,7 @@ use crate::{
         AdvancedNetworking, Allocation, BackendPool, BalancingRule, Dataplane, Delegation,
         Generation, InboundNatRule, Kept, NetworkLinks, NetworkMode, NetworkPolicy, NodePhase,
         OutboundProfile, OutboundRule, OutboundType, PodAllocation, PoolMode, Probe,
-        RoleAssignment, Route, SecurityRule, Tags,
+        PublicIpSettings, RoleAssignment, Route, SecurityRule, Tags,
     },
     name::{ArmId, Name},
     policy::tags::ServiceTags,
@@ -125,6 +125,8 @@ pub enum Command {
         allocation: Allocation,
         /// Of which family it is; may not change.
         family: Family,
+        /// The rest; what is not said is the default again.
+        settings: PublicIpSettings,
     },
     /// Makes or replaces a NIC.
     PutNic {

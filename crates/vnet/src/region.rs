@@ -153,8 +153,8 @@ impl Change {
             Command::PutPublicIpPrefix { common, sku, length, family } => {
                 self.put_public_ip_prefix(&common, sku, length, family)
             }
-            Command::PutPublicIp { common, prefix, sku, allocation, family } => {
-                self.put_public_ip(&common, prefix, sku, allocation, family)
+            Command::PutPublicIp { common, prefix, sku, allocation, family, settings } => {
+                self.put_public_ip(&common, prefix, (sku, allocation), family, settings)
             }
             Command::PutNic { common, ip_forwarding, security_group, configs } => {
                 self.put_nic(&common, ip_forwarding, security_group, configs)

@@ -7,7 +7,7 @@ use vnet::{
     command::Command,
     fault::Fault,
     kind,
-    model::{Allocation, PublicIp},
+    model::{Allocation, PublicIp, PublicIpSettings},
     name::ArmId,
 };
 
@@ -18,7 +18,7 @@ use crate::{
     refuse::{Refusal, When, refusal},
 };
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct Properties {
     #[serde(rename = "publicIPAllocationMethod")]
     allocation: Option<String>,
@@ -26,6 +26,16 @@ struct Properties {
     prefix: Option<Reference>,
     #[serde(rename = "publicIPAddressVersion")]
     version: Option<String>,
+    #[serde(rename = "idleTimeoutInMinutes")]
+    idle_timeout: Option<u32>,
+    #[serde(rename = "dnsSettings")]
+    dns: Option<DnsSettings>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DnsSettings {
+    #[serde(rename = "domainNameLabel")]
+    label: Option<String>,
 }
 
 const KNOWN: &[&str] = &[
@@ -37,11 +47,20 @@ const KNOWN: &[&str] = &[
     "/properties/ipTags",
     "/properties/publicIPPrefix",
     "/properties/natGateway",
+    "/properties/idleTimeoutInMinutes",
+    "/properties/dnsSettings/domainNameLabel",
+    "/properties/dnsSettings/fqdn",
 ];
 
 const REFUSED: &[Refusal] = &[
     refusal("/properties/ipTags", When::Given, "IP tags"),
     refusal("/properties/linkedPublicIPAddress", When::Given, "linked public IPs"),
+    // The name would have a hash of who asks between label and location.
+    refusal(
+        "/properties/dnsSettings/domainNameLabelScope",
+        When::Given,
+        "scopes of domain name labels",
+    ),
     refusal("/sku/tier", When::Is(&["Global"]), "global public IPs"),
 ];
 
@@ -52,9 +71,13 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
     let common = asked.common(&resource, KNOWN);
     let sku = given(resource.sku.and_then(|sku| sku.name)).unwrap_or_else(|| "Basic".to_owned());
     let sku = findings.take(one_of(&sku, &["Basic", "Standard"], "sku.name"));
-    let (method, prefix, version) = resource
-        .properties
-        .map_or((None, None, None), |given| (given.allocation, given.prefix, given.version));
+    let properties = resource.properties.unwrap_or_default();
+    let Properties { allocation: method, prefix, version, idle_timeout, dns } = properties;
+    let settings = PublicIpSettings {
+        idle_timeout_minutes: idle_timeout
+            .unwrap_or(PublicIpSettings::default().idle_timeout_minutes),
+        dns_label: given(dns.and_then(|dns| dns.label)),
+    };
     let target = "properties.publicIPAddressVersion";
     let family = findings.take(findings::version(version.as_deref(), target));
     let method = given(method);
@@ -88,6 +111,7 @@ pub(crate) fn parse(asked: &Asked<'_>) -> Result<Command, Fault> {
             sku: sku?.to_owned(),
             allocation: allocation?,
             family: family?,
+            settings,
         })
     })
 }
@@ -121,6 +145,15 @@ pub(crate) fn render(public_ip: &PublicIp) -> Value {
     }
     if let Some(prefix) = &public_ip.prefix {
         body["properties"]["publicIPPrefix"] = json!({ "id": prefix });
+    }
+    let PublicIpSettings { idle_timeout_minutes, dns_label } = &public_ip.settings;
+    // The default is filled in below.
+    if *idle_timeout_minutes != PublicIpSettings::default().idle_timeout_minutes {
+        body["properties"]["idleTimeoutInMinutes"] = json!(idle_timeout_minutes);
+    }
+    if let Some(label) = dns_label {
+        body["properties"]["dnsSettings"] =
+            json!({ "domainNameLabel": label, "fqdn": public_ip.fqdn() });
     }
     kept::merge(&mut body, &public_ip.meta.kept);
     fill(

@@ -36,8 +36,12 @@ pub(super) fn text(meta: &Meta, path: &str) -> Option<String> {
 pub(super) fn public_names(region: &Region) -> BTreeMap<String, Vec<IpAddr>> {
     let mut names = BTreeMap::<String, Vec<IpAddr>>::new();
     for ip in region.public_ips.values() {
-        if let Some(label) = text(&ip.meta, "/properties/dnsSettings/domainNameLabel") {
-            let name = format!("{label}.{}.cloudapp.azure.com", ip.meta.location);
+        // Before labels were acted on, they were kept.
+        let kept = || {
+            let label = text(&ip.meta, "/properties/dnsSettings/domainNameLabel")?;
+            Some(format!("{label}.{}.cloudapp.azure.com", ip.meta.location))
+        };
+        if let Some(name) = ip.fqdn().or_else(kept) {
             names.entry(name.to_ascii_lowercase()).or_default().push(ip.address);
         }
     }

@@ -16,8 +16,8 @@ use vnet::{
     kind,
     model::{
         Access, Addresses, Allocation, BackendPool, BalancingRule, Direction, Kept, NextHop,
-        OutboundRule, Peers, PortRange, Ports, Route, RuleProtocol, SecurityRule, Timestamp,
-        Transport,
+        OutboundRule, Peers, PortRange, Ports, PublicIpSettings, Route, RuleProtocol, SecurityRule,
+        Timestamp, Transport,
     },
     name::{ArmId, Name},
     region::Region,
@@ -84,6 +84,7 @@ impl World<'_> {
         self.apply(Command::PutGroup { id: group(), location, tags: BTreeMap::new() });
         for n in 0..12 {
             self.apply(Command::PutPublicIp {
+                settings: PublicIpSettings::default(),
                 common: common(id(kind::PUBLIC_IP, &format!("pip{n}"))),
                 prefix: None,
                 sku: "Standard".to_owned(),
@@ -98,6 +99,7 @@ impl World<'_> {
         for n in 0..6 {
             let id = id(kind::PUBLIC_IP, &format!("six{n}"));
             self.apply(Command::PutPublicIp {
+                settings: PublicIpSettings::default(),
                 common: common(id.clone()),
                 prefix: None,
                 sku: "Standard".to_owned(),

@@ -1,6 +1,6 @@
 //! Who is seen outside as whom.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use daemon::fabric::Scope;
 use vnet::host::Health;
@@ -82,6 +82,39 @@ fn each_method_has_its_own_address_and_the_first_of_them_wins() {
     );
     assert_eq!(ask(&lab.internet(), "20.7.7.7:80"), "nothing");
     assert!(lab.pass(&Health::default(), Scope::All).is_nothing());
+}
+
+/// A NIC's own public IP says how long its flows may be idle; the load balancer's rule says it of its members'.
+#[test]
+fn a_public_ip_says_how_long_flows_may_be_idle() {
+    let mut lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm own 10.1.1.5 public 20.5.5.5
+         vm member 10.1.1.6
+         balancer b
+         frontend front public 20.8.8.8
+         pool nodes member
+         rule front nodes tcp 90 to 8080",
+    );
+    serve(&lab.internet(), "internet", 80);
+    let minutes = |lab: &Lab, machine: &str| {
+        let (_stream, _) = connect(&lab.machine(machine), "9.9.9.9:80").expect("an answer");
+        let from = if machine == "own" { "src=10.1.1.5 " } else { "src=10.1.1.6 " };
+        let flows = run(&lab.vnet("v"), "cat", &["/proc/net/nf_conntrack"]);
+        let flow = flows.lines().find(|flow| flow.contains(from) && flow.contains("ESTABLISHED"));
+        let seconds = flow.expect("the flow").split_whitespace().nth(4).unwrap();
+        let minutes = seconds.parse::<u32>().unwrap().div_ceil(60);
+        run(&lab.vnet("v"), "conntrack", &["-F"]);
+        minutes
+    };
+    assert_eq!((minutes(&lab, "own"), minutes(&lab, "member")), (4, 4));
+    for id in lab.region.public_ips.keys().cloned().collect::<Vec<_>>() {
+        let public_ip = lab.region.public_ips.get_mut(&id).unwrap();
+        Arc::make_mut(public_ip).settings.idle_timeout_minutes = 11;
+    }
+    lab.pass(&Health::default(), Scope::Changed);
+    assert_eq!((minutes(&lab, "own"), minutes(&lab, "member")), (11, 4));
 }
 
 /// The address that the internet speaks from by itself.

@@ -43,8 +43,8 @@ use vnet::{
         Distribution, Frontend, Holder, InboundNatRule, InboundTarget, IpConfiguration,
         LoadBalancer, Machine, Meta, NatGateway, NetworkMode, NextHop, Nic, NodePhase, NodeRole,
         OutboundRule, OutboundType, Peering, PeeringState, Peers, PortRange, Ports, Probe,
-        ProbeProtocol, ProvisioningState, PublicIp, PublicIpPrefix, Role, Route, RouteTable,
-        RuleProtocol, SecurityGroup, SecurityRule, Subnet, Timestamp, Transport, Vnet,
+        ProbeProtocol, ProvisioningState, PublicIp, PublicIpPrefix, PublicIpSettings, Role, Route,
+        RouteTable, RuleProtocol, SecurityGroup, SecurityRule, Subnet, Timestamp, Transport, Vnet,
     },
     name::{ArmId, Name},
     region::Region,
@@ -239,6 +239,7 @@ impl Reader {
             allocation: Allocation::Static,
             sku: sku.to_owned(),
             used_by: None,
+            settings: PublicIpSettings::default(),
         };
         self.region.public_ips.insert(public_ip.clone(), Arc::new(ip));
         public_ip

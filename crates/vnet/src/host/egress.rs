@@ -56,11 +56,10 @@ pub(crate) fn ways<'v>(view: &'v View<'_>) -> Ways<'v> {
     for port in &view.ports {
         let shared = [Family::V4, Family::V6]
             .map(|family| by_balancer(view, &ordinals, port, port.main_address(family)?));
-        let own = own_public_ips(view, port);
         for address in port.addresses() {
             let subnet = view.subnet_of(address);
             // There are neither gateways nor default access for IPv6.
-            let own = own.get(&address).map(|outside| instance_way(*outside));
+            let own = instance_way(view, port, address);
             let way = match Family::of(address) {
                 Family::V4 => subnet
                     .and_then(|subnet| gateways.way(subnet))
@@ -132,8 +131,12 @@ pub(crate) fn own_public_ips(view: &View<'_>, port: &Port<'_>) -> BTreeMap<IpAdd
         .collect()
 }
 
-fn instance_way(outside: IpAddr) -> Way {
-    Way { addresses: vec![outside], ports: None, idle_minutes: DEFAULT_IDLE_MINUTES }
+/// By the public IP of an address's own.
+fn instance_way(view: &View<'_>, port: &Port<'_>, address: IpAddr) -> Option<Way> {
+    let config = port.nic.configs.iter().find(|config| config.address == address)?;
+    let outside = view.region.public_ips.get(config.public_ip.as_ref()?)?;
+    let idle_minutes = outside.settings.idle_timeout_minutes;
+    Some(Way { addresses: vec![outside.address], ports: None, idle_minutes })
 }
 
 /// Where each member stands in its pool, and how many there are, by pool.

@@ -267,6 +267,41 @@ pub struct PublicIp {
     pub prefix: Option<ArmId>,
     /// The front end, IP configuration or NAT gateway that uses it, as an id.
     pub used_by: Option<String>,
+    /// What may change at any time.
+    #[serde(default, skip_serializing_if = "PublicIpSettings::is_default")]
+    pub settings: PublicIpSettings,
+}
+
+/// What of a public IP may change at any time.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublicIpSettings {
+    /// Minutes, 4 to 30, that a flow of the NIC whose own it is may be idle.
+    pub idle_timeout_minutes: u32,
+    /// The first part of its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns_label: Option<String>,
+}
+
+impl Default for PublicIpSettings {
+    fn default() -> Self {
+        Self { idle_timeout_minutes: 4, dns_label: None }
+    }
+}
+
+impl PublicIpSettings {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl PublicIp {
+    /// Its name, `<label>.<location>.cloudapp.azure.com`, if it has a label.
+    #[must_use]
+    pub fn fqdn(&self) -> Option<String> {
+        let label = self.settings.dns_label.as_ref()?;
+        Some(format!("{label}.{}.cloudapp.azure.com", self.meta.location))
+    }
 }
 
 /// Public addresses in a row.

@@ -21,7 +21,8 @@ use crate::{
     kind,
     model::{
         Allocation, BackendPool, Cluster, Frontend, LoadBalancer, NatGateway, OutboundAddresses,
-        OutboundProfile, OutboundRule, OutboundType, ProvisioningState, PublicIp, Transport,
+        OutboundProfile, OutboundRule, OutboundType, ProvisioningState, PublicIp, PublicIpSettings,
+        Transport,
     },
     name::{ArmId, Name},
 };
@@ -251,6 +252,7 @@ impl Change {
                 sku: "Standard".to_owned(),
                 prefix: prefix.cloned(),
                 used_by: None,
+                settings: PublicIpSettings::default(),
             };
             self.region.public_ips.insert(id.clone(), Arc::new(public_ip));
         }

@@ -10,13 +10,25 @@ use crate::{
     command::{Accepted, Common},
     fault::Fault,
     kind,
-    model::{Allocation, Frontend, PublicIp, PublicIpPrefix},
+    model::{Allocation, Frontend, PublicIp, PublicIpPrefix, PublicIpSettings},
     name::ArmId,
 };
 
 /// The lengths of public IP prefixes, and of those of IPv6.
 const LENGTHS: std::ops::RangeInclusive<u8> = 28..=31;
 const LENGTHS_6: std::ops::RangeInclusive<u8> = 124..=127;
+
+/// Minutes that a flow may be idle.
+const IDLE_TIMEOUT: std::ops::RangeInclusive<u32> = 4..=30;
+
+/// Whether Azure takes it as the first part of a name: 3 to 63 of `[a-z0-9-]`, a letter first, no hyphen last.
+fn is_label(text: &str) -> bool {
+    let is_inner = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'-';
+    (3..=63).contains(&text.len())
+        && text.bytes().all(is_inner)
+        && text.starts_with(|first: char| first.is_ascii_lowercase())
+        && !text.ends_with('-')
+}
 
 impl Region {
     /// The public IPs that are of the prefix `id`: what its `publicIPAddresses` shows.
@@ -121,9 +133,9 @@ impl Change {
         &mut self,
         common: &Common,
         prefix: Option<ArmId>,
-        sku: String,
-        allocation: Allocation,
+        (sku, allocation): (String, Allocation),
         family: Family,
+        settings: PublicIpSettings,
     ) -> Result<Accepted, Fault> {
         let old = self.region.public_ips.get(&common.id).cloned();
         let meta = self.meta(common, kind::PUBLIC_IP, old.as_ref().map(|old| &old.meta))?;
@@ -179,9 +191,52 @@ impl Change {
             // A request that leaves it out keeps it: an address does not leave its prefix.
             prefix: prefix.or_else(|| old.as_ref().and_then(|old| old.prefix.clone())),
             used_by: old.as_ref().and_then(|old| old.used_by.clone()),
+            settings,
         };
+        self.check_settings(&public_ip)?;
         self.region.public_ips.insert(id.clone(), Arc::new(public_ip));
         Ok(self.put(&id, old.is_none()))
+    }
+
+    /// Refuses an idle timeout out of its limits (text: hashicorp/terraform-provider-azurerm pull request 3579), and a label
+    /// that is none or that another one of the family has (scarolan/azure-terraform-beginners issue 20). A public IP of each
+    /// family may have one label (Azure documentation, "Create a public load balancer with IPv6 using Azure CLI").
+    fn check_settings(&self, public_ip: &PublicIp) -> Result<(), Fault> {
+        let id = &public_ip.meta.id;
+        if !IDLE_TIMEOUT.contains(&public_ip.settings.idle_timeout_minutes) {
+            return Err(Fault::bad(
+                "InvalidParameter",
+                format!(
+                    "Public IP address {} has invalid Idle Timeout. The value must be between {} and {}.",
+                    id.name(),
+                    IDLE_TIMEOUT.start(),
+                    IDLE_TIMEOUT.end()
+                ),
+            )
+            .at("properties.idleTimeoutInMinutes"));
+        }
+        let (Some(label), Some(name)) = (&public_ip.settings.dns_label, public_ip.fqdn()) else {
+            return Ok(());
+        };
+        if !is_label(label) {
+            return Err(Fault::bad(
+                "InvalidDomainNameLabel",
+                format!(
+                    "The domain name label {label} is invalid. It must conform to the following regular expression: \
+                     ^[a-z][a-z0-9-]{{1,61}}[a-z0-9]$."
+                ),
+            )
+            .at("properties.dnsSettings.domainNameLabel"));
+        }
+        let family = Family::of(public_ip.address);
+        let mut others = self.region.public_ips.iter().filter(|(other, _)| *other != id);
+        if others
+            .any(|(_, it)| Family::of(it.address) == family && it.fqdn().as_ref() == Some(&name))
+        {
+            let message = format!("DNS record {name} is already used by another public IP.");
+            return Err(Fault::bad("DnsRecordInUse", message));
+        }
+        Ok(())
     }
 
     /// The lowest free address of a prefix.

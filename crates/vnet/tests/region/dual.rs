@@ -115,8 +115,8 @@ fn a_managed_network_is_dual_stack_and_so_is_the_way_out() {
 #[test]
 fn outbound_addresses_of_ones_own_may_be_of_ipv6() {
     let put_ip = |name: &str, family| match put_public_ip(name, None) {
-        Command::PutPublicIp { common, prefix, sku, allocation, .. } => {
-            Command::PutPublicIp { common, prefix, sku, allocation, family }
+        Command::PutPublicIp { common, prefix, sku, allocation, settings, .. } => {
+            Command::PutPublicIp { common, prefix, sku, allocation, family, settings }
         }
         other => panic!("{other:?}"),
     };

@@ -12,7 +12,7 @@ use vnet::{
     fault::Fault,
     model::{
         Allocation, BalancingRule, Distribution, NetworkMode, NextHop, ProvisioningState,
-        RoleAssignment, Route, Transport,
+        PublicIpSettings, RoleAssignment, Route, Transport,
     },
 };
 
@@ -296,6 +296,7 @@ fn machines_hold_their_nics() {
 fn load_balancers_hold_front_ends_and_public_ips() {
     let mut lab = lab();
     let put_pip = Command::PutPublicIp {
+        settings: PublicIpSettings::default(),
         prefix: None,
         common: common(id("pip p")),
         sku: "Standard".to_owned(),

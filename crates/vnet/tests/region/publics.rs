@@ -3,7 +3,7 @@
 use vnet::{
     addr::Family,
     command::{Command, PutFrontend, PutIpConfiguration, PutNatGateway, PutSubnet},
-    model::{Allocation, BalancingRule, Distribution, Transport},
+    model::{Allocation, BalancingRule, Distribution, PublicIpSettings, Transport},
     name::ArmId,
 };
 
@@ -121,6 +121,7 @@ fn a_basic_public_ip_is_of_no_prefix() {
     let mut lab = Lab::new();
     lab.must(put_prefix("x", 31));
     let command = Command::PutPublicIp {
+        settings: PublicIpSettings::default(),
         common: common(id("pip b")),
         prefix: Some(id("prefix x")),
         sku: "Basic".to_owned(),
@@ -158,6 +159,7 @@ fn what_no_nat_gateway_can_have_is_refused() {
     let mut lab = lab();
     lab.must(put_prefix("x", 28));
     lab.must(Command::PutPublicIp {
+        settings: PublicIpSettings::default(),
         common: common(id("pip basic")),
         prefix: None,
         sku: "Basic".to_owned(),
@@ -167,6 +169,7 @@ fn what_no_nat_gateway_can_have_is_refused() {
     let mut elsewhere = common(id("pip west"));
     elsewhere.location = Some("westus".to_owned());
     lab.must(Command::PutPublicIp {
+        settings: PublicIpSettings::default(),
         common: elsewhere,
         prefix: None,
         sku: "Standard".to_owned(),
@@ -323,6 +326,7 @@ fn a_group_with_addresses_that_others_use_stays() {
     let gateway = at(vnet::kind::NAT_GATEWAY, "g");
     let prefix = at(vnet::kind::PUBLIC_IP_PREFIX, "x");
     lab.must(Command::PutPublicIp {
+        settings: PublicIpSettings::default(),
         common: common(public_ip.clone()),
         prefix: None,
         sku: "Standard".to_owned(),
@@ -373,6 +377,7 @@ fn a_group_with_addresses_that_others_use_stays() {
     lab.delete("nic n");
     lab.fabric();
     lab.must(Command::PutPublicIp {
+        settings: PublicIpSettings::default(),
         common: common(id("pip mine")),
         prefix: Some(prefix),
         sku: "Standard".to_owned(),
@@ -397,4 +402,85 @@ fn a_subnet_without_default_outbound_access_says_so() {
     assert_eq!(is_default(&lab), Some(false));
     lab.subnet("v", "s", "10.1.0.0/24");
     assert_eq!(is_default(&lab), Some(true));
+}
+
+fn named(name: &str, settings: PublicIpSettings) -> Command {
+    match put_public_ip(name, None) {
+        Command::PutPublicIp { common, prefix, sku, allocation, family, .. } => {
+            Command::PutPublicIp { common, prefix, sku, allocation, family, settings }
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn labelled(label: &str) -> PublicIpSettings {
+    PublicIpSettings { dns_label: Some(label.to_owned()), ..PublicIpSettings::default() }
+}
+
+#[test]
+fn a_label_is_one_public_ips_of_a_family_in_a_region() {
+    let mut lab = lab();
+    let fqdn = |lab: &Lab, name: &str| lab.region.public_ips[&id(&format!("pip {name}"))].fqdn();
+    lab.must(named("p", labelled("web")));
+    assert_eq!(fqdn(&lab, "p").as_deref(), Some("web.eastus.cloudapp.azure.com"));
+    let fault = lab.refused(named("q", labelled("web")));
+    assert_eq!((fault.code.as_str(), fault.status), ("DnsRecordInUse", 400));
+    let text = "DNS record web.eastus.cloudapp.azure.com is already used by another public IP.";
+    assert_eq!(fault.message, text);
+    // Its own again, in another region, and for the other family.
+    lab.must(named("p", labelled("web")));
+    let mut west = named("west", labelled("web"));
+    if let Command::PutPublicIp { common, .. } = &mut west {
+        common.location = Some("westus".to_owned());
+    }
+    lab.must(west);
+    let mut six = named("six", labelled("web"));
+    if let Command::PutPublicIp { family, .. } = &mut six {
+        *family = Family::V6;
+    }
+    lab.must(six);
+    // Whoever says none gives it back.
+    lab.must(named("p", PublicIpSettings::default()));
+    assert_eq!(fqdn(&lab, "p"), None);
+    lab.must(named("q", labelled("web")));
+
+    let (long, too_long) = (format!("w{}", "e".repeat(62)), format!("w{}", "e".repeat(63)));
+    for (label, is_one) in [
+        ("abc", true),
+        ("a-1", true),
+        ("a--b", true),
+        (long.as_str(), true),
+        (too_long.as_str(), false),
+        ("ab", false),
+        ("", false),
+        ("1bc", false),
+        ("-bc", false),
+        ("ab-", false),
+        ("Abc", false),
+        ("a.b", false),
+        ("a_b", false),
+        ("äbc", false),
+    ] {
+        match lab.apply(named("p", labelled(label))) {
+            Ok(_) => assert!(is_one, "`{label}` is taken"),
+            Err(fault) => {
+                assert_eq!(fault.code, "InvalidDomainNameLabel", "{label}: {fault}");
+                assert!(!is_one, "`{label}` is refused");
+            }
+        }
+    }
+}
+
+#[test]
+fn idle_minutes_of_a_public_ip_have_limits() {
+    let mut lab = lab();
+    for (minutes, is_refused) in [(3, true), (4, false), (30, false), (31, true)] {
+        let settings =
+            PublicIpSettings { idle_timeout_minutes: minutes, ..PublicIpSettings::default() };
+        let result = lab.apply(named("p", settings));
+        let message = result.err().map(|fault| fault.message);
+        let text =
+            "Public IP address p has invalid Idle Timeout. The value must be between 4 and 30.";
+        assert_eq!(message.as_deref(), is_refused.then_some(text), "{minutes}");
+    }
 }

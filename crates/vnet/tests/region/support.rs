@@ -11,7 +11,8 @@ use vnet::{
     fault::Fault,
     model::{
         Access, Addresses, Allocation, Delegation, Direction, NetworkMode, NodePhase, Peers,
-        PortRange, Ports, ProvisioningState, RuleProtocol, SecurityRule, Timestamp, UpgradeStep,
+        PortRange, Ports, ProvisioningState, PublicIpSettings, RuleProtocol, SecurityRule,
+        Timestamp, UpgradeStep,
     },
     name::ArmId,
     region::Region,
@@ -369,6 +370,7 @@ pub(crate) fn sync_peering(path: &str, remote: &str) -> Command {
 /// A Standard public IP, of a prefix if one is named.
 pub(crate) fn put_public_ip(name: &str, prefix: Option<&str>) -> Command {
     Command::PutPublicIp {
+        settings: PublicIpSettings::default(),
         family: Family::V4,
         common: common(id(&format!("pip {name}"))),
         prefix: prefix.map(|prefix| id(&format!("prefix {prefix}"))),
