@@ -2,6 +2,7 @@
 //! How they are rendered is in [`mod@render`].
 
 mod dataplane;
+mod outbound;
 mod refused;
 mod render;
 
@@ -11,8 +12,7 @@ use vnet::{
     addr::{Prefix, Prefix4, Prefix6},
     command::{Command, PutCluster},
     fault::Fault,
-    kind,
-    model::{Cluster, NetworkLinks, NetworkMode, OutboundAddresses, OutboundProfile, OutboundType},
+    model::{Cluster, NetworkLinks, NetworkMode},
     name::ArmId,
 };
 
@@ -24,8 +24,7 @@ use super::{Asked, Resource, pool};
 use crate::{
     Door,
     call::ApiVersion,
-    findings::{Findings, address, arm_id_of, cluster_prefix, given, missing, not_one_of},
-    refuse::unsupported,
+    findings::{Findings, address, cluster_prefix, given, missing, not_one_of},
 };
 
 #[derive(Debug, Default, Deserialize)]
@@ -57,53 +56,9 @@ struct NetworkProfile {
     #[serde(rename = "dnsServiceIP")]
     dns_service_ip: Option<String>,
     outbound_type: Option<String>,
-    load_balancer_profile: Option<BalancerProfile>,
-    nat_gateway_profile: Option<GatewayProfile>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct BalancerProfile {
-    #[serde(rename = "managedOutboundIPs")]
-    managed: Option<Count>,
-    #[serde(rename = "outboundIPs")]
-    ips: Option<PublicIps>,
-    #[serde(rename = "outboundIPPrefixes")]
-    prefixes: Option<Prefixes>,
-    allocated_outbound_ports: Option<i64>,
-    idle_timeout_in_minutes: Option<u32>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct GatewayProfile {
-    #[serde(rename = "managedOutboundIPProfile")]
-    managed: Option<Count>,
-    idle_timeout_in_minutes: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Count {
-    count: Option<u32>,
-    #[serde(rename = "countIPv6")]
-    count_v6: Option<u32>,
-}
-
-#[derive(Debug, Deserialize)]
-struct PublicIps {
-    #[serde(rename = "publicIPs")]
-    all: Option<Vec<Reference>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Prefixes {
-    #[serde(rename = "publicIPPrefixes")]
-    all: Option<Vec<Reference>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Reference {
-    id: Option<String>,
+    load_balancer_profile: Option<outbound::BalancerProfile>,
+    nat_gateway_profile: Option<outbound::GatewayProfile>,
+    kube_proxy_config: Option<dataplane::KubeProxy>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -196,8 +151,8 @@ fn network(
     door: &Door,
     findings: &mut Findings,
 ) -> PutCluster {
+    dataplane::check_proxy(profile.kube_proxy_config.as_ref(), findings);
     let (dataplane, policy) = dataplane::parse(&profile, (api_version, stored), findings);
-    let is = stored.map(|cluster| (cluster.outbound, &cluster.outbound_profile));
     let is_dual_stack =
         findings.take_some(profile.ip_families.filter(|it| !it.is_empty()), |it| families(&it));
     let is_dual = is_dual_stack.or(stored.map(Cluster::is_dual_stack)).unwrap_or_default();
@@ -222,31 +177,15 @@ fn network(
     let dns_service_ip = findings.take_some(given(profile.dns_service_ip), |text| {
         address(&text, "networkProfile.dnsServiceIP")
     });
-    let outbound = findings.take_some(given(profile.outbound_type), |text| outbound_type(&text));
-    let type_ = outbound.or(is.map(|(outbound, _)| outbound)).unwrap_or(OutboundType::LoadBalancer);
-    let is = is.filter(|(outbound, _)| *outbound == type_).map(|(_, profile)| profile);
-    let outbound_profile = match type_ {
-        OutboundType::LoadBalancer => {
-            profile.load_balancer_profile.and_then(|it| balancer_profile(it, is, findings))
-        }
-        OutboundType::ManagedNatGateway => {
-            profile.nat_gateway_profile.map(|it| gateway_profile(&it, is))
-        }
-        OutboundType::UserDefinedRouting if profile.load_balancer_profile.is_some() => {
-            findings.add(
-                Fault::bad(
-                    "InvalidUserDefinedRoutingWithLoadBalancerProfile",
-                    "A load balancer profile is not allowed with outbound type userDefinedRouting.",
-                )
-                .at("networkProfile.loadBalancerProfile"),
-            );
-            None
-        }
-        OutboundType::UserAssignedNatGateway
-        | OutboundType::UserDefinedRouting
-        | OutboundType::None
-        | OutboundType::Block => None,
-    };
+    let (outbound, outbound_profile) = outbound::parse(
+        outbound::Asked {
+            outbound_type: profile.outbound_type,
+            balancer: profile.load_balancer_profile,
+            gateway: profile.nat_gateway_profile,
+        },
+        stored,
+        findings,
+    );
     PutCluster {
         outbound_profile,
         mode: mode.flatten(),
@@ -386,93 +325,6 @@ fn links(text: &str) -> Result<NetworkLinks, Fault> {
         "transparent" => Ok(NetworkLinks::Transparent),
         "bridge" => Ok(NetworkLinks::Bridge),
         _ => Err(not_one_of(text, &["bridge", "transparent"], "networkProfile.networkMode")),
-    }
-}
-
-/// A load balancer's outbound addresses; what is not said stays as it `is`, or is the default.
-fn balancer_profile(
-    asked: BalancerProfile,
-    is: Option<&OutboundProfile>,
-    findings: &mut Findings,
-) -> Option<OutboundProfile> {
-    let target = "networkProfile.loadBalancerProfile";
-    let ids =
-        |all: Option<Vec<Reference>>| all.unwrap_or_default().into_iter().filter_map(|it| it.id);
-    let mut parse = |ids: Vec<String>, kind: &str| -> Option<Vec<ArmId>> {
-        let parsed: Vec<Option<ArmId>> =
-            ids.iter().map(|id| findings.take(arm_id_of(id, kind, target))).collect();
-        parsed.into_iter().collect()
-    };
-    let default = OutboundProfile::default();
-    let is = is.unwrap_or(&default);
-    let addresses = match (asked.ips, asked.prefixes) {
-        (Some(_), Some(_)) => {
-            let text = "outboundIPs and outboundIPPrefixes cannot both be given.";
-            findings.add(Fault::bad("InvalidLoadBalancerProfile", text).at(target));
-            return None;
-        }
-        (Some(ips), None) => {
-            OutboundAddresses::PublicIps(parse(ids(ips.all).collect(), kind::PUBLIC_IP)?)
-        }
-        (None, Some(prefixes)) => {
-            OutboundAddresses::Prefixes(parse(ids(prefixes.all).collect(), kind::PUBLIC_IP_PREFIX)?)
-        }
-        (None, None) => match asked.managed.as_ref().and_then(|managed| managed.count) {
-            Some(count) => OutboundAddresses::Managed(count),
-            None => is.addresses.clone(),
-        },
-    };
-    let ports = asked.allocated_outbound_ports.map_or(Ok(is.allocated_ports), u32::try_from);
-    let Ok(allocated_ports) = ports else {
-        let code = "LoadBalancerProfileAllocatedOutboundPortsCannotBeNegative";
-        let text = "Load balancer profile allocated ports cannot be negative.";
-        findings.add(Fault::bad(code, text).at(target));
-        return None;
-    };
-    let idle_timeout_minutes = asked.idle_timeout_in_minutes.unwrap_or(is.idle_timeout_minutes);
-    let managed_v6 = asked.managed.and_then(|managed| managed.count_v6).or(is.managed_v6);
-    Some(OutboundProfile { addresses, managed_v6, allocated_ports, idle_timeout_minutes })
-}
-
-/// The same for a NAT gateway.
-fn gateway_profile(asked: &GatewayProfile, is: Option<&OutboundProfile>) -> OutboundProfile {
-    let count = asked.managed.as_ref().and_then(|managed| managed.count);
-    let addresses = is.map_or(OutboundAddresses::Managed(1), |is| is.addresses.clone());
-    OutboundProfile {
-        addresses: count.map_or(addresses, OutboundAddresses::Managed),
-        managed_v6: None,
-        allocated_ports: 0,
-        idle_timeout_minutes: asked
-            .idle_timeout_in_minutes
-            .or(is.map(|is| is.idle_timeout_minutes))
-            .unwrap_or(4),
-    }
-}
-
-fn outbound_type(text: &str) -> Result<OutboundType, Fault> {
-    let target = "networkProfile.outboundType";
-    match text.to_ascii_lowercase().as_str() {
-        "loadbalancer" => Ok(OutboundType::LoadBalancer),
-        "userdefinedrouting" => Ok(OutboundType::UserDefinedRouting),
-        "managednatgateway" => Ok(OutboundType::ManagedNatGateway),
-        "userassignednatgateway" => Ok(OutboundType::UserAssignedNatGateway),
-        "none" => Ok(OutboundType::None),
-        "block" => Ok(OutboundType::Block),
-        "managednatgatewayv2" => {
-            Err(unsupported("UnsupportedOutboundType", &format!("outbound type {text}")).at(target))
-        }
-        _ => Err(not_one_of(
-            text,
-            &[
-                "loadBalancer",
-                "managedNATGateway",
-                "userAssignedNATGateway",
-                "userDefinedRouting",
-                "none",
-                "block",
-            ],
-            target,
-        )),
     }
 }
 

@@ -45,7 +45,13 @@ struct UpgradeSettings {
     max_surge: Option<Value>,
     max_unavailable: Option<Value>,
     drain_timeout_in_minutes: Option<u32>,
+    node_soak_duration_in_minutes: Option<u32>,
+    undrainable_node_behavior: Option<String>,
 }
+
+/// Minutes that Azure may wait between draining a node and making it anew (AKS documentation, "Customize node surge
+/// upgrade").
+const SOAK: std::ops::RangeInclusive<u32> = 0..=30;
 
 /// Properties of a pool that are acted on or read-only.
 const KNOWN: [&str; 26] = [
@@ -77,7 +83,12 @@ const KNOWN: [&str; 26] = [
     "/podIPAllocationMode",
 ];
 
-const REFUSED: [Refusal; 14] = [
+const REFUSED: [Refusal; 15] = [
+    refusal(
+        "/upgradeSettings/maxBlockedNodes",
+        When::Given,
+        "upgrades that leave nodes behind which cannot be drained",
+    ),
     refusal(
         "/osType",
         When::IsNot(&["", "Linux"]),
@@ -163,6 +174,7 @@ pub(super) fn parse_body(
         cluster::resolve_version(asked, &text, is)
     });
     let settings = properties.upgrade_settings.unwrap_or_default();
+    check_upgrade(&settings, findings);
     let number_or_percentage = |value: Option<Value>| match value {
         Some(Value::String(text)) => given(Some(text)),
         Some(Value::Number(number)) => Some(number.to_string()),
@@ -193,6 +205,34 @@ pub(super) fn parse_body(
         autoscale: None,
         kept,
     })
+}
+
+/// What of upgrades the lab has not, or nobody has.
+fn check_upgrade(settings: &UpgradeSettings, findings: &mut Findings) {
+    let target = "agentPoolProfile.upgradeSettings.nodeSoakDurationInMinutes";
+    match settings.node_soak_duration_in_minutes {
+        None | Some(0) => {}
+        Some(minutes) if SOAK.contains(&minutes) => {
+            let what = "a wait between draining a node and making it anew (0 works)";
+            findings.add(refuse::unsupported(refuse::NOT_SUPPORTED, what).at(target));
+        }
+        Some(minutes) => {
+            let text = format!(
+                "The value of parameter {target} is invalid. Error details: {minutes} is not between {} and {}.",
+                SOAK.start(),
+                SOAK.end()
+            );
+            findings.add(Fault::bad("InvalidParameter", text).at(target));
+        }
+    }
+    let target = "agentPoolProfile.upgradeSettings.undrainableNodeBehavior";
+    let behavior = given(settings.undrainable_node_behavior.clone());
+    let behavior =
+        findings.take_some(behavior, |text| one_of(&text, &["Schedule", "Cordon"], target));
+    if behavior == Some("Cordon") {
+        let what = "upgrades that leave nodes behind which cannot be drained (Schedule works)";
+        findings.add(refuse::unsupported(refuse::NOT_SUPPORTED, what).at(target));
+    }
 }
 
 /// A pool by its own path, as a `GET` shows it.

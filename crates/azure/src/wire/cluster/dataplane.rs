@@ -14,6 +14,7 @@ use crate::{
     call::ApiVersion,
     findings::{Findings, given, not_one_of},
     refuse::{NOT_SUPPORTED, unsupported},
+    wire::public_ip::one_of,
 };
 
 const DATAPLANE: &str = "networkProfile.networkDataplane";
@@ -39,6 +40,24 @@ struct Switch {
 struct Security {
     enabled: Option<bool>,
     advanced_network_policies: Option<String>,
+}
+
+/// `kubeProxyConfig`.
+#[derive(Debug, Deserialize)]
+pub(super) struct KubeProxy {
+    mode: Option<String>,
+}
+
+/// Services are forwarded by nftables whatever is asked for; IPVS balances in other ways, which can be told.
+pub(super) fn check_proxy(asked: Option<&KubeProxy>, findings: &mut Findings) {
+    let target = "networkProfile.kubeProxyConfig.mode";
+    let mode = given(asked.and_then(|asked| asked.mode.clone()));
+    let known = &["IPTABLES", "IPVS", "NFTABLES"];
+    let mode = findings.take_some(mode, |text| one_of(&text, known, target));
+    if mode == Some("IPVS") {
+        let what = "kube-proxy with IPVS (IPTABLES and NFTABLES work)";
+        findings.add(unsupported(NOT_SUPPORTED, what).at(target));
+    }
 }
 
 /// The property that has the data plane

@@ -49,7 +49,7 @@ pub(super) const KNOWN: [&str; 42] = [
 ];
 
 /// Features that this lab doesn't have. A firewall or an access rule that would not be enforced is among them.
-pub(super) const REFUSED: [Refusal; 28] = [
+pub(super) const REFUSED: [Refusal; 30] = [
     refusal("/sku/name", When::Is(&["Automatic"]), "AKS Automatic"),
     refusal("/identity/type", When::Is(&["UserAssigned"]), "user-assigned identities"),
     refusal("/identity/userAssignedIdentities", When::Given, "user-assigned identities"),
@@ -66,6 +66,17 @@ pub(super) const REFUSED: [Refusal; 28] = [
         "IPv6 and dual stack",
     )
     .code("IPv6NotSupported"),
+    refusal(
+        "/properties/networkProfile/natGatewayProfile/sku",
+        When::IsNot(&["", "Standard"]),
+        "managed NAT gateways of another SKU than Standard",
+    )
+    .code("UnsupportedOutboundType"),
+    refusal(
+        "/properties/networkProfile/kubeProxyConfig/ipvsConfig",
+        When::Given,
+        "kube-proxy with IPVS",
+    ),
     refusal(
         "/properties/networkProfile/natGatewayProfile/outboundIPs",
         When::Given,
