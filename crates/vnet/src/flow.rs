@@ -24,7 +24,7 @@ use crate::{
     host::{
         Health,
         balancing::{self, Delivery, Service, Services},
-        egress::{self, Way},
+        egress::{self, Outside},
         view::{Port, View},
     },
     model::{Access, Direction, Subnet},
@@ -48,7 +48,7 @@ struct Network<'a> {
     /// The front ends' addresses that members may answer from, by member.
     fronts: BTreeMap<IpAddr, BTreeSet<IpAddr>>,
     /// How each address is seen outside, and the link of the NIC that has it.
-    ways: BTreeMap<IpAddr, (String, Way)>,
+    ways: BTreeMap<IpAddr, (String, Outside)>,
     /// Every public address that leads in here.
     public: BTreeSet<IpAddr>,
     /// Those that are open where no group is.
@@ -373,7 +373,10 @@ impl<'m, 'a> Walker<'m, 'a> {
     /// Out of the virtual network, with each of the addresses that the sender may be seen with.
     fn out(&mut self, network: &'m Network<'a>, port: &'m Port<'a>, flow: Flow) {
         let way = network.ways.get(&flow.source).filter(|(link, _)| *link == port.link);
-        let Some((_, way)) = way else { return self.drop(Reason::NoWayOut) };
+        let Some((_, outside)) = way else { return self.drop(Reason::NoWayOut) };
+        let Some(way) = outside.of(flow.protocol) else {
+            return self.drop(Reason::NotCarried(flow.protocol));
+        };
         for address in &way.addresses {
             let after = Flow { source: *address, source_port: 0, ..flow };
             let n_steps = self.steps.len();

@@ -181,6 +181,14 @@ fn why(reason: &Reason) -> String {
         }
         Reason::NoTransit => "the peering leads no further".to_owned(),
         Reason::NoWayOut => "the machine has no outbound method".to_owned(),
+        Reason::NotCarried(protocol) => match protocol {
+            Protocol::Tcp => "the machine has no outbound method for TCP".to_owned(),
+            Protocol::Udp => "the machine has no outbound method for UDP".to_owned(),
+            Protocol::Icmp | Protocol::Esp | Protocol::Ah | Protocol::Other(_) => {
+                "the machine's outbound method is for TCP and UDP; a public IP of its own carries the rest"
+                    .to_owned()
+            }
+        },
         Reason::Closed => "nobody asked the internet".to_owned(),
         Reason::NoGroup => {
             "no security group allows it, and the public address is closed".to_owned()

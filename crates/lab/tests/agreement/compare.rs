@@ -83,7 +83,9 @@ impl Tally {
     /// Whether the flows met enough of what there is to mean anything.
     pub(crate) fn is_diverse(&self) -> bool {
         let has = |fate: &str| self.fates.get(fate).is_some_and(|n| *n > 0);
-        ["delivered", "internet", "denied", "nobody", "spoofed", "no group"].into_iter().all(has)
+        ["delivered", "internet", "denied", "nobody", "spoofed", "no group", "not carried"]
+            .into_iter()
+            .all(has)
     }
 }
 
@@ -327,6 +329,7 @@ fn fate(end: &End) -> String {
             Reason::NoRule(_) => "no rule",
             Reason::NoTransit => "no transit",
             Reason::NoWayOut => "no way out",
+            Reason::NotCarried(_) => "not carried",
             Reason::Closed => "closed",
             Reason::NoGroup => "no group",
             Reason::NoHealthyMember => "no member",

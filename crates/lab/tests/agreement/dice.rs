@@ -16,6 +16,12 @@ impl Dice {
         z ^ (z >> 31)
     }
 
+    /// Other dice, which leave these as they are: what came later to regions of old numbers is drawn with them, so
+    /// that the rest of those is as it was.
+    pub(crate) fn aside(&self) -> Self {
+        Self::new(!self.0)
+    }
+
     /// A number below `n`.
     pub(crate) fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.next() % n as u64).expect("below a usize")

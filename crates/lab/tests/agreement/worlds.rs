@@ -390,6 +390,7 @@ impl World<'_> {
             let subnet = id(kind::VNET, &format!("v{n}")).child("subnets", "b");
             PutFrontend::Internal { subnet, address: None, family }
         };
+        let mut aside = self.dice.aside();
         let mut rules = Vec::new();
         for (i, (port, other)) in [(80, 8080), (443, 8000)].into_iter().enumerate() {
             let floating_ip = self.dice.chance(50);
@@ -410,28 +411,45 @@ impl World<'_> {
                 },
             ));
         }
-        let outbound = OutboundRule {
+        let mut frontends = vec![(frontend.clone(), put)];
+        let outbound = |frontend: &Name, protocol| OutboundRule {
             frontends: vec![frontend.clone()],
             pool: pool.clone(),
-            protocol: Transport::All,
+            protocol,
             allocated_ports: 0,
             idle_timeout_minutes: 4,
             enable_tcp_reset: false,
         };
+        let mut outbound_rules = Vec::new();
         let has_outbound = public && self.dice.chance(50);
+        // Azure refuses both: a load-balancing rule that translates, beside an outbound rule.
+        let translates = !has_outbound && aside.chance(50);
+        for (_, rule) in &mut rules {
+            rule.disable_outbound_snat = !translates;
+        }
+        if has_outbound {
+            let protocol = *aside.pick(&[Transport::All, Transport::Tcp, Transport::Udp]);
+            outbound_rules.push((Name::new("o"), outbound(&frontend, protocol)));
+            let other = match family {
+                _ if protocol != Transport::Tcp => None,
+                Family::V4 => self.public_ip(),
+                Family::V6 => self.public_ips6.pop(),
+            };
+            if let Some(public_ip) = other {
+                let more = Name::new("g");
+                outbound_rules.push((Name::new("u"), outbound(&more, Transport::Udp)));
+                frontends.push((more, PutFrontend::Public { public_ip }));
+            }
+        }
         self.apply(Command::PutLoadBalancer {
             common: common(id(kind::LOAD_BALANCER, &format!("lb{n}{public}{}", family.bits()))),
             balancer: PutLoadBalancer {
                 sku: "Standard".to_owned(),
-                frontends: vec![(frontend, put)],
+                frontends,
                 pools: vec![(pool, BackendPool { members, family })],
                 probes: Vec::new(),
                 rules,
-                outbound_rules: if has_outbound {
-                    vec![(Name::new("o"), outbound)]
-                } else {
-                    Vec::new()
-                },
+                outbound_rules,
                 inbound_rules: Vec::new(),
             },
         });

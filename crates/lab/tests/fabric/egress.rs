@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, sync::Arc};
 use daemon::fabric::Scope;
 use vnet::host::Health;
 
-use crate::lab::{Lab, ask, ask_as, connect, masquerade, pod, run, serve};
+use crate::{
+    lab::{Lab, ask, ask_as, connect, masquerade, pod, run, serve},
+    world::nic_id,
+};
 
 /// What the internet sees of a machine's flow.
 fn seen(lab: &Lab, machine: &str) -> String {
@@ -259,4 +262,100 @@ fn a_cluster_with_user_defined_routing_leaves_through_the_appliance() {
     masquerade(&lab.machine("nva"));
     assert_eq!(seen(&lab, "n1"), "20.5.5.5");
     assert_eq!(seen(&lab, "m1"), "nothing");
+}
+
+/// With which addresses a machine's TCP, UDP and ICMP are seen.
+fn seen_by_protocol(lab: &Lab, machine: &str) -> [String; 3] {
+    let tcp = seen(lab, machine);
+    let address = lab.region.nics[&nic_id(machine)].configs[0].address;
+    let from = format!("src={address} dst=9.9.9.9");
+    let machine = lab.machine(machine);
+    let flows = |protocol: &str| {
+        match protocol {
+            "udp" => run(&machine, "bash", &["-c", "echo x > /dev/udp/9.9.9.9/53"]),
+            _ => run(&machine, "sh", &["-c", "ping -c 1 -W 1 9.9.9.9 || true"]),
+        };
+        let flows = run(&lab.vnet("v"), "cat", &["/proc/net/nf_conntrack"]);
+        let flow = flows.lines().find(|it| it.contains(protocol) && it.contains(&from));
+        flow.map_or_else(
+            || "nothing".to_owned(),
+            |flow| {
+                let (_, outside) = flow.rsplit_once("dst=").expect("the answer's");
+                outside.split(' ').next().expect("an address").to_owned()
+            },
+        )
+    };
+    [tcp, flows("udp"), flows("icmp")]
+}
+
+#[test]
+fn only_an_address_of_ones_own_carries_more_than_tcp_and_udp() {
+    let lab = Lab::new(
+        "nsg open
+         in 100 allow * Internet * > * *
+         vnet v 10.1.0.0/16
+         gateway g 20.7.7.7
+         gateway h 20.6.0.0/31
+         subnet plain 10.1.1.0/24
+         subnet gated 10.1.3.0/24 nat g
+         subnet rows 10.1.4.0/24 nat h
+         vm default 10.1.1.4
+         vm own 10.1.1.5 nsg open public 20.5.5.5
+         vm ruled 10.1.1.6
+         vm streams 10.1.1.7
+         vm both 10.1.1.8
+         vm plain 10.1.1.9
+         vm gated 10.1.3.4
+         vm owner 10.1.3.5 nsg open public 20.5.5.7
+         vm rows 10.1.4.4
+         balancer all
+         frontend one public 20.9.9.1
+         pool ruled ruled
+         outbound one ruled
+         balancer tcp
+         frontend two public 20.9.9.2
+         pool streams streams
+         outbound two streams for tcp
+         balancer both
+         frontend three public 20.9.9.3
+         frontend four public 20.9.9.4
+         pool both both
+         outbound three both for tcp
+         outbound four both for udp ports 16
+         balancer rule
+         frontend five public 20.9.9.5
+         pool plain plain
+         rule five plain udp 90 to 8080",
+    );
+    serve(&lab.internet(), "internet", 80);
+    for (machine, expected) in [
+        ("default", ["20.0.0.1", "20.0.0.1", "nothing"]),
+        ("own", ["20.5.5.5"; 3]),
+        ("ruled", ["20.9.9.1", "20.9.9.1", "nothing"]),
+        ("streams", ["20.9.9.2", "nothing", "nothing"]),
+        ("both", ["20.9.9.3", "20.9.9.4", "nothing"]),
+        ("plain", ["nothing", "20.9.9.5", "nothing"]),
+        ("gated", ["20.7.7.7", "20.7.7.7", "nothing"]),
+        ("owner", ["20.7.7.7", "20.7.7.7", "20.5.5.7"]),
+    ] {
+        assert_eq!(seen_by_protocol(&lab, machine), expected, "{machine}");
+    }
+    let [tcp, udp, icmp] = seen_by_protocol(&lab, "rows");
+    assert!(tcp.starts_with("20.6.0.") && udp.starts_with("20.6.0."), "{tcp} {udp}");
+    assert_eq!(icmp, "nothing");
+    // The share of the UDP rule's ports, and who dropped the rest.
+    let flows = run(&lab.vnet("v"), "cat", &["/proc/net/nf_conntrack"]);
+    let datagram = flows.lines().find(|it| it.contains("udp") && it.contains("dst=20.9.9.4"));
+    let (_, port) = datagram.expect("above").rsplit_once("dport=").expect("a port");
+    let port: u16 = port.split(' ').next().expect("a number").parse().expect("a number");
+    assert!((1024..1040).contains(&port), "{port}");
+    let forward = run(&lab.vnet("v"), "nft", &["list", "chain", "ip", "aksnet", "forward"]);
+    let dropped = |why: &str| {
+        let line = forward.lines().find(|line| line.contains(why)).expect("a rule");
+        let (_, after) = line.split_once("counter packets ").expect("a counter");
+        after.split(' ').next().expect("a number").parse::<u32>().expect("a number")
+    };
+    assert_eq!(dropped("is for TCP and UDP"), 7, "{forward}");
+    assert_eq!(dropped("method for UDP"), 1, "{forward}");
+    assert!(dropped("method for TCP") > 0, "{forward}");
 }

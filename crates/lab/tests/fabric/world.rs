@@ -510,12 +510,13 @@ impl Reader {
                 let rule = OutboundRule {
                     frontends: frontends.split(',').map(Name::new).collect(),
                     pool: Name::new(pool),
-                    protocol: Transport::All,
+                    protocol: after(rest, "for").map_or(Transport::All, transport),
                     allocated_ports: after(rest, "ports").map_or(0, parse),
                     idle_timeout_minutes: 4,
                     enable_tcp_reset: true,
                 };
-                balancer.outbound_rules.insert(Name::new("outbound"), rule);
+                let name = Name::new(&format!("outbound-{frontends}"));
+                balancer.outbound_rules.insert(name, rule);
             }
             _ => panic!("`{kind} {}` is not understood", words.join(" ")),
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use crate::{
     model::{Access, Direction},
     name::{ArmId, Name},
-    policy::Flow,
+    policy::{Flow, Protocol},
     routes::EffectiveRoute,
 };
 
@@ -134,6 +134,9 @@ pub enum Reason {
     NoTransit,
     /// The machine has no address to be seen with outside.
     NoWayOut,
+    /// What the machine is seen by outside is not for this protocol: outbound rules have one, and NAT gateways, load
+    /// balancers and default outbound access carry TCP and UDP alone.
+    NotCarried(Protocol),
     /// From the internet come only answers, and what a front end or a public IP of a machine takes.
     Closed,
     /// From the internet, by a public address of SKU Standard, to a NIC that no security group is in front of: these are

@@ -4,13 +4,16 @@
 //! # Who decides, first match first
 //! 1. The NAT gateway of the subnet that the source is in.
 //! 2. The IP configuration's own public IP.
-//! 3. An outbound rule of a load balancer.
-//! 4. A load-balancing rule with a public front end that does not refuse it.
+//! 3. An outbound rule of a load balancer, for its own protocol.
+//! 4. A load-balancing rule with a public front end that does not refuse it, for its own protocol.
 //! 5. Azure's default outbound access: not for members of Standard load balancers, not in a subnet without it, and
 //!    not for nodes whose cluster has another outbound type.
 //!
+//! All of them carry TCP and UDP; ICMP and everything else leaves by the IP configuration's own public IP alone.
+//!
 //! Source: Azure documentation, "Use Source Network Address Translation (SNAT) for outbound connections",
-//! "Azure NAT Gateway" (which wins over the others), "Default outbound access".
+//! "Azure NAT Gateway" (which wins over the others; TCP and UDP), "Outbound rules" (`protocol`), "Standard Load
+//! Balancer overview" (SNAT has the protocol of the load-balancing rule), "Default outbound access", constraints.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,8 +23,11 @@ use std::{
 use super::view::{Port, View};
 use crate::{
     addr::Family,
-    model::{LoadBalancer, NatGateway, OutboundType, PortRange, ProvisioningState, Subnet},
+    model::{
+        LoadBalancer, NatGateway, OutboundType, PortRange, ProvisioningState, Subnet, Transport,
+    },
     name::{ArmId, Name},
+    policy::Protocol,
 };
 
 /// The ports of an address of a NAT gateway: 64,512 (Azure documentation, "SNAT with Azure NAT Gateway").
@@ -42,8 +48,39 @@ pub(crate) struct Way {
     pub(crate) idle_minutes: u32,
 }
 
+/// The ways of an address, by protocol. At least one is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outside {
+    pub(crate) tcp: Option<Way>,
+    pub(crate) udp: Option<Way>,
+    /// Of every other protocol: an instance's own address, or none.
+    pub(crate) other: Option<Way>,
+}
+
+impl Outside {
+    /// How a flow of this protocol is seen.
+    pub(crate) fn of(&self, protocol: Protocol) -> Option<&Way> {
+        match protocol {
+            Protocol::Tcp => self.tcp.as_ref(),
+            Protocol::Udp => self.udp.as_ref(),
+            Protocol::Icmp | Protocol::Esp | Protocol::Ah | Protocol::Other(_) => {
+                self.other.as_ref()
+            }
+        }
+    }
+
+    /// The two ways of TCP and UDP, where they differ. A rule for TCP and another one for UDP do that.
+    pub(crate) fn apart(&self) -> Option<(&Way, &Way)> {
+        self.tcp.as_ref().zip(self.udp.as_ref()).filter(|(tcp, udp)| tcp != udp)
+    }
+
+    fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// The ways of every address that has one, by address.
-pub(crate) type Ways<'v> = BTreeMap<IpAddr, (&'v str, Way)>;
+pub(crate) type Ways<'v> = BTreeMap<IpAddr, (&'v str, Outside)>;
 
 /// Azure's idle timeout where nobody can set one.
 const DEFAULT_IDLE_MINUTES: u32 = 4;
@@ -54,22 +91,28 @@ pub(crate) fn ways<'v>(view: &'v View<'_>) -> Ways<'v> {
     let ordinals = ordinals(view);
     let mut ways = BTreeMap::new();
     for port in &view.ports {
-        let shared = [Family::V4, Family::V6]
-            .map(|family| by_balancer(view, &ordinals, port, port.main_address(family)?));
+        let shared = [Family::V4, Family::V6].map(|family| {
+            let main = port.main_address(family);
+            [Transport::Tcp, Transport::Udp]
+                .map(|transport| by_balancer(view, &ordinals, port, main?, transport))
+        });
         for address in port.addresses() {
             let subnet = view.subnet_of(address);
-            // There are neither gateways nor default access for IPv6.
             let own = instance_way(view, port, address);
-            let way = match Family::of(address) {
-                Family::V4 => subnet
-                    .and_then(|subnet| gateways.way(subnet))
-                    .or(own)
-                    .or_else(|| shared[0].clone())
-                    .or_else(|| by_default(view, port, subnet)),
-                Family::V6 => own.or_else(|| shared[1].clone()),
+            let [tcp, udp] = match Family::of(address) {
+                Family::V4 => shared[0].clone().map(|by_balancer| {
+                    subnet
+                        .and_then(|subnet| gateways.way(subnet))
+                        .or_else(|| own.clone())
+                        .or(by_balancer)
+                        .or_else(|| by_default(view, port, subnet))
+                }),
+                // There are neither gateways nor default access for IPv6.
+                Family::V6 => shared[1].clone().map(|by_balancer| own.clone().or(by_balancer)),
             };
-            if let Some(way) = way {
-                ways.insert(address, (port.link.as_str(), way));
+            let outside = Outside { tcp, udp, other: own };
+            if !outside.is_nothing() {
+                ways.insert(address, (port.link.as_str(), outside));
             }
         }
     }
@@ -156,12 +199,19 @@ fn ordinals<'a>(view: &View<'a>) -> Ordinals<'a> {
     ordinals
 }
 
-/// How `own`, the address that load balancers know a NIC by in its family, is seen by way of one.
+/// Whether a rule of this protocol is about flows of `transport`, TCP or UDP.
+fn carries(protocol: Transport, transport: Transport) -> bool {
+    protocol == Transport::All || protocol == transport
+}
+
+/// How `own`, the address that load balancers know a NIC by in its family, is seen by way of one, in flows of
+/// `transport`: TCP or UDP.
 fn by_balancer(
     view: &View<'_>,
     ordinals: &Ordinals<'_>,
     port: &Port<'_>,
     own: IpAddr,
+    transport: Transport,
 ) -> Option<Way> {
     let family = Family::of(own);
     let pools = view.pools_of(&port.nic.meta.id).iter();
@@ -182,7 +232,8 @@ fn by_balancer(
         Some(Way { addresses, ports: Some(ports), idle_minutes })
     };
     let by_rule = pools.clone().find_map(|(balancer, pool)| {
-        let rule = balancer.outbound_rules.values().find(|rule| rule.pool == **pool)?;
+        let mut rules = balancer.outbound_rules.values();
+        let rule = rules.find(|rule| rule.pool == **pool && carries(rule.protocol, transport))?;
         Some(way(balancer, pool, &rule.frontends, rule.allocated_ports, rule.idle_timeout_minutes))
     });
     if let Some(way) = by_rule {
@@ -191,7 +242,9 @@ fn by_balancer(
     pools.clone().find_map(|(balancer, pool)| {
         let mut rules = balancer.rules.values();
         rules.find_map(|rule| {
-            let serves = rule.pool == **pool && !rule.disable_outbound_snat;
+            let serves = rule.pool == **pool
+                && !rule.disable_outbound_snat
+                && carries(rule.protocol, transport);
             let frontends = std::slice::from_ref(&rule.frontend);
             serves.then(|| way(balancer, pool, frontends, 0, rule.idle_timeout_minutes)).flatten()
         })

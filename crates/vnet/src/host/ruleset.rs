@@ -192,7 +192,7 @@ const INPUT_6: &str = r"
 /// The rules that every virtual network has, in each family (`$ip`). `uplink`, `nic-` are link names of [`super::names`].
 const CHAINS: &str = r#"
 	# From outside come answers, and what a public front end takes; where no security group is, only answers. To the
-	# outside goes what has a public address, and only from the NIC that it belongs to. What is routed to lo leads nowhere.
+	# outside goes what has a public address for its protocol, and only from the NIC that it belongs to. What is routed to lo leads nowhere.
 	chain forward {
 		type filter hook forward priority filter; policy accept;
 		oifname "lo" counter drop comment "no route"
@@ -203,6 +203,9 @@ const CHAINS: &str = r#"
 		iifname "uplink" ct mark != 0 goto inbound
 		iifname "uplink" counter drop comment "nobody asked the internet"
 		oifname "uplink" iifname . $ip saddr != @leaving counter drop comment "no outbound method"
+		oifname "uplink" meta l4proto != { tcp, udp } iifname . $ip saddr != @leaving_bare counter drop comment "the outbound method is for TCP and UDP"
+		oifname "uplink" meta l4proto tcp iifname . $ip saddr @leaving_without_tcp counter drop comment "no outbound method for TCP"
+		oifname "uplink" meta l4proto udp iifname . $ip saddr @leaving_without_udp counter drop comment "no outbound method for UDP"
 		iifname @joined oifname @joined counter drop comment "peering leads no further"
 		iifname vmap @remote
 		goto inbound

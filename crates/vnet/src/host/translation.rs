@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     balancing::Services,
-    egress::{self, Way, Ways},
+    egress::{self, Outside, Way, Ways},
     ruleset::{elements, ip, ip_addr, line},
     view::View,
 };
@@ -26,7 +26,9 @@ const CHAINS: &str = r#"
 		type nat hook postrouting priority srcnat; policy accept;
 		oifname != "uplink" accept
 		$ip saddr vmap @public_idle
-		$ip saddr vmap @public_several
+		meta l4proto tcp $ip saddr vmap @public_tcp
+		meta l4proto udp $ip saddr vmap @public_udp
+		meta l4proto { tcp, udp } $ip saddr vmap @public_several
 $ports		snat to $ip saddr map @public
 	}
 "#;
@@ -52,47 +54,64 @@ pub(super) fn render(
     ways: &Ways<'_>,
     family: Family,
 ) {
-    let mut leaving = BTreeSet::new();
+    let mut leaving = Leaving::default();
     let mut public = BTreeSet::new();
     let mut public_ports = BTreeSet::new();
     let mut several: BTreeMap<Shared<'_>, BTreeMap<IpAddr, &Way>> = BTreeMap::new();
+    let mut apart = Apart::default();
+    let mut chosen = BTreeSet::new();
     let mut idle = BTreeSet::new();
     let served = services.0.iter().filter(|((address, ..), service)| {
         Family::of(*address) == family && !service.healthy.is_empty()
     });
     let mut minutes: BTreeSet<u32> = served.map(|(_, service)| service.idle_minutes).collect();
-    for (address, (link, way)) in ways.iter().filter(|(it, _)| Family::of(**it) == family) {
-        leaving.insert(format!("\"{link}\" . {address}"));
+    for (address, (link, outside)) in ways.iter().filter(|(it, _)| Family::of(**it) == family) {
+        leaving.add(link, *address, outside);
+        if let Some((tcp, udp)) = outside.apart() {
+            for (way, verdicts) in [(tcp, &mut apart.tcp), (udp, &mut apart.udp)] {
+                // Shares of members differ, and in a map of the chain's there is one for each address.
+                let shared = (way.addresses.as_slice(), way.ports);
+                several.entry(shared).or_default().insert(*address, way);
+                let chain = apart_chain(shared, way.idle_minutes);
+                verdicts.insert(format!("{address} : goto {chain}"));
+                apart.chains.insert(chain, (choice_chain(shared), way.idle_minutes));
+                minutes.insert(way.idle_minutes);
+            }
+            continue;
+        }
+        let ways = [&outside.tcp, &outside.udp, &outside.other];
+        let Some(way) = ways.into_iter().flatten().next() else { continue };
         idle.insert(format!("{address} : jump {}", idle_chain(way.idle_minutes)));
         minutes.insert(way.idle_minutes);
+        if let Some([own]) = outside.other.as_ref().map(|way| way.addresses.as_slice()) {
+            public.insert(format!("{address} : {own}"));
+        }
         match (way.addresses.as_slice(), way.ports) {
-            (outside, ports @ Some(_)) if family == Family::V6 => {
-                several.entry((outside, ports)).or_default().insert(*address, way);
-            }
-            ([outside], ports) => {
+            ([outside], None) => {
                 public.insert(format!("{address} : {outside}"));
-                public_ports
-                    .extend(ports.map(|ports| format!("{address} : {}", at(*outside, ports))));
             }
-            (outside, _) => {
-                several.entry((outside, None)).or_default().insert(*address, way);
+            ([outside], Some(ports)) if family == Family::V4 => {
+                public_ports.insert(format!("{address} : {}", at(*outside, ports)));
+            }
+            (outside, ports) => {
+                // Shares of IPv4 addresses are in maps of the chains'.
+                let ports = ports.filter(|_| family == Family::V6);
+                several.entry((outside, ports)).or_default().insert(*address, way);
+                chosen.insert(format!("{address} : goto {}", choice_chain((outside, ports))));
             }
         }
     }
-    let chosen = several.iter().flat_map(|(shared, sources)| {
-        let chain = choice_chain(*shared);
-        sources.keys().map(move |address| format!("{address} : goto {chain}"))
-    });
-    let chosen: BTreeSet<String> = chosen.collect();
     let kind = ip_addr(family);
     let one_to_one = &format!("{kind} : {kind}");
     let verdicts = &format!("{kind} : verdict");
-    elements(text, "set leaving", &format!("ifname . {kind}"), "", &leaving);
+    leaving.render(text, kind);
     elements(text, "map public", one_to_one, "", &public);
     if family == Family::V4 {
         elements(text, "map public_ports", WITH_PORTS, "", &public_ports);
     }
     elements(text, "map public_several", verdicts, "", &chosen);
+    elements(text, "map public_tcp", verdicts, "", &apart.tcp);
+    elements(text, "map public_udp", verdicts, "", &apart.udp);
     elements(text, "map public_idle", verdicts, "", &idle);
     let own = view.ports.iter().flat_map(|port| egress::own_public_ips(view, port));
     let own = own.filter(|(inside, _)| Family::of(*inside) == family);
@@ -105,6 +124,53 @@ pub(super) fn render(
     for minutes in minutes {
         idle_timeout(text, minutes, family);
     }
+    for (name, (choice, minutes)) in &apart.chains {
+        line(text, format_args!("\tchain {name} {{"));
+        line(text, format_args!("\t\tjump {}", idle_chain(*minutes)));
+        line(text, format_args!("\t\tgoto {choice}"));
+        line(text, format_args!("\t}}"));
+    }
+}
+
+/// Who may leave, and with what.
+#[derive(Default)]
+struct Leaving {
+    any: BTreeSet<String>,
+    /// Those with every protocol.
+    bare: BTreeSet<String>,
+    without_tcp: BTreeSet<String>,
+    without_udp: BTreeSet<String>,
+}
+
+impl Leaving {
+    fn add(&mut self, link: &str, address: IpAddr, outside: &Outside) {
+        let element = format!("\"{link}\" . {address}");
+        for (set, is_in) in [
+            (&mut self.bare, outside.other.is_some()),
+            (&mut self.without_tcp, outside.tcp.is_none()),
+            (&mut self.without_udp, outside.udp.is_none()),
+        ] {
+            set.extend(is_in.then(|| element.clone()));
+        }
+        self.any.insert(element);
+    }
+
+    fn render(&self, text: &mut String, kind: &str) {
+        let kind = format!("ifname . {kind}");
+        elements(text, "set leaving", &kind, "", &self.any);
+        elements(text, "set leaving_bare", &kind, "", &self.bare);
+        elements(text, "set leaving_without_tcp", &kind, "", &self.without_tcp);
+        elements(text, "set leaving_without_udp", &kind, "", &self.without_udp);
+    }
+}
+
+/// Those whose TCP is seen otherwise than their UDP.
+#[derive(Default)]
+struct Apart {
+    tcp: BTreeSet<String>,
+    udp: BTreeSet<String>,
+    /// The chain that chooses, and the idle timeout, by the chain that has them.
+    chains: BTreeMap<String, (String, u32)>,
 }
 
 fn at(outside: IpAddr, ports: PortRange) -> String {
@@ -125,8 +191,12 @@ fn bracketed(address: IpAddr) -> String {
 fn choice_chain((outside, ports): Shared<'_>) -> String {
     let text: Vec<String> = outside.iter().map(ToString::to_string).collect();
     let hash = Uuid::new_v5(&Uuid::NAMESPACE_OID, text.join(" ").as_bytes());
-    let ports = ports.map(|ports| format!("-from-{}", ports.first)).unwrap_or_default();
+    let ports = ports.map(|it| format!("-from-{}-to-{}", it.first, it.last)).unwrap_or_default();
     format!("one-of-{}{ports}", &hash.simple().to_string()[..10])
+}
+
+fn apart_chain(shared: Shared<'_>, idle_minutes: u32) -> String {
+    format!("{}-{}", choice_chain(shared), idle_chain(idle_minutes))
 }
 
 /// The chains that choose one of several public addresses for a flow.
@@ -166,7 +236,6 @@ fn choice(text: &mut String, among: Shared<'_>, sources: &BTreeMap<IpAddr, &Way>
             None => format!("snat {ip} to {ip} saddr map @{name}-{n}"),
         };
         line(text, format_args!("\t\tmeta l4proto {{ tcp, udp }} {to}"));
-        line(text, format_args!("\t\tsnat to {address}"));
         line(text, format_args!("\t}}"));
     }
 }
