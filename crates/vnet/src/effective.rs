@@ -6,10 +6,11 @@ use std::net::IpAddr;
 
 use crate::{
     model::{
-        Access, Direction, Machine, Nic, OverlayRanges, ProvisioningState, PublicIp, Subnet, Vnet,
+        Access, Direction, Frontend, LoadBalancer, Machine, Nic, OverlayRanges, ProvisioningState,
+        PublicIp, Subnet, Vnet,
     },
     name::{ArmId, Name},
-    policy::{Decision, Flow, Gate, is_internet, is_platform},
+    policy::{Decision, Flow, Gate, is_outside, is_platform, virtual_network},
     region::Region,
     routes::{self, EffectiveRoute, Hop, Source},
 };
@@ -124,14 +125,28 @@ pub(crate) fn is_open(public_ip: &PublicIp) -> bool {
     public_ip.sku.eq_ignore_ascii_case("Basic")
 }
 
-/// Whether what comes in from the internet at an address of the NIC's is closed out for want of a group.
+/// Whether what comes in from the internet at an address of the NIC's is closed out for want of a group. Who has no
+/// public address gets from the internet only what somebody brings: what a user's route leads elsewhere.
 fn is_shut(region: &Region, nic: &Nic, flow: &Flow) -> bool {
     let Some((vnet, subnet)) = place(region, nic, flow.destination) else { return false };
     let config = nic.configs.iter().find(|config| config.address == flow.destination);
     let public_ip = config.and_then(|config| region.public_ips.get(config.public_ip.as_ref()?));
+    let comes_by_public = || {
+        public_ip.is_some()
+            || region.balancers.values().any(|it| is_public(it) && has_member(it, &nic.meta.id))
+    };
     is_closed(region, Some(subnet), nic)
-        && is_internet(region, vnet, flow.source)
+        && is_outside(vnet, flow.source)
+        && (comes_by_public() || !virtual_network(region, vnet).contains(flow.source))
         && !public_ip.is_some_and(|public_ip| is_open(public_ip))
+}
+
+fn is_public(balancer: &LoadBalancer) -> bool {
+    balancer.frontends.values().any(|frontend| !matches!(frontend, Frontend::Internal { .. }))
+}
+
+fn has_member(balancer: &LoadBalancer, nic: &ArmId) -> bool {
+    balancer.pools.values().any(|pool| pool.members.contains(nic))
 }
 
 /// What the gates of a NIC say of a flow from or to `own`, an address of the NIC's. Where there is none, a flow from the

@@ -86,6 +86,8 @@ pub struct Rule {
     pub source: AddressSet,
     /// The receivers.
     pub destination: AddressSet,
+    /// To which ports: as they were written, and of `AzurePlatformDNS` that of names alone.
+    pub destination_ports: Ports,
     /// Whether it means one of the platform's own services, which no other rule does
     /// (Azure documentation, "Virtual network service tags": `AzurePlatformDNS` and its like).
     pub is_for_platform: bool,
@@ -205,7 +207,7 @@ impl Rule {
         match self.rule.protocol {
             RuleProtocol::Icmp | RuleProtocol::Esp | RuleProtocol::Ah => true,
             RuleProtocol::Any | RuleProtocol::Tcp | RuleProtocol::Udp => {
-                let (source, destination) = (&self.rule.source_ports, &self.rule.destination_ports);
+                let (source, destination) = (&self.rule.source_ports, &self.destination_ports);
                 if flow.protocol.has_ports() {
                     source.contains(flow.source_port) && destination.contains(flow.destination_port)
                 } else {
@@ -257,6 +259,25 @@ fn one(addresses: Addresses) -> Peers {
     Peers::Addresses { any_of: vec![addresses], as_list: false }
 }
 
+fn names_tag(peers: &Peers, is_it: impl Fn(&str) -> bool) -> bool {
+    match peers {
+        Peers::Groups(_) => false,
+        Peers::Addresses { any_of, .. } => {
+            any_of.iter().any(|one| matches!(one, Addresses::Tag(tag) if is_it(tag)))
+        }
+    }
+}
+
+/// The platform answers names at an address that has other services, too.
+fn destination_ports(rule: &SecurityRule) -> Ports {
+    if !names_tag(&rule.destination, |tag| tag.eq_ignore_ascii_case(tags::PLATFORM_DNS)) {
+        return rule.destination_ports.clone();
+    }
+    let names = PortRange::one(53);
+    let any_of = rule.destination_ports.contains(names.first).then_some(names);
+    Ports { any_of: any_of.into_iter().collect(), ..rule.destination_ports.clone() }
+}
+
 fn all_ports() -> Ports {
     Ports { any_of: vec![PortRange::ALL], as_list: false }
 }
@@ -275,16 +296,11 @@ impl<'a> Lookup<'a> {
     }
 
     fn resolve(&self, rule: &SecurityRule, is_default: bool) -> Rule {
-        let is_platform_tag = |peers: &Peers| match peers {
-            Peers::Groups(_) => false,
-            Peers::Addresses { any_of, .. } => any_of
-                .iter()
-                .any(|one| matches!(one, Addresses::Tag(tag) if tags::is_platform_service(tag))),
-        };
         Rule {
             source: self.addresses(&rule.source),
             destination: self.addresses(&rule.destination),
-            is_for_platform: is_platform_tag(&rule.destination),
+            destination_ports: destination_ports(rule),
+            is_for_platform: names_tag(&rule.destination, tags::is_platform_service),
             is_default,
             rule: rule.clone(),
         }
@@ -340,11 +356,22 @@ impl<'a> Lookup<'a> {
     }
 }
 
-/// Whether an address is on the internet, seen from a virtual network.
-pub(crate) fn is_internet(region: &Region, vnet: &Vnet, address: IpAddr) -> bool {
+/// Whether an address is on the internet: a public one, which neither a virtual network nor a peer of its has. Tag
+/// `VirtualNetwork` is more than they are: a user's route makes its destinations a part of it, perhaps all there are.
+pub(crate) fn is_outside(vnet: &Vnet, address: IpAddr) -> bool {
     tags::public(Family::of(address)).contains(address)
         && !is_platform(address)
-        && !virtual_network(region, vnet).contains(address)
+        && !vnet.prefixes.iter().chain(peers(vnet)).any(|prefix| prefix.contains(address))
+}
+
+/// What the peers of a virtual network have.
+fn peers(vnet: &Vnet) -> impl Iterator<Item = &Prefix> {
+    vnet.peerings
+        .values()
+        .filter(|peering| peering.allow_access)
+        .filter(|peering| peering.peering_state == PeeringState::Connected)
+        .filter(|peering| peering.state != ProvisioningState::Deleting)
+        .flat_map(|peering| &peering.remote_prefixes)
 }
 
 /// What tag `VirtualNetwork` means in a virtual network: its address space, that of its peers, the platform's
@@ -352,20 +379,13 @@ pub(crate) fn is_internet(region: &Region, vnet: &Vnet, address: IpAddr) -> bool
 /// (Azure documentation, "Virtual network service tags").
 #[must_use]
 pub fn virtual_network(region: &Region, vnet: &Vnet) -> AddressSet {
-    let peers = vnet
-        .peerings
-        .values()
-        .filter(|peering| peering.allow_access)
-        .filter(|peering| peering.peering_state == PeeringState::Connected)
-        .filter(|peering| peering.state != ProvisioningState::Deleting)
-        .flat_map(|peering| &peering.remote_prefixes);
     let tables = vnet.subnets.values().filter_map(|subnet| subnet.route_table.as_ref());
     let routes = tables
         .filter_map(|table| region.route_tables.get(table))
         .flat_map(|table| table.routes.values().map(|route| route.prefix));
     vnet.prefixes
         .iter()
-        .chain(peers)
+        .chain(peers(vnet))
         .copied()
         .chain(routes)
         .chain([Prefix::host(PLATFORM_ADDRESS.into())])

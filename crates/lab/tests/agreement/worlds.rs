@@ -290,6 +290,7 @@ impl World<'_> {
             let group = format!("asg{n}{}", ["x", "y"][self.dice.below(2)]);
             return Peers::Groups(vec![id(kind::APPLICATION_GROUP, &group)]);
         }
+        let mut aside = self.dice.aside();
         let mut any_of = Vec::new();
         for _ in 0..=self.dice.below(2) {
             any_of.push(match self.dice.below(8) {
@@ -306,7 +307,9 @@ impl World<'_> {
                 }
                 0..3 => Addresses::Any,
                 3 => Addresses::Tag("VirtualNetwork".to_owned()),
-                4 => Addresses::Tag("Internet".to_owned()),
+                4 => Addresses::Tag(
+                    (*aside.pick(&["Internet", "Internet", "AzureCloud", "Storage"])).to_owned(),
+                ),
                 5 => Addresses::Prefix(prefix(&format!("10.{n}.{}.0/24", self.dice.below(2)))),
                 6 => Addresses::Prefix(prefix(&format!("10.{}.0.0/16", 1 + self.dice.below(3)))),
                 _ => Addresses::Prefix(Prefix::host(

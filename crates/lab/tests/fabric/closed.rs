@@ -3,9 +3,17 @@
 use std::io::{Read, Write};
 
 use daemon::fabric::Scope;
-use vnet::host::Health;
+use vnet::{
+    effective,
+    host::Health,
+    model::{Access, Direction},
+    policy::{Flow, Protocol},
+};
 
-use crate::lab::{Lab, add_ipv6, ask, ask_as, connect_as, serve};
+use crate::{
+    lab::{Lab, add_ipv6, ask, ask_as, connect_as, count, counted, serve},
+    world::nic_id,
+};
 
 const WORLD: &str = "
     nsg allow
@@ -90,4 +98,55 @@ fn a_group_opens_what_it_allows_and_what_has_begun_goes_on_without_it() {
     assert_eq!(ask("20.8.8.8:80"), "member sees 198.19.0.10 at 10.1.1.7");
     assert_eq!(ask("20.8.8.8:90"), "nothing", "the group does not allow port 81");
     assert!(lab.pass(&Health::default(), Scope::All).is_nothing());
+}
+
+/// What Network Watcher would say of TCP from `source` to port 80 of a machine.
+fn verified(lab: &Lab, source: &str, machine: &str) -> Access {
+    let nic = &lab.region.nics[&nic_id(machine)];
+    let flow = Flow {
+        source: source.parse().expect("an address"),
+        destination: nic.configs[0].address,
+        protocol: Protocol::Tcp,
+        source_port: 40_000,
+        destination_port: 80,
+    };
+    effective::verify(&lab.region, nic, Direction::Inbound, &flow).access
+}
+
+/// Routes make everything a part of tag `VirtualNetwork`, and open nothing.
+#[test]
+fn a_default_route_of_a_users_opens_no_public_address() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         table t
+         route 0.0.0.0/0 via 10.1.9.4
+         subnet a 10.1.1.0/24 table t
+         subnet nva 10.1.9.0/24
+         vm nva 10.1.9.4 forwards
+         vm shut 10.1.1.4 public 20.5.5.1
+         vm basic 10.1.1.5 public basic-20.5.5.4
+         vm member 10.1.1.7
+         vm inner 10.1.1.8
+         balancer b
+         frontend front public 20.8.8.8
+         pool nodes member
+         rule front nodes tcp 80 to 80",
+    );
+    // The answer would go to the appliance: what counts is what arrives.
+    for (machine, to, expected) in [
+        ("shut", "20.5.5.1:80", Access::Deny),
+        ("basic", "20.5.5.4:80", Access::Allow),
+        ("member", "20.8.8.8:80", Access::Deny),
+    ] {
+        let namespace = lab.machine(machine);
+        count(&namespace, "input", &format!("ip saddr {CLIENT} tcp dport 80"));
+        lab.serve(machine, &[80]);
+        ask_as(&lab.internet(), CLIENT, to);
+        let arrived = if counted(&namespace) > 0 { Access::Allow } else { Access::Deny };
+        assert_eq!(arrived, expected, "{machine}");
+        assert_eq!(verified(&lab, CLIENT, machine), expected, "{machine}");
+        assert_eq!(verified(&lab, "10.1.1.9", machine), Access::Allow, "{machine}");
+    }
+    // Who has no public address gets what an appliance brings.
+    assert_eq!(verified(&lab, CLIENT, "inner"), Access::Allow);
 }

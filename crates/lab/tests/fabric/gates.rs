@@ -15,7 +15,7 @@ use vnet::{
 };
 
 use crate::{
-    lab::{Lab, all_decided, ask, ask_as, connect, decided, pod, run, serve},
+    lab::{Lab, all_decided, ask, ask_as, connect, count, counted, decided, pod, run, serve},
     world::id,
 };
 
@@ -403,5 +403,44 @@ fn rules_and_elements_that_somebody_takes_away_come_back() {
         assert_eq!(ask(&one, "10.1.2.4:80"), "three sees 10.1.1.4 at 10.1.2.4", "{damage}");
         assert_eq!(ask(&one, "10.1.2.4:81"), "nothing", "{damage}");
         assert!(look(&mut lab).is_nothing(), "{damage}");
+    }
+}
+
+/// How many packets to the platform get through a machine's gates: to port 53 and port 80 of its address, and to the
+/// metadata's.
+fn reach_the_platform(lab: &Lab, machine: &str) -> [u32; 3] {
+    let from = lab.machine(machine);
+    [("168.63.129.16", 53), ("168.63.129.16", 80), ("169.254.169.254", 80)].map(|(to, port)| {
+        let at = lab.vnet("v");
+        count(&at, "input", &format!("ip daddr {to} udp dport {port}"));
+        run(&from, "bash", &["-c", &format!("echo x > /dev/udp/{to}/{port}")]);
+        let n = counted(&at);
+        run(&at, "nft", &["delete", "table", "ip", "counting"]);
+        n
+    })
+}
+
+#[test]
+fn each_name_of_the_platforms_closes_that_service_alone() {
+    let lab = Lab::new(
+        "nsg names
+         out 100 deny * * * > AzurePlatformDNS *
+         nsg metadata
+         out 100 deny * * * > AzurePlatformIMDS *
+         nsg licences
+         out 100 deny * * * > AzurePlatformLKM *
+         nsg all
+         out 100 deny * * * > * *
+         vnet v 10.1.0.0/16
+         subnet a 10.1.1.0/24
+         vm names 10.1.1.4 nsg names
+         vm metadata 10.1.1.5 nsg metadata
+         vm licences 10.1.1.6 nsg licences
+         vm all 10.1.1.7 nsg all",
+    );
+    for (machine, expected) in
+        [("names", [0, 1, 1]), ("metadata", [1, 1, 0]), ("licences", [1; 3]), ("all", [1; 3])]
+    {
+        assert_eq!(reach_the_platform(&lab, machine), expected, "{machine}");
     }
 }

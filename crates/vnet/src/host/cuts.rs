@@ -134,7 +134,7 @@ impl<'r> Flat<'r> {
             let ranges = ranges.map(|(first, last)| (number(first), number(last)));
             (!set.is_all_of(family)).then(|| ranges.collect())
         };
-        let ports = &rule.rule.destination_ports;
+        let ports = &rule.destination_ports;
         let ranges = merged(&ports.any_of).into_iter();
         let port = ranges.map(|range| (range.first.into(), range.last.into())).collect();
         Self {
@@ -150,7 +150,7 @@ impl<'r> Flat<'r> {
         match (rule.protocol, class) {
             (RuleProtocol::Any, Class::Tcp | Class::Udp) => true,
             (RuleProtocol::Any, _) => {
-                rule.source_ports.are_all() && rule.destination_ports.are_all()
+                rule.source_ports.are_all() && self.rule.destination_ports.are_all()
             }
             (RuleProtocol::Tcp, Class::Tcp)
             | (RuleProtocol::Udp, Class::Udp)
@@ -301,7 +301,7 @@ impl Writer<'_, '_> {
             }
         }
         if matches!(known.class, Class::Tcp | Class::Udp) {
-            let (source, destination) = (&rule.rule.source_ports, &rule.rule.destination_ports);
+            let (source, destination) = (&rule.rule.source_ports, &rule.destination_ports);
             if !source.are_all() {
                 possible &= one_of(&mut text, "th sport", &port_texts(source)).is_some();
             }

@@ -213,7 +213,7 @@ fn matches(rule: &Rule, family: Family) -> Option<String> {
     let mut text = String::new();
     addresses(&mut text, "saddr", &rule.source, family)?;
     addresses(&mut text, "daddr", &rule.destination, family)?;
-    let (source, destination) = (&rule.rule.source_ports, &rule.rule.destination_ports);
+    let (source, destination) = (&rule.rule.source_ports, &rule.destination_ports);
     let all = source.are_all() && destination.are_all();
     match rule.rule.protocol {
         RuleProtocol::Any if all => {}

@@ -14,9 +14,12 @@ pub const AZURE_LOAD_BALANCER: &str = "AzureLoadBalancer";
 /// Every public address outside of `VirtualNetwork`.
 pub const INTERNET: &str = "Internet";
 
+/// The platform's names: port 53 of 168.63.129.16.
+pub const PLATFORM_DNS: &str = "AzurePlatformDNS";
+
 /// Names of services of the platform's own, which only rules that say so are about
 /// (Azure documentation, "Virtual network service tags").
-const PLATFORM_SERVICES: [&str; 3] = ["AzurePlatformDNS", "AzurePlatformIMDS", "AzurePlatformLKM"];
+const PLATFORM_SERVICES: [&str; 3] = [PLATFORM_DNS, "AzurePlatformIMDS", "AzurePlatformLKM"];
 
 /// What is not reached over the internet (IANA, "IPv4 Special-Purpose Address Registry"). The lab's own internet,
 /// the range for benchmarks, is.
@@ -105,9 +108,10 @@ const AZURE: &str = "198.18.0.0/16";
 
 const BUILT_IN_TAGS: &[(&str, &str)] = &[
     (AZURE_LOAD_BALANCER, "168.63.129.16/32"),
-    ("AzurePlatformDNS", "168.63.129.16/32"),
+    (PLATFORM_DNS, "168.63.129.16/32"),
     ("AzurePlatformIMDS", "169.254.169.254/32"),
-    ("AzurePlatformLKM", "168.63.129.16/32"),
+    // Licences of Windows, at addresses of their own, which nobody in a lab asks for.
+    ("AzurePlatformLKM", "198.19.1.1/32"),
     ("AzureCloud", AZURE),
     ("MicrosoftContainerRegistry", "198.19.0.10/32"),
     ("AzureFrontDoor.FirstParty", "198.19.16.0/24"),

@@ -222,6 +222,32 @@ fn the_platform_is_forbidden_only_by_name() {
 }
 
 #[test]
+fn a_name_of_the_platforms_means_that_service_alone() {
+    let rules = [
+        "100 out deny * * * > AzurePlatformLKM *",
+        "110 out deny * * * > AzurePlatformDNS *",
+        "120 out deny * * * > AzurePlatformIMDS 8000-9000",
+        "130 out deny * * * > AzurePlatformDNS 80",
+    ];
+    let gate = Gate::new(&Region::default(), &vnet(), &group(&rules), None);
+    check(
+        &gate,
+        &[
+            ("out udp 172.20.0.4 40000 > 168.63.129.16 53", "r110"),
+            ("out tcp 172.20.0.4 40000 > 168.63.129.16 53", "r110"),
+            ("out tcp 172.20.0.4 40000 > 168.63.129.16 80", "platform"),
+            ("out icmp 172.20.0.4 0 > 168.63.129.16 0", "platform"),
+            ("out tcp 172.20.0.4 40000 > 169.254.169.254 80", "platform"),
+            ("out tcp 172.20.0.4 40000 > 169.254.169.254 8080", "r120"),
+            ("out tcp 172.20.0.4 40000 > 198.19.1.1 1688", "r100"),
+        ],
+    );
+    let licences = ["100 out deny * * * > AzurePlatformLKM *"];
+    let gate = Gate::new(&Region::default(), &vnet(), &group(&licences), None);
+    check(&gate, &[("out udp 172.20.0.4 40000 > 168.63.129.16 53", "platform")]);
+}
+
+#[test]
 fn an_overlays_pods_are_in_the_virtual_network_for_default_rules_alone() {
     let pods = Some(OverlayRanges { v4: prefix("10.244.0.0/16"), v6: None });
     let plain = Gate::new(&Region::default(), &vnet(), &group(&[]), pods);
