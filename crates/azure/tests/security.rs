@@ -266,6 +266,38 @@ async fn guarded(lab: &Lab) -> String {
     machine
 }
 
+/// Peers of one location are told from those of another.
+#[tokio::test]
+async fn peers_far_away_are_global() {
+    let lab = lab().await;
+    guarded(&lab).await;
+    let space = |range: &str, location: &str| {
+        json!({ "location": location,
+            "properties": { "addressSpace": { "addressPrefixes": [range] } } })
+    };
+    for (name, range, location) in
+        [("near", "10.8.0.0/16", "East US"), ("far", "10.9.0.0/16", "westeurope")]
+    {
+        lab.put(&network(&format!("virtualNetworks/{name}")), space(range, location)).await;
+        for (from, to) in [("v", name), (name, "v")] {
+            let remote = network(&format!("virtualNetworks/{to}"));
+            let peering = network(&format!("virtualNetworks/{from}/virtualNetworkPeerings/to{to}"));
+            let body = json!({ "properties": { "remoteVirtualNetwork": { "id": remote },
+                "allowVirtualNetworkAccess": true } });
+            lab.put(&peering, body).await;
+        }
+    }
+    let routes = format!("{}/effectiveRouteTable", network("networkInterfaces/n"));
+    let routes = lab.send("POST", &routes, None).await.body;
+    let hop = |prefix: &str| {
+        let routes = routes["value"].as_array().expect("a list");
+        let route = routes.iter().find(|route| route["addressPrefix"][0] == prefix);
+        route.expect("a route")["nextHopType"].as_str().expect("a word").to_owned()
+    };
+    assert_eq!(hop("10.8.0.0/16"), "VNetPeering");
+    assert_eq!(hop("10.9.0.0/16"), "VNetGlobalPeering");
+}
+
 /// The watcher of eastus, found in a list of the subscription, as az looks for it.
 async fn watcher(lab: &Lab) -> String {
     let watchers = format!("{SUBSCRIPTION}/providers/Microsoft.Network/networkWatchers");

@@ -189,6 +189,15 @@ pub fn routes(region: &Region, nic: &Nic) -> Vec<EffectiveRoute> {
     place.map_or_else(Vec::new, |(vnet, subnet)| routes::effective(region, vnet, subnet))
 }
 
+/// Whether a peer of the NIC's virtual network is in another location.
+#[must_use]
+pub fn is_global(region: &Region, nic: &Nic, peer: &ArmId) -> bool {
+    let location = |vnet: &ArmId| region.vnets.get(vnet).map(|vnet| &vnet.meta.location);
+    let own = nic.vnet();
+    let own = own.as_ref().and_then(location);
+    own.zip(location(peer)).is_some_and(|(own, peers)| own != peers)
+}
+
 /// Where a packet from `source`, an address of the NIC's, to `destination` goes next. Without a route, nowhere.
 #[must_use]
 pub fn next_stop(

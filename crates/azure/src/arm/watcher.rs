@@ -235,7 +235,8 @@ pub(super) fn effective_groups(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answe
 pub(super) fn effective_routes(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     let region = call.region();
     let nic = running_nic(&region, kind, id)?;
-    Ok(Reply::list(effective::routes(&region, nic).iter().map(wire::render_route).collect()))
+    let routes = effective::routes(&region, nic);
+    Ok(Reply::list(routes.iter().map(|it| wire::render_route(&region, nic, it)).collect()))
 }
 
 fn running_nic<'a>(region: &'a Region, kind: Kind, id: &ArmId) -> Result<&'a Nic, Fault> {

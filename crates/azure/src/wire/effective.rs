@@ -9,6 +9,7 @@ use vnet::{
     model::{Addresses, Nic, Peers, PortRange, Ports, RuleProtocol},
     name::ArmId,
     policy::{Rule, tags::ServiceTags},
+    region::Region,
     routes::{EffectiveRoute, Hop, Source},
 };
 
@@ -105,10 +106,13 @@ fn ranges(ports: &Ports) -> Vec<String> {
     ports.any_of.iter().map(text).collect()
 }
 
-/// An element of `effectiveRouteTable`.
-pub(crate) fn render_route(route: &EffectiveRoute) -> Value {
+/// An element of a NIC's `effectiveRouteTable`.
+pub(crate) fn render_route(region: &Region, nic: &Nic, route: &EffectiveRoute) -> Value {
     let (hop, address) = match &route.hop {
         Hop::VnetLocal => ("VnetLocal", None),
+        Hop::Peering(peer) if effective::is_global(region, nic, peer) => {
+            ("VNetGlobalPeering", None)
+        }
         Hop::Peering(_) => ("VNetPeering", None),
         Hop::Internet => ("Internet", None),
         Hop::VirtualAppliance(address) => ("VirtualAppliance", Some(address)),
@@ -140,7 +144,8 @@ pub(crate) fn render_verdict(verdict: &Verdict) -> Value {
     json!({ "access": access(verdict.access), "ruleName": rule.unwrap_or_default() })
 }
 
-/// The answer of `nextHop`, in the words of Azure documentation, "Network Watcher next hop overview".
+/// The answer of `nextHop`, in the words of Azure documentation, "Network Watcher next hop overview", which has one for
+/// peerings, wherever the peer is.
 pub(crate) fn render_next_stop(stop: &NextStop) -> Value {
     let (hop, address) = match &stop.hop {
         // The host answers for the platform, whatever the routes say.

@@ -322,7 +322,21 @@ impl World<'_> {
         // One tag on each side at most, and nothing beside it or `*`.
         match any_of.iter().position(|one| !matches!(one, Addresses::Prefix(_))) {
             Some(at) => Peers::Addresses { any_of: vec![any_of.swap_remove(at)], as_list: false },
-            None => Peers::Addresses { any_of, as_list: true },
+            None => {
+                // Nor an address twice.
+                let of = |one: &Addresses| match one {
+                    Addresses::Prefix(prefix) => Some(*prefix),
+                    Addresses::Any | Addresses::Tag(_) => None,
+                };
+                let mut apart: Vec<Addresses> = Vec::new();
+                for one in any_of {
+                    let overlaps = |it| of(it).zip(of(&one)).is_some_and(|(a, b)| a.overlaps(b));
+                    if !apart.iter().any(overlaps) {
+                        apart.push(one);
+                    }
+                }
+                Peers::Addresses { any_of: apart, as_list: true }
+            }
         }
     }
 

@@ -17,7 +17,7 @@ const FORBIDDEN: [&str; 5] =
     ["224.0.0.0/4", "255.255.255.255/32", "127.0.0.0/8", "169.254.0.0/16", "168.63.129.16/32"];
 
 /// The same for IPv6: what is not one machine's or everybody's (IANA, "IPv6 Special-Purpose Address Registry").
-const FORBIDDEN_6: [&str; 4] = ["::/128", "::1/128", "fe80::/10", "ff00::/8"];
+pub(super) const FORBIDDEN_6: [&str; 4] = ["::/128", "::1/128", "fe80::/10", "ff00::/8"];
 
 /// The length of an IPv6 prefix of a subnet, always
 /// (Azure documentation, "IPv6 for Azure Virtual Network", limitations).

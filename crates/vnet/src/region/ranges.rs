@@ -6,7 +6,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::refusal;
+use super::{network::FORBIDDEN_6, refusal};
 use crate::{
     addr::{Prefix, Prefix4, Prefix6},
     fault::Fault,
@@ -41,9 +41,13 @@ const RESERVED: [(Ipv4Addr, u8); 4] = [
     (Ipv4Addr::new(192, 0, 2, 0), 24),
 ];
 
-/// Not for services, either: loopback, multicast, and what is above.
-const NOT_FOR_SERVICES: [(Ipv4Addr, u8); 2] =
-    [(Ipv4Addr::new(127, 0, 0, 0), 8), (Ipv4Addr::new(224, 0, 0, 0), 3)];
+/// Not for pods and services, either: loopback, the platform, multicast, and what is above. Virtual networks cannot have
+/// them (Azure Virtual Network FAQ), and a node that took the platform's address for a pod's would find no names.
+const NOBODYS: [(Ipv4Addr, u8); 3] = [
+    (Ipv4Addr::new(127, 0, 0, 0), 8),
+    (Ipv4Addr::new(168, 63, 129, 16), 32),
+    (Ipv4Addr::new(224, 0, 0, 0), 3),
+];
 
 /// The service range must be smaller than a /12.
 const SHORTEST_SERVICE_CIDR: u8 = 13;
@@ -54,15 +58,7 @@ pub(super) fn check(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
     let service = cluster.service_cidr;
     let at = "networkProfile.serviceCIDR";
     check_reserved(service, at, "service CIDR")?;
-    for (network, length) in NOT_FOR_SERVICES {
-        let range = Prefix4::containing(network, length);
-        if service.overlaps(range) {
-            return Err(refusal::invalid(
-                at,
-                &format!("Service CIDR {service} overlaps with {range}."),
-            ));
-        }
-    }
+    check_nobodys(service, at, "Service CIDR")?;
     if service.length() < SHORTEST_SERVICE_CIDR {
         return Err(refusal::invalid(
             at,
@@ -141,6 +137,7 @@ fn check_v6(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
         )
         .at(at));
     }
+    check_nobodys_v6(service, at, "Service CIDR")?;
     let overlapping = |range: Prefix6| {
         let all = vnet.subnets.values().flat_map(Subnet::prefixes);
         all.filter_map(Prefix::as_v6).find(|subnet| subnet.overlaps(range))
@@ -162,6 +159,7 @@ fn check_v6(cluster: &Cluster, vnet: &Vnet) -> Result<(), Fault> {
             let text = format!("The IPv6 pod CIDR {pods} is not between a /{least} and a /{most}.");
             return Err(refusal::invalid(at, &text));
         }
+        check_nobodys_v6(pods, at, "Pod CIDR")?;
         if pods.overlaps(service) {
             return Err(Fault::bad(
                 "PodCidrOverlapServiceCidr",
@@ -248,6 +246,7 @@ fn check_dns(service: Prefix4, address: Ipv4Addr) -> Result<(), Fault> {
 fn check_pods(pods: Prefix4, service: Prefix4, vnet: &Vnet) -> Result<(), Fault> {
     let at = "networkProfile.podCIDR";
     check_reserved(pods, at, "pod CIDR")?;
+    check_nobodys(pods, at, "Pod CIDR")?;
     if pods.overlaps(service) {
         return Err(Fault::bad(
             "PodCidrOverlapServiceCidr",
@@ -274,6 +273,27 @@ fn check_reserved(prefix: Prefix4, at: &str, what: &str) -> Result<(), Fault> {
             at,
             &format!("The {what} {prefix} overlaps with {reserved}, which AKS keeps for itself."),
         )),
+        None => Ok(()),
+    }
+}
+
+fn check_nobodys(prefix: Prefix4, at: &str, what: &str) -> Result<(), Fault> {
+    let nobodys = NOBODYS.map(|(network, length)| Prefix4::containing(network, length));
+    match nobodys.into_iter().find(|range| range.overlaps(prefix)) {
+        Some(range) => {
+            Err(refusal::invalid(at, &format!("{what} {prefix} overlaps with {range}.")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The same of IPv6.
+fn check_nobodys_v6(prefix: Prefix6, at: &str, what: &str) -> Result<(), Fault> {
+    let nobodys = FORBIDDEN_6.map(|range| range.parse::<Prefix>().expect("a list of prefixes"));
+    match nobodys.into_iter().find(|range| range.overlaps(Prefix::V6(prefix))) {
+        Some(range) => {
+            Err(refusal::invalid(at, &format!("{what} {prefix} overlaps with {range}.")))
+        }
         None => Ok(()),
     }
 }

@@ -116,6 +116,23 @@ fn ranges() {
     );
     let pods = |range: &'static str| move |put: &mut PutCluster| put.pod_cidr = Some(prefix(range));
     check_cluster(Kubenet, pods("172.16.0.0/12"), (invalid, POD, "172.30.0.0/16"));
+    // What no virtual network can have: the platform, loopback, multicast.
+    for (range, overlapped) in [
+        ("168.63.0.0/16", "168.63.129.16/32"),
+        ("169.254.0.0/17", "169.254.0.0/16"),
+        ("126.0.0.0/7", "127.0.0.0/8"),
+        ("224.0.0.0/16", "224.0.0.0/3"),
+    ] {
+        check_cluster(Overlay, pods(range), (invalid, POD, overlapped));
+        check_cluster(Kubenet, pods(range), (invalid, POD, overlapped));
+    }
+    for (range, dns, overlapped) in [
+        ("168.63.0.0/16", "168.63.0.10", "168.63.129.16/32"),
+        ("169.254.0.0/17", "169.254.0.10", "169.254.0.0/16"),
+        ("127.0.0.0/16", "127.0.0.10", "127.0.0.0/8"),
+    ] {
+        check_cluster(Azure, service(range, dns), (invalid, SERVICE, overlapped));
+    }
     check_cluster(
         Overlay,
         pods("10.0.128.0/17"),

@@ -45,6 +45,18 @@ fn list(any_of: Vec<Addresses>) -> Peers {
     Peers::Addresses { any_of, as_list: true }
 }
 
+fn prefixes(texts: &[&str]) -> Peers {
+    list(texts.iter().map(|text| Addresses::Prefix(prefix(text))).collect())
+}
+
+#[test]
+fn prefixes_beside_each_other_do_not_overlap() {
+    let mut beside = rule("new", 200);
+    beside.source = prefixes(&["10.0.1.0/24", "10.0.0.0/24", "10.0.2.0/23"]);
+    beside.destination = prefixes(&["10.0.1.0/24", "10.0.0.0/24"]);
+    lab().must(put_rule("s", beside));
+}
+
 #[test]
 fn rules_that_azure_refuses() {
     /// What is wrong with a rule, and the refusal's code and a part of its text.
@@ -108,11 +120,38 @@ fn rules_that_azure_refuses() {
         ),
         (
             |rule| {
-                let prefix = Addresses::Prefix(prefix("10.0.0.0/8"));
-                rule.source = list(vec![prefix; 4_001]);
+                let one = |n: u32| {
+                    let address = std::net::Ipv4Addr::from(0x0a00_0000 + n);
+                    Addresses::Prefix(vnet::addr::Prefix::host(address.into()))
+                };
+                rule.source = list((0..4_001).map(one).collect());
             },
             "InvalidParameter",
             "4002 source addresses",
+        ),
+        (
+            |rule| {
+                rule.source = prefixes(&["9.0.0.0/8", "1.1.0.22/32", "2.0.0.0/8", "1.1.0.0/24"]);
+            },
+            "OverlappingSubnetsNotPermittedInSecurityRule",
+            "Security rule parameter SourceAddressPrefix for rule with Id /subscriptions",
+        ),
+        (
+            |rule| {
+                rule.source = prefixes(&["9.0.0.0/8", "1.1.0.22/32", "2.0.0.0/8", "1.1.0.0/24"]);
+            },
+            "OverlappingSubnetsNotPermittedInSecurityRule",
+            "securityRules/new contains overlapping subnets [1.1.0.0/24, 1.1.0.22/32], which is not permitted.",
+        ),
+        (
+            |rule| rule.destination = prefixes(&["fd00:1::/48", "fd00::/16"]),
+            "OverlappingSubnetsNotPermittedInSecurityRule",
+            "parameter DestinationAddressPrefix for",
+        ),
+        (
+            |rule| rule.destination = prefixes(&["10.1.0.4/32", "10.1.0.4/32"]),
+            "OverlappingSubnetsNotPermittedInSecurityRule",
+            "[10.1.0.4/32, 10.1.0.4/32]",
         ),
     ];
     for (change, code, text) in cases {

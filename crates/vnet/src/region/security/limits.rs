@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{super::refusal, application_groups};
 use crate::{
-    addr::Family,
+    addr::{Family, Prefix},
     fault::Fault,
     model::{Access, Addresses, Direction, Peers, Ports, SecurityGroup, SecurityRule},
     name::ArmId,
@@ -39,6 +39,8 @@ pub(super) fn check_rule(id: &ArmId, rule: &SecurityRule) -> Result<(), Fault> {
     }
     check_peers(id, rule, &rule.source, "Source")?;
     check_peers(id, rule, &rule.destination, "Destination")?;
+    check_overlaps(id, &rule.source, "Source")?;
+    check_overlaps(id, &rule.destination, "Destination")?;
     check_families(rule)?;
     check_ports(&rule.source_ports, "properties.sourcePortRanges")?;
     check_ports(&rule.destination_ports, "properties.destinationPortRanges")
@@ -59,6 +61,31 @@ fn check_ports(ports: &Ports, target: &str) -> Result<(), Fault> {
         )
         .at(target)),
         None => Ok(()),
+    }
+}
+
+/// Refuses one side of a rule that names an address twice. Code and text as people pasted them: in
+/// alan-turing-institute/data-safe-haven issue 2077; kubernetes-sigs/cloud-provider-azure issue 6775 is why the provider
+/// joins prefixes first.
+fn check_overlaps(id: &ArmId, peers: &Peers, side: &str) -> Result<(), Fault> {
+    let Peers::Addresses { any_of, .. } = peers else { return Ok(()) };
+    let prefixes = any_of.iter().filter_map(|one| match one {
+        Addresses::Prefix(prefix) => Some(*prefix),
+        Addresses::Any | Addresses::Tag(_) => None,
+    });
+    let mut prefixes: Vec<Prefix> = prefixes.collect();
+    // Of two prefixes that overlap one has the other, and stands just before the first that it has.
+    prefixes.sort_by_key(|prefix| (prefix.family(), prefix.network(), prefix.length()));
+    match prefixes.windows(2).find(|pair| matches!(pair, [a, b] if a.overlaps(*b))) {
+        Some([a, b]) => Err(Fault::bad(
+            "OverlappingSubnetsNotPermittedInSecurityRule",
+            format!(
+                "Security rule parameter {side}AddressPrefix for rule with Id {id} contains overlapping subnets [{a}, \
+                 {b}], which is not permitted."
+            ),
+        )
+        .at(&format!("properties.{}AddressPrefixes", side.to_ascii_lowercase()))),
+        _ => Ok(()),
     }
 }
 
