@@ -197,10 +197,15 @@ pub(crate) fn render_view(view: &View<'_>, nic: &Nic) -> Value {
 pub(crate) fn render_tags(tags: &ServiceTags, location: &str) -> Value {
     let number = tags.change_number.to_string();
     let value = |(tag, prefixes): (&String, &Vec<Prefix>)| {
-        let (service, region) = tag.split_once('.').unwrap_or((tag, ""));
+        let (service, region) = match tag.split_once('.') {
+            // Front Door's tags are of its parts, not of regions.
+            Some((service @ "AzureFrontDoor", _)) => (service, ""),
+            Some(parts) => parts,
+            None => (tag.as_str(), ""),
+        };
         json!({ "name": tag, "id": tag, "properties": {
             "changeNumber": number,
-            "region": region,
+            "region": region.to_ascii_lowercase(),
             "systemService": if service == "AzureCloud" { "" } else { service },
             "addressPrefixes": prefixes,
         } })

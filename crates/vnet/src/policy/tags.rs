@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::addr::{AddressSet, Family, Prefix};
 
+mod built_in;
+
 /// The virtual network and what is joined to it; see [`super::virtual_network`].
 pub const VIRTUAL_NETWORK: &str = "VirtualNetwork";
 /// Where health probes come from: 168.63.129.16.
@@ -84,74 +86,14 @@ impl ServiceTags {
         self
     }
 
-    /// The tags that rules can name where nobody has given a list. A lab has an internet of its own
-    /// (198.18.0.0/15): its lower half is Azure's, in every region; some services have addresses in the upper half.
+    /// The tags that rules can name where nobody has given a list: Azure's names, and addresses of the lab's internet.
     #[must_use]
     pub fn built_in() -> &'static Self {
-        static BUILT_IN: LazyLock<ServiceTags> = LazyLock::new(|| {
-            let tags = BUILT_IN_TAGS.iter().map(|(tag, prefix)| {
-                let prefix = prefix.parse().expect("the list has prefixes only");
-                ((*tag).to_owned(), vec![prefix])
-            });
-            let regional = BUILT_IN_REGIONS.iter().map(|region| {
-                let prefix = AZURE.parse().expect("a prefix");
-                (format!("AzureCloud.{region}"), vec![prefix])
-            });
-            ServiceTags { change_number: 0, tags: tags.chain(regional).collect() }
-        });
+        static BUILT_IN: LazyLock<ServiceTags> =
+            LazyLock::new(|| ServiceTags { change_number: 0, tags: built_in::tags() });
         &BUILT_IN
     }
 }
-
-/// The addresses that public IPs and API servers of a lab have.
-const AZURE: &str = "198.18.0.0/16";
-
-const BUILT_IN_TAGS: &[(&str, &str)] = &[
-    (AZURE_LOAD_BALANCER, "168.63.129.16/32"),
-    (PLATFORM_DNS, "168.63.129.16/32"),
-    ("AzurePlatformIMDS", "169.254.169.254/32"),
-    // Licences of Windows, at addresses of their own, which nobody in a lab asks for.
-    ("AzurePlatformLKM", "198.19.1.1/32"),
-    ("AzureCloud", AZURE),
-    ("MicrosoftContainerRegistry", "198.19.0.10/32"),
-    ("AzureFrontDoor.FirstParty", "198.19.16.0/24"),
-    ("AzureActiveDirectory", "198.19.17.0/24"),
-    ("AzureMonitor", "198.19.18.0/24"),
-    ("AzureResourceManager", "198.19.19.0/24"),
-    ("AzureContainerRegistry", "198.19.20.0/24"),
-    ("AzureKeyVault", "198.19.21.0/24"),
-    ("Storage", "198.19.22.0/24"),
-    ("Sql", "198.19.23.0/24"),
-];
-
-const BUILT_IN_REGIONS: &[&str] = &[
-    "australiaeast",
-    "brazilsouth",
-    "canadacentral",
-    "centralindia",
-    "centralus",
-    "eastasia",
-    "eastus",
-    "eastus2",
-    "francecentral",
-    "germanywestcentral",
-    "japaneast",
-    "koreacentral",
-    "northcentralus",
-    "northeurope",
-    "norwayeast",
-    "southcentralus",
-    "southeastasia",
-    "swedencentral",
-    "switzerlandnorth",
-    "uaenorth",
-    "uksouth",
-    "westcentralus",
-    "westeurope",
-    "westus",
-    "westus2",
-    "westus3",
-];
 
 /// Whether a tag names a service of the platform's own.
 #[must_use]

@@ -393,6 +393,49 @@ fn a_cluster_with_a_managed_virtual_network_has_its_group_on_the_subnet() {
 }
 
 #[test]
+fn azures_own_tags_are_known_and_no_others() {
+    let mut lab = lab();
+    let put = |name: &str| {
+        let deny = SecurityRule { access: Access::Deny, destination: tag(name), ..rule("t", 300) };
+        put_rule("s", SecurityRule { direction: Direction::Outbound, ..deny })
+    };
+    for name in [
+        "GatewayManager",
+        "ApiManagement",
+        "ServiceBus.westeurope",
+        "EventHub",
+        "AppService.EastUS",
+        "AzureFrontDoor.Backend",
+        "azurefrontdoor.frontend",
+        "AzureTrafficManager",
+        "AzureArcInfrastructure",
+        "Storage.WESTUS2",
+        "AzureCloud.eastus",
+        "AzureCloud.centralfrance",
+        "MicrosoftContainerRegistry.NorthEurope",
+        "WindowsVirtualDesktop",
+    ] {
+        lab.must(put(name));
+    }
+    // Not by region, not in Azure's words, or nobody's.
+    for name in [
+        "GatewayManager.EastUS",
+        "AzureFrontDoor",
+        "AzureCloud.francecentral",
+        "Storage.Atlantis",
+        "Storage.",
+        "AzureKubernetesService",
+        "VirtualNetwork.EastUS",
+    ] {
+        let text = format!("Value provided: {name}");
+        check(&lab.refused(put(name)), "SecurityRuleInvalidAddressPrefix", &text);
+    }
+    let tags = lab.region.service_tags();
+    let [all, part] = ["Storage", "Storage.EastUS"].map(|it| tags.addresses(it).expect("a tag"));
+    assert!(!part.is_empty() && part.without(&all).is_empty());
+}
+
+#[test]
 fn the_list_of_service_tags_can_be_replaced() {
     use vnet::policy::tags::ServiceTags;
     let mut lab = lab();
