@@ -266,6 +266,44 @@ async fn guarded(lab: &Lab) -> String {
     machine
 }
 
+/// A route for a service tag is shown with the tag's prefixes.
+#[tokio::test]
+async fn a_route_for_a_service_tag_looks_as_in_azure() {
+    let lab = lab().await;
+    let machine = guarded(&lab).await;
+    let route = network("routeTables/rt/routes/blobs");
+    let body = |prefix: &str, hop: &str| json!({ "properties": { "addressPrefix": prefix, "nextHopType": hop } });
+    let shown = lab.put(&route, body("Storage.EastUS", "None")).await;
+    assert_eq!(shown["properties"]["addressPrefix"], "Storage.EastUS");
+    lab.put(&network("routeTables/rt/routes/cloud"), body("AzureCloud", "Internet")).await;
+    lab.put(&network("routeTables/rt/routes/own"), body("198.18.0.0/16", "None")).await;
+    for (prefix, code) in [
+        ("Atlantis", "InvalidAddressPrefixFormat"),
+        ("Internet", "InvalidAddressPrefixFormat"),
+        ("10.0.0.0/33", "InvalidAddressPrefixFormat"),
+        ("10.0.0.1/24", "InvalidCIDRNotation"),
+    ] {
+        let answer = lab.send("PUT", &route, Some(body(prefix, "None"))).await;
+        assert_eq!((answer.status, answer.code()), (400, code), "{prefix}");
+    }
+    let routes = format!("{}/effectiveRouteTable", network("networkInterfaces/n"));
+    let routes = lab.send("POST", &routes, None).await.body;
+    let shown = |name: &str| {
+        let routes = routes["value"].as_array().expect("a list");
+        let route = routes.iter().find(|it| it["name"] == name).expect("a route");
+        format!("{} {} {}", route["state"], route["addressPrefix"], route["nextHopType"])
+    };
+    assert_eq!(shown("blobs"), r#""Active" ["198.19.22.48/29"] "None""#);
+    assert_eq!(shown("own"), r#""Active" ["198.18.0.0/16"] "None""#);
+    assert_eq!(shown("cloud"), r#""Invalid" ["198.18.0.0/16"] "Internet""#);
+    let question = json!({ "targetResourceId": machine, "sourceIPAddress": "10.0.0.4",
+        "destinationIPAddress": "198.19.22.50" });
+    let next = format!("{}/nextHop", watcher(&lab).await);
+    let next = lab.send("POST", &next, Some(question)).await.body;
+    assert_eq!(next["nextHopType"], "None");
+    assert!(next["routeTableId"].as_str().is_some_and(|id| id.ends_with("routeTables/rt")));
+}
+
 /// Peers of one location are told from those of another.
 #[tokio::test]
 async fn peers_far_away_are_global() {

@@ -14,8 +14,8 @@ use crate::{
     addr::{AddressSet, Family, Prefix},
     host::names::{GATEWAY_ADDRESS, METADATA_ADDRESS, PLATFORM_ADDRESS},
     model::{
-        Access, Addresses, Direction, Kept, OverlayRanges, PeeringState, Peers, PortRange, Ports,
-        ProvisioningState, RuleProtocol, SecurityGroup, SecurityRule, Vnet,
+        Access, Addresses, Destination, Direction, Kept, OverlayRanges, PeeringState, Peers,
+        PortRange, Ports, ProvisioningState, RuleProtocol, SecurityGroup, SecurityRule, Vnet,
     },
     name::{ArmId, Name},
     region::Region,
@@ -382,12 +382,16 @@ pub fn virtual_network(region: &Region, vnet: &Vnet) -> AddressSet {
     let tables = vnet.subnets.values().filter_map(|subnet| subnet.route_table.as_ref());
     let routes = tables
         .filter_map(|table| region.route_tables.get(table))
-        .flat_map(|table| table.routes.values().map(|route| route.prefix));
+        .flat_map(|table| table.routes.values());
+    let routes = routes.flat_map(|route| match &route.prefix {
+        Destination::Prefix(prefix) => std::slice::from_ref(prefix),
+        Destination::Tag(tag) => region.service_tags().prefixes(tag),
+    });
     vnet.prefixes
         .iter()
         .chain(peers(vnet))
-        .copied()
         .chain(routes)
+        .copied()
         .chain([Prefix::host(PLATFORM_ADDRESS.into())])
         .collect()
 }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use crate::{
     addr::{Family, Prefix, Prefix4},
-    model::{NextHop, PeeringState, ProvisioningState, Subnet, Vnet},
+    model::{Destination, NextHop, PeeringState, ProvisioningState, RouteTable, Subnet, Vnet},
     name::{ArmId, Name},
     region::Region,
 };
@@ -29,7 +29,7 @@ pub struct EffectiveRoute {
     pub name: Option<Name>,
     /// Who made it.
     pub source: Source,
-    /// Whether it is taken: a user's route of the same prefix makes Azure's `Invalid`.
+    /// Whether it is taken: a user's route of the same prefix makes Azure's `Invalid`, and that of a service tag.
     pub is_active: bool,
     /// Destinations.
     pub prefix: Prefix,
@@ -64,23 +64,8 @@ pub enum Hop {
 /// Every route of a subnet, Azure's first, each kind in order of prefixes.
 #[must_use]
 pub fn effective(region: &Region, vnet: &Vnet, subnet: &Subnet) -> Vec<EffectiveRoute> {
-    let users = subnet.route_table.as_ref().and_then(|table| region.route_tables.get(table));
-    let users: Vec<EffectiveRoute> = users
-        .iter()
-        .flat_map(|table| table.routes.values())
-        .map(|route| EffectiveRoute {
-            name: Some(route.name.clone()),
-            source: Source::User,
-            is_active: true,
-            prefix: route.prefix,
-            hop: match route.next_hop {
-                NextHop::VirtualAppliance(address) => Hop::VirtualAppliance(address),
-                NextHop::VnetLocal => Hop::VnetLocal,
-                NextHop::Internet => Hop::Internet,
-                NextHop::None => Hop::None,
-            },
-        })
-        .collect();
+    let table = subnet.route_table.as_ref().and_then(|table| region.route_tables.get(table));
+    let users = table.map_or_else(Vec::new, |table| of_table(region, vnet, table));
     let mut routes = system(region, vnet);
     // Who says where everything goes says so of private ranges, too: Azure then has no routes that drop them.
     let everywhere = |family| users.iter().any(|route| route.prefix == Prefix::everything(family));
@@ -91,6 +76,74 @@ pub fn effective(region: &Region, vnet: &Vnet, subnet: &Subnet) -> Vec<Effective
     routes.extend(users);
     routes.sort_by_key(|route| (route.source == Source::User, route.prefix));
     routes
+}
+
+/// The routes of a table, those of service tags with each of their prefixes. Of one prefix, one is active: an explicit
+/// one, else that of the narrowest tag (same page, "Service tags for user-defined routes", "Exact match").
+fn of_table(region: &Region, vnet: &Vnet, table: &RouteTable) -> Vec<EffectiveRoute> {
+    let mut ranked: Vec<(Rank, EffectiveRoute)> = Vec::new();
+    for route in table.routes.values() {
+        let (hop, only) = match route.next_hop {
+            NextHop::VirtualAppliance(address) => {
+                (Hop::VirtualAppliance(address), Some(Family::of(address)))
+            }
+            NextHop::VnetLocal => (Hop::VnetLocal, None),
+            NextHop::Internet => (Hop::Internet, None),
+            NextHop::None => (Hop::None, None),
+        };
+        let effective = |prefix| EffectiveRoute {
+            name: Some(route.name.clone()),
+            source: Source::User,
+            is_active: true,
+            prefix,
+            hop: hop.clone(),
+        };
+        match &route.prefix {
+            Destination::Prefix(prefix) => ranked.push((Rank::Explicit, effective(*prefix))),
+            Destination::Tag(tag) => {
+                // A tag may have both families; where they cannot lead, there is nothing to route.
+                let is_led = |prefix: &Prefix| {
+                    only.is_none_or(|family| prefix.family() == family)
+                        && (prefix.family() == Family::V4 || vnet.is_dual_stack())
+                };
+                let prefixes = region.service_tags().prefixes(tag).iter().copied();
+                let own = prefixes.filter(is_led).map(effective);
+                ranked.extend(own.map(|route| (Rank::of(tag), route)));
+            }
+        }
+    }
+    ranked.sort_by_key(|(rank, route)| (route.prefix, *rank));
+    let mut before = None;
+    for (_, route) in &mut ranked {
+        route.is_active = before != Some(route.prefix);
+        before = Some(route.prefix);
+    }
+    ranked.into_iter().map(|(_, route)| route).collect()
+}
+
+/// Which of a user's routes is taken where two have one prefix: the first of these.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Explicit,
+    RegionalTag,
+    Tag,
+    RegionalCloud,
+    Cloud,
+}
+
+impl Rank {
+    fn of(tag: &str) -> Self {
+        let (service, part) = tag.split_once('.').map_or((tag, None), |(a, b)| (a, Some(b)));
+        let is_cloud = service.eq_ignore_ascii_case("AzureCloud");
+        // Front Door's tags are of its parts, not of regions.
+        let is_regional = part.is_some() && !service.eq_ignore_ascii_case("AzureFrontDoor");
+        match (is_cloud, is_regional) {
+            (false, true) => Self::RegionalTag,
+            (false, false) => Self::Tag,
+            (true, true) => Self::RegionalCloud,
+            (true, false) => Self::Cloud,
+        }
+    }
 }
 
 /// The routes that every subnet of a virtual network has.

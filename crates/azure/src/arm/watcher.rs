@@ -236,7 +236,7 @@ pub(super) fn effective_routes(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answe
     let region = call.region();
     let nic = running_nic(&region, kind, id)?;
     let routes = effective::routes(&region, nic);
-    Ok(Reply::list(routes.iter().map(|it| wire::render_route(&region, nic, it)).collect()))
+    Ok(Reply::list(wire::render_routes(&region, nic, &routes)))
 }
 
 fn running_nic<'a>(region: &'a Region, kind: Kind, id: &ArmId) -> Result<&'a Nic, Fault> {

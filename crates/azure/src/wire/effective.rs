@@ -106,8 +106,23 @@ fn ranges(ports: &Ports) -> Vec<String> {
     ports.any_of.iter().map(text).collect()
 }
 
-/// An element of a NIC's `effectiveRouteTable`.
-pub(crate) fn render_route(region: &Region, nic: &Nic, route: &EffectiveRoute) -> Value {
+/// A NIC's `effectiveRouteTable`: a user's route for a service tag is one element, with the tag's prefixes; those that
+/// another route of the table's takes are an element of their own.
+pub(crate) fn render_routes(region: &Region, nic: &Nic, routes: &[EffectiveRoute]) -> Vec<Value> {
+    let mut elements: Vec<(&EffectiveRoute, Vec<Prefix>)> = Vec::new();
+    for route in routes {
+        let same = elements.iter_mut().find(|(first, _)| {
+            route.name.is_some() && first.name == route.name && first.is_active == route.is_active
+        });
+        match same {
+            Some((_, prefixes)) => prefixes.push(route.prefix),
+            None => elements.push((route, vec![route.prefix])),
+        }
+    }
+    elements.iter().map(|(route, prefixes)| render_route(region, nic, route, prefixes)).collect()
+}
+
+fn render_route(region: &Region, nic: &Nic, route: &EffectiveRoute, prefixes: &[Prefix]) -> Value {
     let (hop, address) = match &route.hop {
         Hop::VnetLocal => ("VnetLocal", None),
         Hop::Peering(peer) if effective::is_global(region, nic, peer) => {
@@ -124,7 +139,7 @@ pub(crate) fn render_route(region: &Region, nic: &Nic, route: &EffectiveRoute) -
             Source::User => "User",
         },
         "state": if route.is_active { "Active" } else { "Invalid" },
-        "addressPrefix": [route.prefix],
+        "addressPrefix": prefixes,
         "nextHopType": hop,
         "nextHopIpAddress": address.into_iter().collect::<Vec<_>>(),
         "disableBgpRoutePropagation": false,

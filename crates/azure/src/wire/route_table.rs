@@ -6,7 +6,7 @@ use vnet::{
     command::Command,
     fault::Fault,
     kind,
-    model::{NextHop, Route, RouteTable},
+    model::{Destination, NextHop, Route, RouteTable},
     name::{ArmId, Name},
 };
 
@@ -79,7 +79,7 @@ fn parse_body(id: &ArmId, value: Value, findings: &mut Findings) -> Option<Route
     };
     let prefix =
         given(properties.address_prefix).ok_or_else(|| missing("properties.addressPrefix"));
-    let prefix = prefix.and_then(|text| network_prefix(&text, id, "properties.addressPrefix"));
+    let prefix = prefix.and_then(|text| destination(&text, id));
     let prefix = findings.take(prefix);
     let hop = next_hop(
         &properties.next_hop_type.unwrap_or_default(),
@@ -87,6 +87,14 @@ fn parse_body(id: &ArmId, value: Value, findings: &mut Findings) -> Option<Route
     );
     let next_hop = findings.take(hop);
     Some(Route { name: Name::new(id.name()), prefix: prefix?, next_hop: next_hop? })
+}
+
+/// A prefix, or what may be a service tag: a word.
+fn destination(text: &str, id: &ArmId) -> Result<Destination, Fault> {
+    match text.parse() {
+        Ok(destination) => Ok(destination),
+        Err(_) => network_prefix(text, id, "properties.addressPrefix").map(Destination::Prefix),
+    }
 }
 
 fn next_hop(kind: &str, hop: Option<String>) -> Result<NextHop, Fault> {
@@ -147,7 +155,7 @@ pub(crate) fn render_route(table: &RouteTable, route: &Route) -> Value {
     };
     body["properties"] = json!({
         "provisioningState": network_state(table.meta.state),
-        "addressPrefix": route.prefix,
+        "addressPrefix": route.prefix.to_string(),
         "nextHopType": next_hop,
     });
     if let Some(address) = address {

@@ -27,7 +27,7 @@ use store::Store;
 use tokio::{sync::Notify, task::JoinSet, time::sleep};
 use vnet::{
     addr::Prefix,
-    model::{Cluster, Machine, NetworkMode, ProvisioningState, UpgradeStep},
+    model::{Cluster, Destination, Machine, NetworkMode, ProvisioningState, UpgradeStep},
     region::Region,
 };
 
@@ -369,7 +369,9 @@ fn is_plugged_in(region: &Region, cluster: &Cluster, machine: &Machine) -> bool 
     let has_route = || {
         let table = region.route_tables.get(cluster.route_table.as_ref()?)?;
         let ranges = machine.node()?.pod_ranges();
-        let leads = |range: &Prefix| table.routes.values().any(|route| route.prefix == *range);
+        let leads = |range: &Prefix| {
+            table.routes.values().any(|route| route.prefix == Destination::Prefix(*range))
+        };
         Some(!ranges.is_empty() && ranges.iter().all(leads) && is_real(table.meta.state))
     };
     has_nic(region, machine)

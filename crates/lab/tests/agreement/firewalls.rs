@@ -127,7 +127,8 @@ fn hops(region: &Region, family: Family) -> Vec<IpAddr> {
 fn routes(dice: &mut Dice, region: &mut Region, vnet: &ArmId) {
     let table = vnet.sibling(kind::ROUTE_TABLE, &format!("rt{}", number(vnet)));
     let before = region.route_tables[&table].routes.values().cloned();
-    let mut routes: BTreeMap<Prefix, Route> = before.map(|it| (it.prefix, it)).collect();
+    let mut routes: BTreeMap<String, Route> =
+        before.map(|it| (it.prefix.to_string(), it)).collect();
     for family in families(&region.vnets[vnet]) {
         let hops = hops(region, family);
         if hops.is_empty() {
@@ -146,7 +147,8 @@ fn routes(dice: &mut Dice, region: &mut Region, vnet: &ArmId) {
             };
             let name = Name::new(&format!("h{}", prefix.to_string().replace(['.', ':', '/'], "-")));
             let next_hop = NextHop::VirtualAppliance(*dice.pick(&hops));
-            routes.insert(prefix, Route { name, prefix, next_hop });
+            let route = Route { name, prefix: prefix.into(), next_hop };
+            routes.insert(prefix.to_string(), route);
         }
     }
     let command = Command::PutRouteTable {

@@ -15,9 +15,9 @@ use vnet::{
     },
     kind,
     model::{
-        Access, Addresses, Allocation, BackendPool, BalancingRule, Direction, Kept, NextHop,
-        OutboundRule, Peers, PortRange, Ports, PublicIpSettings, Route, RuleProtocol, SecurityRule,
-        Timestamp, Transport,
+        Access, Addresses, Allocation, BackendPool, BalancingRule, Destination, Direction, Kept,
+        NextHop, OutboundRule, Peers, PortRange, Ports, PublicIpSettings, Route, RuleProtocol,
+        SecurityRule, Timestamp, Transport,
     },
     name::{ArmId, Name},
     region::Region,
@@ -380,11 +380,24 @@ impl World<'_> {
                 _ => NextHop::Internet,
             };
             let name = Name::new(&format!("r{}", prefix.to_string().replace(['.', ':', '/'], "-")));
-            routes.insert(prefix, Route { name, prefix, next_hop });
+            routes.insert(prefix, Route { name, prefix: prefix.into(), next_hop });
+        }
+        let mut aside = self.dice.aside();
+        let tags = ["Storage", "Storage.AustraliaEast", "AzureCloud", "AzureCloud.eastus", "Sql"];
+        let mut tagged = BTreeMap::new();
+        for _ in 0..aside.below(3) {
+            let tag = *aside.pick(&tags);
+            let next_hop = *aside.pick(&[
+                NextHop::VirtualAppliance(appliance),
+                NextHop::None,
+                NextHop::Internet,
+            ]);
+            let name = Name::new(&format!("t{tag}"));
+            tagged.insert(tag, Route { name, prefix: Destination::Tag(tag.to_owned()), next_hop });
         }
         self.apply(Command::PutRouteTable {
             common: common(id(kind::ROUTE_TABLE, &format!("rt{n}"))),
-            routes: Some(routes.into_values().collect()),
+            routes: Some(routes.into_values().chain(tagged.into_values()).collect()),
             disable_bgp_route_propagation: false,
         });
     }

@@ -104,3 +104,28 @@ fn a_local_route_leads_nowhere_outside_of_the_network() {
         "the main table leads out, the route does not"
     );
 }
+
+#[test]
+fn a_service_tag_leads_through_an_appliance() {
+    let lab = Lab::new(
+        "vnet v 10.1.0.0/16
+         table t
+         route Storage via 10.1.9.4
+         route Storage.EastUS none
+         route Sql none
+         route 198.19.23.0/24 internet
+         subnet a 10.1.1.0/24 table t
+         subnet nva 10.1.9.0/24
+         vm one 10.1.1.4
+         vm nva 10.1.9.4 forwards",
+    );
+    serve(&lab.internet(), "internet", 80);
+    let (one, nva) = (lab.machine("one"), lab.machine("nva"));
+    masquerade(&nva);
+    count(&nva, "forward", "");
+    assert_eq!(ask(&one, "198.19.23.9:80"), "internet sees 20.0.0.1 at 198.19.23.9");
+    assert_eq!(ask(&one, "198.19.22.49:80"), "nothing", "the tag of a region");
+    assert_eq!(counted(&nva), 0, "neither is the appliance's");
+    assert_eq!(ask(&one, "198.19.22.200:80"), "internet sees 20.0.0.1 at 198.19.22.200");
+    assert_ne!(counted(&nva), 0, "through the appliance");
+}

@@ -39,7 +39,7 @@ use uuid::Uuid;
 use vnet::{
     addr::{Family, Mac, Prefix},
     model::{
-        Access, Addresses, Allocation, BackendPool, BalancingRule, Cluster, Direction,
+        Access, Addresses, Allocation, BackendPool, BalancingRule, Cluster, Destination, Direction,
         Distribution, Frontend, Holder, InboundNatRule, InboundTarget, IpConfiguration,
         LoadBalancer, Machine, Meta, NatGateway, NetworkMode, NextHop, Nic, NodePhase, NodeRole,
         OutboundRule, OutboundType, Peering, PeeringState, Peers, PortRange, Ports, Probe,
@@ -293,7 +293,7 @@ impl Reader {
         self.vnet.child("subnets", name.as_str())
     }
 
-    fn route(&mut self, prefix: Prefix, words: &[&str]) {
+    fn route(&mut self, prefix: Destination, words: &[&str]) {
         let next_hop = match words {
             ["via", address] => NextHop::VirtualAppliance(parse(address)),
             ["local"] => NextHop::VnetLocal,

@@ -2,14 +2,16 @@
 
 use std::{
     collections::BTreeMap,
+    fmt,
     net::{IpAddr, Ipv4Addr},
+    str::FromStr,
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{Allocation, Generation, Kept, Meta, ProvisioningState};
 use crate::{
-    addr::{Family, Prefix, Prefix4, Prefix6},
+    addr::{Family, Prefix, Prefix4, Prefix6, PrefixError},
     name::{ArmId, Name},
 };
 
@@ -232,10 +234,74 @@ pub struct RouteTable {
 pub struct Route {
     /// Its name, up to 80 characters.
     pub name: Name,
-    /// Destination.
-    pub prefix: Prefix,
+    /// Destinations: `addressPrefix`.
+    pub prefix: Destination,
     /// Where to.
     pub next_hop: NextHop,
+}
+
+/// What a user-defined route is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Destination {
+    /// A prefix.
+    Prefix(Prefix),
+    /// The prefixes of a service tag, as it was given: `Storage.EastUS`.
+    Tag(String),
+}
+
+impl Destination {
+    /// Whether both are one, tags in any case.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Prefix(a), Self::Prefix(b)) => a == b,
+            (Self::Tag(a), Self::Tag(b)) => a.eq_ignore_ascii_case(b),
+            (Self::Prefix(_), Self::Tag(_)) | (Self::Tag(_), Self::Prefix(_)) => false,
+        }
+    }
+}
+
+impl From<Prefix> for Destination {
+    fn from(prefix: Prefix) -> Self {
+        Self::Prefix(prefix)
+    }
+}
+
+impl fmt::Display for Destination {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Prefix(prefix) => prefix.fmt(f),
+            Self::Tag(tag) => f.write_str(tag),
+        }
+    }
+}
+
+impl FromStr for Destination {
+    type Err = PrefixError;
+
+    /// A word is a tag; whether there is such a tag, the region knows.
+    fn from_str(text: &str) -> Result<Self, PrefixError> {
+        let is_word = |text: &str| {
+            text.starts_with(|first: char| first.is_ascii_alphabetic())
+                && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')
+        };
+        if is_word(text) { Ok(Self::Tag(text.to_owned())) } else { text.parse().map(Self::Prefix) }
+    }
+}
+
+impl TryFrom<String> for Destination {
+    type Error = PrefixError;
+
+    fn try_from(text: String) -> Result<Self, PrefixError> {
+        text.parse()
+    }
+}
+
+impl From<Destination> for String {
+    fn from(destination: Destination) -> Self {
+        destination.to_string()
+    }
 }
 
 /// A route's next hop.

@@ -55,8 +55,18 @@ impl ServiceTags {
     /// The addresses of a tag, which is found in any case. `None` when there is no such tag.
     #[must_use]
     pub fn addresses(&self, tag: &str) -> Option<AddressSet> {
+        self.find(tag).map(|prefixes| prefixes.iter().copied().collect())
+    }
+
+    /// The same as they are listed; none when there is no such tag.
+    #[must_use]
+    pub fn prefixes(&self, tag: &str) -> &[Prefix] {
+        self.find(tag).unwrap_or_default()
+    }
+
+    fn find(&self, tag: &str) -> Option<&[Prefix]> {
         let found = self.tags.iter().find(|(name, _)| name.eq_ignore_ascii_case(tag));
-        found.map(|(_, prefixes)| prefixes.iter().copied().collect())
+        found.map(|(_, prefixes)| prefixes.as_slice())
     }
 
     /// Whether a rule may name this tag.

@@ -8,14 +8,54 @@ use crate::{
     command::{Accepted, Common},
     fault::Fault,
     kind,
-    model::{NextHop, ProvisioningState, Route, RouteTable},
+    model::{Destination, NextHop, ProvisioningState, Route, RouteTable},
     name::{ArmId, Name},
 };
 
 /// Routes of a table (Azure subscription and service limits, networking).
 const MAX_ROUTES: usize = 400;
 
+/// Routes with service tags of a table (Azure documentation, "Virtual network traffic routing", "Service tags for
+/// user-defined routes").
+const MAX_TAGGED_ROUTES: usize = 25;
+/// Tags that no route can have (Azure documentation, "Virtual network service tags", "Tags unsupported for user defined
+/// routes").
+const NOT_ROUTED: [&str; 6] = [
+    "AzurePlatformDNS",
+    "AzurePlatformIMDS",
+    "AzurePlatformLKM",
+    "VirtualNetwork",
+    "AzureLoadBalancer",
+    "Internet",
+];
+
 impl Change {
+    /// Refuses a route for a tag that there is not, unless the table has it: a list of tags can be replaced.
+    fn known_tag(
+        &self,
+        table: &ArmId,
+        route: &Route,
+        old: Option<&RouteTable>,
+    ) -> Result<(), Fault> {
+        let Destination::Tag(tag) = &route.prefix else { return Ok(()) };
+        let is_old = old
+            .and_then(|old| old.routes.get(&route.name))
+            .is_some_and(|old| old.prefix.is_same(&route.prefix));
+        let is_routed = !NOT_ROUTED.iter().any(|it| it.eq_ignore_ascii_case(tag));
+        if is_old || is_routed && self.region.service_tags().knows(tag) {
+            return Ok(());
+        }
+        let id = table.child("routes", route.name.as_str());
+        Err(Fault::bad(
+            "InvalidAddressPrefixFormat",
+            format!(
+                "Address prefix {tag} of resource {id} is neither in CIDR notation, for example 10.0.0.0/24, nor a \
+                 service tag that routes can have."
+            ),
+        )
+        .at("properties.addressPrefix"))
+    }
+
     pub(super) fn put_route_table(
         &mut self,
         common: &Common,
@@ -44,6 +84,9 @@ impl Change {
         };
         let table = RouteTable { meta, routes, disable_bgp_route_propagation };
         check_routes(&table)?;
+        for route in table.routes.values() {
+            self.known_tag(&id, route, old.as_deref())?;
+        }
         self.region.route_tables.insert(id.clone(), Arc::new(table));
         Ok(self.put(&id, old.is_none()))
     }
@@ -54,6 +97,7 @@ impl Change {
         let table = self.region.route_tables.get(&table_id);
         let table = table.ok_or_else(|| refusal::parent_not_found(id, &table_id))?;
         self.refuse_going(&table_id, table.meta.state)?;
+        self.known_tag(&table_id, &route, Some(table.as_ref()))?;
         let mut table = table.as_ref().clone();
         self.touch(&mut table.meta, ProvisioningState::Updating);
         let is_new = table.routes.insert(route.name.clone(), route).is_none();
@@ -96,18 +140,30 @@ fn check_routes(table: &RouteTable) -> Result<(), Fault> {
             &format!("Route table {} would have more than {MAX_ROUTES} routes.", table.meta.id),
         ));
     }
+    let is_tagged = |route: &&Route| matches!(route.prefix, Destination::Tag(_));
+    if table.routes.values().filter(is_tagged).count() > MAX_TAGGED_ROUTES {
+        return Err(refusal::invalid(
+            "properties.routes",
+            &format!(
+                "Route table {} would have more than {MAX_TAGGED_ROUTES} routes with service tags.",
+                table.meta.id
+            ),
+        ));
+    }
     let mut prefixes = BTreeMap::new();
     for route in table.routes.values() {
         refusal::check_name(route.name.as_str())?;
-        if let NextHop::VirtualAppliance(address) = route.next_hop
-            && Family::of(address) != route.prefix.family()
+        if let (NextHop::VirtualAppliance(address), Destination::Prefix(prefix)) =
+            (route.next_hop, &route.prefix)
+            && Family::of(address) != prefix.family()
         {
             return Err(refusal::invalid(
                 &format!("properties.routes[{}].nextHopIpAddress", route.name),
                 &format!("{address} is not of the IP address version of {}.", route.prefix),
             ));
         }
-        if let Some(other) = prefixes.insert(route.prefix, &route.name) {
+        let text = route.prefix.to_string().to_ascii_lowercase();
+        if let Some(other) = prefixes.insert(text, &route.name) {
             return Err(Fault::bad(
                 "RouteConflict",
                 format!(

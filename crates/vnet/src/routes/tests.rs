@@ -179,3 +179,67 @@ fn azures_route_of_the_same_prefix_is_shown_as_invalid() {
     assert_eq!((same[0].source, same[0].is_active), (Source::Default, false));
     assert_eq!((same[1].source, same[1].is_active), (Source::User, true));
 }
+
+#[test]
+fn a_service_tag_leads_where_its_prefixes_are() {
+    check(
+        &[
+            "Storage 172.20.0.4",
+            "Storage.EastUS none",
+            "azurecloud 172.20.0.5",
+            "198.19.22.8/29 local",
+        ],
+        &[
+            // East US is the seventh region of the list.
+            ("198.19.22.49", "198.19.22.48/29 none"),
+            ("198.19.22.200", "198.19.22.0/24 172.20.0.4"),
+            ("198.19.22.9", "198.19.22.8/29 local"),
+            ("198.18.7.7", "198.18.0.0/16 172.20.0.5"),
+            ("198.19.23.9", "0.0.0.0/0 internet"),
+        ],
+    );
+}
+
+#[test]
+fn of_one_prefix_the_explicit_route_wins_and_then_the_narrowest_tag() {
+    let all = ["AzureCloud none", "AzureCloud.eastus internet", "198.18.0.0/16 172.20.0.4"];
+    check(&all, &[("198.18.7.7", "198.18.0.0/16 172.20.0.4")]);
+    check(&all[..2], &[("198.18.7.7", "198.18.0.0/16 internet")]);
+    check(&all[..1], &[("198.18.7.7", "198.18.0.0/16 none")]);
+    let registries =
+        ["MicrosoftContainerRegistry none", "MicrosoftContainerRegistry.UKSouth local"];
+    check(&registries, &[("198.19.0.10", "198.19.0.10/32 local")]);
+    // Every one of them is shown, and one is taken.
+    let (region, vnet) = region(&all);
+    let routes = effective(&region, &vnet, &vnet.subnets[&Name::new("s")]);
+    let shown = routes.iter().filter(|it| it.prefix == prefix::<Prefix>("198.18.0.0/16"));
+    let shown: Vec<(String, bool)> =
+        shown.map(|it| (it.name.as_ref().expect("a user's").to_string(), it.is_active)).collect();
+    let expected = [("r2", true), ("r1", false), ("r0", false)];
+    assert_eq!(shown, expected.map(|(name, is_active)| (name.to_owned(), is_active)));
+}
+
+#[test]
+fn a_tags_prefixes_are_of_the_families_that_can_be_led() {
+    let (mut region, vnet) = region(&["Contoso 172.20.0.4", "Contoso.EastUS none"]);
+    let prefixes = |texts: &[&str]| texts.iter().map(|text| prefix(text)).collect();
+    region.given_tags = Some(Arc::new(crate::policy::tags::ServiceTags {
+        change_number: 1,
+        tags: [
+            ("Contoso".to_owned(), prefixes(&["20.1.0.0/24", "20.1.1.0/24", "2603:1::/32"])),
+            ("Contoso.EastUS".to_owned(), prefixes(&["20.1.1.0/24", "2603:1::/32"])),
+        ]
+        .into(),
+    }));
+    let shown = |vnet: &Vnet| -> Vec<String> {
+        let routes = effective(&region, vnet, &vnet.subnets[&Name::new("s")]);
+        let users = routes.iter().filter(|it| it.source == Source::User && it.is_active);
+        users.map(|it| format!("{} {}", it.name.as_ref().expect("a name"), it.prefix)).collect()
+    };
+    // Neighbours stay apart: the routes are the tag's prefixes, and not others that are as much.
+    assert_eq!(shown(&vnet), ["r0 20.1.0.0/24", "r1 20.1.1.0/24"]);
+    let mut dual = Vnet::clone(&vnet);
+    dual.prefixes.push(prefix("fd00:1::/48"));
+    // An appliance of IPv4 leads no IPv6.
+    assert_eq!(shown(&dual), ["r0 20.1.0.0/24", "r1 20.1.1.0/24", "r1 2603:1::/32"]);
+}

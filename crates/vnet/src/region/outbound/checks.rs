@@ -4,7 +4,7 @@ use super::super::{Change, pools, refusal, upgrades};
 use crate::{
     addr::{Family, Prefix},
     fault::Fault,
-    model::{AgentPool, Cluster, NextHop, OutboundAddresses, OutboundType, Subnet},
+    model::{AgentPool, Cluster, Destination, NextHop, OutboundAddresses, OutboundType, Subnet},
     name::ArmId,
 };
 
@@ -254,8 +254,8 @@ impl Change {
             ));
         };
         let id = &table.meta.id;
-        let default =
-            table.routes.values().find(|route| route.prefix == Prefix::everything(Family::V4));
+        let everything = Destination::Prefix(Prefix::everything(Family::V4));
+        let default = table.routes.values().find(|route| route.prefix == everything);
         match default.map(|route| route.next_hop) {
             Some(NextHop::VirtualAppliance(_)) => Ok(()),
             Some(NextHop::Internet | NextHop::VnetLocal | NextHop::None) => Err(Fault::bad(
