@@ -10,7 +10,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
 use kube::ResourceExt;
 use serde_json::{Value, json};
-use vnet::addr::Family;
+use vnet::{addr::Family, model::OutboundType};
 
 const PREFIX: &str = "service.beta.kubernetes.io/";
 /// The longest name of a rule or front end that the provider makes, without what IPv6 adds.
@@ -53,6 +53,32 @@ struct ServicePort {
 
 /// The NICs' IP configurations of each family, by id.
 pub(super) type Members = BTreeMap<Family, Vec<String>>;
+
+/// The load balancer that a Service is given a part of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place<'a> {
+    /// Its id.
+    pub(super) id: &'a str,
+    /// Its location, where it has yet to be made.
+    pub(super) location: &'a str,
+    /// How the cluster's machines reach the internet.
+    pub(super) outbound: OutboundType,
+}
+
+impl Place<'_> {
+    /// Whether rules may not be a way out. They are a cluster's only one where AKS makes it none of a load balancer:
+    /// AKS then sets `disableOutboundSNAT` in the provider's configuration (`pkg/provider/config/azure.go`).
+    fn disables_outbound_snat(&self) -> bool {
+        match self.outbound {
+            OutboundType::LoadBalancer => false,
+            OutboundType::ManagedNatGateway
+            | OutboundType::UserAssignedNatGateway
+            | OutboundType::UserDefinedRouting
+            | OutboundType::None
+            | OutboundType::Block => true,
+        }
+    }
+}
 
 /// What a front end stands on.
 #[derive(Clone, Debug, PartialEq)]
@@ -206,12 +232,11 @@ fn cut(mut name: String) -> String {
 /// The body that makes the load balancer serve `wanted`, or `None` when it does already.
 /// Parts of other Services, and those that AKS made, stay as they are.
 pub(super) fn with(
-    id: &str,
+    place: Place<'_>,
     current: &Value,
     wanted: &Wanted,
     front_ends: &BTreeMap<Family, FrontEnd>,
     members: &Members,
-    location: &str,
 ) -> Option<Value> {
     let mut parts = Parts::default();
     let mut pools = Vec::new();
@@ -219,7 +244,7 @@ pub(super) fn with(
         let name = wanted.front_end_name(*family);
         let properties = front_end_properties(current, wanted, *family, front_end);
         parts.front_ends.push(json!({ "name": name, "properties": properties }));
-        rules(&mut parts, id, wanted, *family);
+        rules(&mut parts, place, wanted, *family);
         let members = members.get(family).into_iter().flatten();
         let members: Vec<Value> = members.map(|id| json!({ "id": id })).collect();
         pools.push(json!({ "name": pool_name(*family),
@@ -227,7 +252,7 @@ pub(super) fn with(
     }
 
     let mut body = if current.is_null() {
-        json!({ "location": location, "sku": { "name": "Standard" }, "properties": {} })
+        json!({ "location": place.location, "sku": { "name": "Standard" }, "properties": {} })
     } else {
         current.clone()
     };
@@ -280,8 +305,8 @@ fn front_end_properties(
 }
 
 /// Adds a family's rules and their probes.
-fn rules(parts: &mut Parts, id: &str, wanted: &Wanted, family: Family) {
-    let part = |kind: &str, name: &str| json!({ "id": format!("{id}/{kind}/{name}") });
+fn rules(parts: &mut Parts, place: Place<'_>, wanted: &Wanted, family: Family) {
+    let part = |kind: &str, name: &str| json!({ "id": format!("{}/{kind}/{name}", place.id) });
     let front_end = part("frontendIPConfigurations", &wanted.front_end_name(family));
     let pool = part("backendAddressPools", pool_name(family));
     // The provider has no floating IP of IPv6 inside, where a NIC's other addresses cannot be front ends'.
@@ -312,7 +337,7 @@ fn rules(parts: &mut Parts, id: &str, wanted: &Wanted, family: Family) {
             "loadDistribution": wanted.load_distribution,
             "idleTimeoutInMinutes": wanted.idle_minutes,
             "enableTcpReset": wanted.tcp_reset && port.protocol == "TCP",
-            "disableOutboundSnat": false,
+            "disableOutboundSnat": place.disables_outbound_snat(),
         });
         if let Some((probe_name, mut properties)) = probe {
             rule["probe"] = part("probes", &probe_name);

@@ -18,7 +18,7 @@ use vnet::{
 use super::{
     Cluster, ControllerError, admission, arm,
     arm::ArmError,
-    balancers::{self, FrontEnd, Members, Wanted},
+    balancers::{self, FrontEnd, Members, Place, Wanted},
     full_name, kubernetes, reference,
 };
 
@@ -130,14 +130,9 @@ async fn ensure(
         front_ends.insert(*family, front_end);
     }
     let current = read(cluster, &id).await?;
-    let body = balancers::with(
-        id.as_str(),
-        &current,
-        &wanted,
-        &front_ends,
-        &members,
-        &managed.meta.location,
-    );
+    let place =
+        Place { id: id.as_str(), location: &managed.meta.location, outbound: managed.outbound };
+    let body = balancers::with(place, &current, &wanted, &front_ends, &members);
 
     // All of them or none: whoever asks for two addresses is not served by one.
     let addresses_in = |current: &Value| {

@@ -24,6 +24,9 @@ fn subnet() -> BTreeMap<Family, FrontEnd> {
     [(Family::V4, FrontEnd::Internal { subnet })].into()
 }
 
+/// A load balancer of a cluster that reaches the internet through it.
+const LB: Place<'_> = Place { id: "/lb", location: "eastus", outbound: OutboundType::LoadBalancer };
+
 fn members(names: &[&str]) -> Members {
     [(Family::V4, names.iter().map(ToString::to_string).collect())].into()
 }
@@ -46,23 +49,22 @@ fn names_are_the_cloud_providers() {
 #[test]
 fn the_articles_service_gets_a_floating_rule_and_a_probe_on_its_node_port() {
     let wanted = Wanted::of(&service(&json!({})));
-    let body =
-        with("/lb", &Value::Null, &wanted, &subnet(), &members(&["/nic/1"]), "eastus").unwrap();
+    let body = with(LB, &Value::Null, &wanted, &subnet(), &members(&["/nic/1"])).unwrap();
     let rule = &body["properties"]["loadBalancingRules"][0]["properties"];
     assert_eq!(rule["enableFloatingIP"], true);
     assert_eq!(rule["backendPort"], 80);
     assert_eq!(rule["loadDistribution"], "Default");
     let probe = &body["properties"]["probes"][0]["properties"];
     assert_eq!((&probe["protocol"], &probe["port"]), (&json!("Tcp"), &json!(32709)));
-    assert_eq!(with("/lb", &body, &wanted, &subnet(), &members(&["/NIC/1"]), "eastus"), None);
-    assert!(with("/lb", &body, &wanted, &subnet(), &members(&["/nic/2"]), "eastus").is_some());
+    assert_eq!(with(LB, &body, &wanted, &subnet(), &members(&["/NIC/1"])), None);
+    assert!(with(LB, &body, &wanted, &subnet(), &members(&["/nic/2"])).is_some());
 }
 
 #[test]
 fn a_local_service_is_probed_on_its_health_port() {
     let wanted = Wanted::of(&service(&json!({ "spec": {
         "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000 } })));
-    let body = with("/lb", &Value::Null, &wanted, &subnet(), &members(&[]), "eastus").unwrap();
+    let body = with(LB, &Value::Null, &wanted, &subnet(), &members(&[])).unwrap();
     let probe = &body["properties"]["probes"][0];
     assert_eq!(probe["name"], "a0123456789abcdef0123456789abcde-ilb-subnet-TCP-31000");
     assert_eq!(probe["properties"]["requestPath"], "/healthz");
@@ -73,7 +75,7 @@ fn other_services_parts_stay() {
     let other = json!({ "name": "aother", "properties": {} });
     let current = json!({ "id": "/lb", "properties": { "frontendIPConfigurations": [other] } });
     let wanted = Wanted::of(&service(&json!({})));
-    let body = with("/lb", &current, &wanted, &subnet(), &members(&[]), "eastus").unwrap();
+    let body = with(LB, &current, &wanted, &subnet(), &members(&[])).unwrap();
     assert_eq!(body["properties"]["frontendIPConfigurations"].as_array().unwrap().len(), 2);
     let rest = without(&body, &wanted).unwrap();
     assert_eq!(rest["properties"]["frontendIPConfigurations"], json!([other]));
@@ -111,9 +113,9 @@ fn body_of(wanted: &Wanted) -> Value {
     let front_ends = wanted.families.iter().map(front_end).collect();
     let members: Members =
         [(Family::V4, vec!["/n/4".to_owned()]), (Family::V6, vec!["/n/6".to_owned()])].into();
-    let body = with("/lb", &Value::Null, wanted, &front_ends, &members, "eastus");
+    let body = with(LB, &Value::Null, wanted, &front_ends, &members);
     assert_eq!(
-        with("/lb", body.as_ref().unwrap(), wanted, &front_ends, &members, "eastus"),
+        with(LB, body.as_ref().unwrap(), wanted, &front_ends, &members),
         None,
         "a second time nothing is to be done"
     );
@@ -213,5 +215,36 @@ fn addresses_are_asked_for_by_family() {
     ] {
         let found = asking(families.clone(), annotations.clone(), ip);
         assert_eq!(found, expected, "{families} {annotations}");
+    }
+}
+
+/// A Service is a way in. It is a way out, too, only where load balancers are.
+#[test]
+fn rules_are_no_way_out_where_the_cluster_has_none_or_another() {
+    let wanted = of_families(&["IPv4"], false);
+    let address = "20.0.0.4".parse().unwrap();
+    let public = FrontEnd::Public { public_ip: "/pip".to_owned(), address };
+    let front_ends = [(Family::V4, public)].into();
+    let disabled = |current: &Value, outbound: OutboundType| {
+        let body = with(Place { outbound, ..LB }, current, &wanted, &front_ends, &members(&["/n"]));
+        body.map(|body| {
+            let rule = &body["properties"]["loadBalancingRules"][0];
+            (rule["properties"]["disableOutboundSnat"].as_bool().unwrap(), body)
+        })
+    };
+    let open = disabled(&Value::Null, OutboundType::LoadBalancer).unwrap();
+    assert!(!open.0);
+    for outbound in [
+        OutboundType::ManagedNatGateway,
+        OutboundType::UserAssignedNatGateway,
+        OutboundType::UserDefinedRouting,
+        OutboundType::None,
+        OutboundType::Block,
+    ] {
+        assert!(disabled(&Value::Null, outbound).unwrap().0, "{outbound:?}");
+        // A cluster that migrates takes its Services along.
+        let closed = disabled(&open.1, outbound).unwrap();
+        assert!(closed.0, "{outbound:?}");
+        assert!(disabled(&closed.1, outbound).is_none(), "{outbound:?}");
     }
 }
