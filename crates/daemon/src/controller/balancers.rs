@@ -10,7 +10,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
 use kube::ResourceExt;
 use serde_json::{Value, json};
-use vnet::{addr::Family, model::OutboundType};
+use vnet::{
+    addr::{Family, Prefix},
+    model::OutboundType,
+};
 
 const PREFIX: &str = "service.beta.kubernetes.io/";
 /// The longest name of a rule or front end that the provider makes, without what IPv6 adds.
@@ -83,8 +86,8 @@ impl Place<'_> {
 /// What a front end stands on.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum FrontEnd {
-    /// A subnet, by id.
-    Internal { subnet: String },
+    /// A subnet, by id, with its prefixes.
+    Internal { subnet: String, prefixes: Vec<Prefix> },
     /// A public IP, by id, with its address.
     Public { public_ip: String, address: IpAddr },
 }
@@ -241,9 +244,7 @@ pub(super) fn with(
     let mut parts = Parts::default();
     let mut pools = Vec::new();
     for (family, front_end) in front_ends {
-        let name = wanted.front_end_name(*family);
-        let properties = front_end_properties(current, wanted, *family, front_end);
-        parts.front_ends.push(json!({ "name": name, "properties": properties }));
+        parts.front_ends.push(front_end_part(current, wanted, *family, front_end));
         rules(&mut parts, place, wanted, *family);
         let members = members.get(family).into_iter().flatten();
         let members: Vec<Value> = members.map(|id| json!({ "id": id })).collect();
@@ -274,25 +275,27 @@ struct Parts {
     rules: Vec<Value>,
 }
 
-fn front_end_properties(
-    current: &Value,
-    wanted: &Wanted,
-    family: Family,
-    front_end: &FrontEnd,
-) -> Value {
-    match front_end {
-        FrontEnd::Internal { subnet } => {
+/// A family's front end: the one that is there, as long as it is what is asked for.
+fn front_end_part(current: &Value, wanted: &Wanted, family: Family, front_end: &FrontEnd) -> Value {
+    let named = named(current, wanted, family);
+    if let Some(there) = named.filter(|there| is_asked_for(there, wanted, family, front_end)) {
+        return there.clone();
+    }
+    let properties = match front_end {
+        FrontEnd::Internal { subnet, prefixes } => {
             let version = match family {
                 Family::V4 => "IPv4",
                 Family::V6 => "IPv6",
             };
             let mut properties =
                 json!({ "subnet": { "id": subnet }, "privateIPAddressVersion": version });
-            // An address once shown is asked for again, so that it never changes under its users.
-            let shown = wanted.shown.iter().find(|shown| Family::of(**shown) == family);
-            let has = shown.filter(|_| address(current, wanted, family).is_none());
+            // An address once shown is asked for again, so that it does not change under its users. One of another
+            // subnet, or a public one, cannot be had.
+            let shown = wanted.shown.iter().find(|shown| {
+                Family::of(**shown) == family && prefixes.iter().any(|it| it.contains(**shown))
+            });
             let asked = wanted.addresses.get(&family).cloned();
-            if let Some(address) = asked.or(has.map(ToString::to_string)) {
+            if let Some(address) = asked.or(shown.map(ToString::to_string)) {
                 properties["privateIPAddress"] = json!(address);
                 properties["privateIPAllocationMethod"] = json!("Static");
             } else {
@@ -301,6 +304,26 @@ fn front_end_properties(
             properties
         }
         FrontEnd::Public { public_ip, .. } => json!({ "publicIPAddress": { "id": public_ip } }),
+    };
+    json!({ "name": wanted.front_end_name(family), "properties": properties })
+}
+
+/// Whether a front end stands on what is asked for, and has the address that is.
+fn is_asked_for(there: &Value, wanted: &Wanted, family: Family, front_end: &FrontEnd) -> bool {
+    let properties = &there["properties"];
+    match front_end {
+        FrontEnd::Internal { subnet, .. } => {
+            let address = properties["privateIPAddress"].as_str();
+            let address = address.and_then(|text| text.parse::<IpAddr>().ok());
+            // What is no address is Azure's to refuse.
+            let asked = wanted.addresses.get(&family).map(|asked| asked.parse::<IpAddr>().ok());
+            covers(&properties["subnet"]["id"], &json!(subnet))
+                && address.is_some_and(|address| Family::of(address) == family)
+                && asked.is_none_or(|asked| asked == address)
+        }
+        FrontEnd::Public { public_ip, .. } => {
+            covers(&properties["publicIPAddress"]["id"], &json!(public_ip))
+        }
     }
 }
 
@@ -369,11 +392,16 @@ pub(super) fn is_unused(body: &Value) -> bool {
     body["properties"]["frontendIPConfigurations"].as_array().is_none_or(Vec::is_empty)
 }
 
+/// The front end that has the name of `wanted`'s of a family.
+fn named<'a>(current: &'a Value, wanted: &Wanted, family: Family) -> Option<&'a Value> {
+    let name = wanted.front_end_name(family);
+    let mut front_ends = current["properties"]["frontendIPConfigurations"].as_array()?.iter();
+    front_ends.find(|part| part["name"] == json!(name))
+}
+
 /// The private address of `wanted`'s front end of a family, once it has one.
 pub(super) fn address(current: &Value, wanted: &Wanted, family: Family) -> Option<IpAddr> {
-    let front_ends = current["properties"]["frontendIPConfigurations"].as_array()?;
-    let name = wanted.front_end_name(family);
-    let ours = front_ends.iter().find(|part| part["name"] == json!(name))?;
+    let ours = named(current, wanted, family)?;
     let address = ours["properties"]["privateIPAddress"].as_str()?.parse().ok()?;
     // A Service of another family may have had the name.
     (Family::of(address) == family).then_some(address)

@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use vnet::{
-    addr::Family,
+    addr::{Family, Prefix},
     model::{Cluster as Managed, Role},
     name::ArmId,
 };
@@ -163,12 +163,12 @@ async fn ensure(
             .await
             .map_err(kubernetes("adding the finalizer"))?;
     }
-    // A Service that was public and is internal now, or the other way, leaves its old balancer.
-    take_out(cluster, managed, &wanted, !wanted.internal).await?;
     let current = match body {
         Some(body) => arm::put(&*cluster.arm, id.as_str(), body).await.map_err(azure(context))?,
         None => current,
     };
+    // A Service that was public and is internal now, or the other way, leaves its old balancer once it has the new one.
+    take_out(cluster, managed, &wanted, !wanted.internal).await?;
     if !wanted.internal {
         // One that was dual-stack has an address too many.
         let mut names = wanted.public_ip_names().into_iter();
@@ -228,7 +228,7 @@ async fn front_end(
             format!("{context} - failed to get subnet: {}/{}", managed.vnet.name(), subnet.name());
         let body = arm::get(&*cluster.arm, subnet.as_str()).await.map_err(azure(missing))?;
         let id = body["id"].as_str().unwrap_or(subnet.as_str()).to_owned();
-        return Ok(FrontEnd::Internal { subnet: id });
+        return Ok(FrontEnd::Internal { subnet: id, prefixes: prefixes(&body) });
     }
     let name = wanted.public_ip_name(family);
     let id = managed.node_group.sibling("Microsoft.Network/publicIPAddresses", &name);
@@ -258,6 +258,14 @@ async fn front_end(
     let address = body["properties"]["ipAddress"].as_str().and_then(|text| text.parse().ok());
     let address = address.ok_or_else(|| ControllerError::NoAddress { public_ip: name })?;
     Ok(FrontEnd::Public { public_ip: id.as_str().to_owned(), address })
+}
+
+/// The prefixes of a subnet.
+fn prefixes(subnet: &Value) -> Vec<Prefix> {
+    let properties = &subnet["properties"];
+    let several = properties["addressPrefixes"].as_array().into_iter().flatten();
+    let all = std::iter::once(&properties["addressPrefix"]).chain(several);
+    all.filter_map(|text| text.as_str()?.parse().ok()).collect()
 }
 
 /// The NICs' first IP configurations of each family, of every node that may be balanced to.
