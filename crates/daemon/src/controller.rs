@@ -24,7 +24,7 @@ pub mod routes;
 mod services;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -84,6 +84,12 @@ pub enum ControllerError {
         /// The Service.
         service: String,
         /// Why not.
+        why: String,
+    },
+    /// A Service asks for what cannot be.
+    #[error("{why}")]
+    Refused {
+        /// Why not, in the cloud provider's words.
         why: String,
     },
     /// Azure made a public IP and said no address.
@@ -166,6 +172,8 @@ struct Cluster {
     masquerade: reflector::Store<ConfigMap>,
     /// What a waiting pod was told last, by its UID: an event is not repeated while nothing changes.
     told: Mutex<BTreeMap<String, String>>,
+    /// Which annotations without effect a Service was warned of, by its UID.
+    warned: Mutex<BTreeMap<String, BTreeSet<String>>>,
     recorder: Recorder,
 }
 
@@ -249,6 +257,7 @@ async fn start(
         subnets: mirror(&mut tasks, subnets, subnet_kind, &changed),
         masquerade: mirror_some(&mut tasks, maps, (), ours, &changed),
         told: Mutex::default(),
+        warned: Mutex::default(),
         recorder: Recorder::new(
             client.clone(),
             Reporter { controller: "cloud-controller-manager".to_owned(), instance: None },

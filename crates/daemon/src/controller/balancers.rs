@@ -15,7 +15,12 @@ use vnet::{
     model::OutboundType,
 };
 
-const PREFIX: &str = "service.beta.kubernetes.io/";
+pub(super) mod annotations;
+mod probes;
+mod rules;
+
+use annotations::Annotations;
+
 /// The longest name of a rule or front end that the provider makes, without what IPv6 adds.
 const LONGEST: usize = 75;
 /// What names of IPv6 end in, where there are such of IPv4, too.
@@ -41,17 +46,17 @@ pub(super) struct Wanted {
     ports: Vec<ServicePort>,
     load_distribution: &'static str,
     health_check_port: Option<i32>,
-    idle_minutes: i64,
-    tcp_reset: bool,
-    floating: bool,
+    annotations: Annotations,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 struct ServicePort {
+    /// Empty when it is the only one.
+    name: String,
     protocol: String,
     port: i32,
     node_port: i32,
-    probe: &'static str,
+    app_protocol: Option<String>,
 }
 
 /// The NICs' IP configurations of each family, by id.
@@ -95,10 +100,7 @@ pub(super) enum FrontEnd {
 impl Wanted {
     /// Reads a Service.
     pub(super) fn of(service: &Service) -> Self {
-        let annotation = |name: &str| {
-            let value = service.annotations().get(&format!("{PREFIX}{name}"));
-            value.map(|value| value.trim()).filter(|value| !value.is_empty())
-        };
+        let annotations = Annotations::of(service);
         let spec = service.spec.clone().unwrap_or_default();
         let families = families(spec.ip_families.as_deref().unwrap_or_default());
         let any = spec.load_balancer_ip.as_deref().filter(|address| !address.is_empty());
@@ -113,9 +115,9 @@ impl Wanted {
             // What is no address at all is Azure's to refuse, once.
             let is_first = families.first() == Some(&family);
             let any = any.filter(|it| of_family(it) || is_first && it.parse::<IpAddr>().is_err());
-            Some((family, annotation(name).or(any)?.to_owned()))
+            Some((family, annotations.text(name).or(any)?.to_owned()))
         };
-        let internal = annotation("azure-load-balancer-internal") == Some("true");
+        let internal = annotations.text("azure-load-balancer-internal") == Some("true");
         let mut base = format!("a{}", service.uid().unwrap_or_default().replace('-', ""));
         base.truncate(32);
         let local = spec.external_traffic_policy.as_deref() == Some("Local");
@@ -126,17 +128,15 @@ impl Wanted {
                 Some(IntOrString::Int(number)) => number,
                 _ => port.port,
             }),
-            probe: match port.app_protocol.as_deref().map(str::to_ascii_lowercase).as_deref() {
-                Some("http") => "Http",
-                Some("https") => "Https",
-                _ => "Tcp",
-            },
+            name: port.name.unwrap_or_default(),
+            app_protocol: port.app_protocol,
         });
         Self {
             full_name: super::full_name(service),
             base,
             internal,
-            subnet: annotation("azure-load-balancer-internal-subnet")
+            subnet: annotations
+                .text("azure-load-balancer-internal-subnet")
                 .filter(|_| internal)
                 .map(str::to_owned),
             addresses: families.iter().filter_map(|family| asked(*family)).collect(),
@@ -148,11 +148,7 @@ impl Wanted {
                 _ => "Default",
             },
             health_check_port: spec.health_check_node_port.filter(|port| local && *port > 0),
-            idle_minutes: annotation("azure-load-balancer-tcp-idle-timeout")
-                .and_then(|minutes| minutes.parse().ok())
-                .unwrap_or(4),
-            tcp_reset: annotation("azure-load-balancer-disable-tcp-reset") != Some("true"),
-            floating: annotation("azure-disable-load-balancer-floating-ip") != Some("true"),
+            annotations,
         }
     }
 
@@ -233,19 +229,20 @@ fn cut(mut name: String) -> String {
 }
 
 /// The body that makes the load balancer serve `wanted`, or `None` when it does already.
-/// Parts of other Services, and those that AKS made, stay as they are.
+/// Parts of other Services, and those that AKS made, stay as they are. Refused, in the provider's words, when `wanted`
+/// asks for what there is not.
 pub(super) fn with(
     place: Place<'_>,
     current: &Value,
     wanted: &Wanted,
     front_ends: &BTreeMap<Family, FrontEnd>,
     members: &Members,
-) -> Option<Value> {
+) -> Result<Option<Value>, String> {
     let mut parts = Parts::default();
     let mut pools = Vec::new();
     for (family, front_end) in front_ends {
         parts.front_ends.push(front_end_part(current, wanted, *family, front_end));
-        rules(&mut parts, place, wanted, *family);
+        rules::add(&mut parts, place, wanted, *family)?;
         let members = members.get(family).into_iter().flatten();
         let members: Vec<Value> = members.map(|id| json!({ "id": id })).collect();
         pools.push(json!({ "name": pool_name(*family),
@@ -264,7 +261,7 @@ pub(super) fn with(
     for pool in pools {
         changed |= replace_pool(&mut body, pool);
     }
-    changed.then_some(body)
+    Ok(changed.then_some(body))
 }
 
 /// The parts of a load balancer that are one Service's.
@@ -324,53 +321,6 @@ fn is_asked_for(there: &Value, wanted: &Wanted, family: Family, front_end: &Fron
         FrontEnd::Public { public_ip, .. } => {
             covers(&properties["publicIPAddress"]["id"], &json!(public_ip))
         }
-    }
-}
-
-/// Adds a family's rules and their probes.
-fn rules(parts: &mut Parts, place: Place<'_>, wanted: &Wanted, family: Family) {
-    let part = |kind: &str, name: &str| json!({ "id": format!("{}/{kind}/{name}", place.id) });
-    let front_end = part("frontendIPConfigurations", &wanted.front_end_name(family));
-    let pool = part("backendAddressPools", pool_name(family));
-    // The provider has no floating IP of IPv6 inside, where a NIC's other addresses cannot be front ends'.
-    let is_floating = wanted.floating && !(wanted.internal && family == Family::V6);
-    for port in &wanted.ports {
-        let rule_name = wanted.rule_name(family, &port.protocol, port.port);
-        let probe = match (wanted.health_check_port, port.protocol.as_str()) {
-            (Some(health), _) => Some((
-                wanted.rule_name(family, "TCP", health),
-                json!({ "protocol": "Http", "port": health, "requestPath": "/healthz" }),
-            )),
-            (None, "TCP") if port.probe == "Tcp" => {
-                Some((rule_name.clone(), json!({ "protocol": "Tcp", "port": port.node_port })))
-            }
-            (None, "TCP") => Some((
-                rule_name.clone(),
-                json!({ "protocol": port.probe, "port": port.node_port, "requestPath": "/" }),
-            )),
-            (None, _) => None,
-        };
-        let mut rule = json!({
-            "frontendIPConfiguration": front_end,
-            "backendAddressPool": pool,
-            "protocol": title_case(&port.protocol),
-            "frontendPort": port.port,
-            "backendPort": if is_floating { port.port } else { port.node_port },
-            "enableFloatingIP": is_floating,
-            "loadDistribution": wanted.load_distribution,
-            "idleTimeoutInMinutes": wanted.idle_minutes,
-            "enableTcpReset": wanted.tcp_reset && port.protocol == "TCP",
-            "disableOutboundSnat": place.disables_outbound_snat(),
-        });
-        if let Some((probe_name, mut properties)) = probe {
-            rule["probe"] = part("probes", &probe_name);
-            properties["intervalInSeconds"] = json!(5);
-            properties["numberOfProbes"] = json!(2);
-            if !parts.probes.iter().any(|probe| probe["name"] == json!(probe_name)) {
-                parts.probes.push(json!({ "name": probe_name, "properties": properties }));
-            }
-        }
-        parts.rules.push(json!({ "name": rule_name, "properties": rule }));
     }
 }
 
@@ -446,14 +396,6 @@ pub(super) fn covers(has: &Value, wanted: &Value) -> bool {
         (Value::Null, Value::Array(wanted)) => wanted.is_empty(),
         (Value::String(has), Value::String(wanted)) => has.eq_ignore_ascii_case(wanted),
         (has, wanted) => has == wanted,
-    }
-}
-
-fn title_case(protocol: &str) -> &str {
-    match protocol {
-        "TCP" => "Tcp",
-        "UDP" => "Udp",
-        other => other,
     }
 }
 

@@ -1,6 +1,10 @@
 //! `type: LoadBalancer` Services (kubernetes-sigs/cloud-provider-azure, `pkg/provider/azure_loadbalancer.go`).
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use k8s_openapi::api::core::v1::Service;
 use kube::{
@@ -18,7 +22,7 @@ use vnet::{
 use super::{
     Cluster, ControllerError, admission, arm,
     arm::ArmError,
-    balancers::{self, FrontEnd, Members, Place, Wanted},
+    balancers::{self, FrontEnd, Members, Place, Wanted, annotations::Annotations},
     full_name, kubernetes, reference,
 };
 
@@ -34,6 +38,7 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
     services.sort_by_key(|service| {
         (service.metadata.creation_timestamp.clone(), full_name(service.as_ref()))
     });
+    warn(cluster, &services).await;
     let mut failed = None;
     let mut balanced = Vec::new();
     for service in services {
@@ -80,6 +85,29 @@ struct Balanced {
     addresses: Vec<IpAddr>,
     /// Whether they have yet to be shown.
     is_new: bool,
+}
+
+/// Says once which annotations of a Service have no effect here.
+async fn warn(cluster: &Cluster, services: &[Arc<Service>]) {
+    const NEVER_POISONED: &str = "nothing panics while it holds what was warned of";
+    let mut warned = BTreeMap::new();
+    for service in services.iter().filter(|service| is_wanted(service)) {
+        let Some(uid) = service.uid() else { continue };
+        let known = cluster.warned.lock().expect(NEVER_POISONED).get(&uid).cloned();
+        let known: BTreeSet<String> = known.unwrap_or_default();
+        let without_effect = Annotations::of(service).without_effect();
+        for (name, why) in without_effect.iter().filter(|(name, _)| !known.contains(name)) {
+            let note = format!("Annotation {name} has no effect: {why}");
+            cluster
+                .event(service.as_ref(), EventType::Warning, "AnnotationWithoutEffect", &note)
+                .await;
+        }
+        let names: BTreeSet<String> = without_effect.into_iter().map(|(name, _)| name).collect();
+        if !names.is_empty() {
+            warned.insert(uid, names);
+        }
+    }
+    *cluster.warned.lock().expect(NEVER_POISONED) = warned;
 }
 
 async fn failed_sync(cluster: &Cluster, service: &Service, error: &ControllerError) {
@@ -132,7 +160,8 @@ async fn ensure(
     let current = read(cluster, &id).await?;
     let place =
         Place { id: id.as_str(), location: &managed.meta.location, outbound: managed.outbound };
-    let body = balancers::with(place, &current, &wanted, &front_ends, &members);
+    let body = balancers::with(place, &current, &wanted, &front_ends, &members)
+        .map_err(|why| ControllerError::Refused { why })?;
 
     // All of them or none: whoever asks for two addresses is not served by one.
     let addresses_in = |current: &Value| {

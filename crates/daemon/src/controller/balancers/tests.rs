@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on says so")]
 
-use super::*;
+use super::{annotations::PREFIX, *};
 
 fn service(extra: &Value) -> Service {
     let mut value = json!({
@@ -49,22 +49,22 @@ fn names_are_the_cloud_providers() {
 #[test]
 fn the_articles_service_gets_a_floating_rule_and_a_probe_on_its_node_port() {
     let wanted = Wanted::of(&service(&json!({})));
-    let body = with(LB, &Value::Null, &wanted, &subnet(), &members(&["/nic/1"])).unwrap();
+    let body = with(LB, &Value::Null, &wanted, &subnet(), &members(&["/nic/1"])).unwrap().unwrap();
     let rule = &body["properties"]["loadBalancingRules"][0]["properties"];
     assert_eq!(rule["enableFloatingIP"], true);
     assert_eq!(rule["backendPort"], 80);
     assert_eq!(rule["loadDistribution"], "Default");
     let probe = &body["properties"]["probes"][0]["properties"];
     assert_eq!((&probe["protocol"], &probe["port"]), (&json!("Tcp"), &json!(32709)));
-    assert_eq!(with(LB, &body, &wanted, &subnet(), &members(&["/NIC/1"])), None);
-    assert!(with(LB, &body, &wanted, &subnet(), &members(&["/nic/2"])).is_some());
+    assert_eq!(with(LB, &body, &wanted, &subnet(), &members(&["/NIC/1"])), Ok(None));
+    assert!(with(LB, &body, &wanted, &subnet(), &members(&["/nic/2"])).unwrap().is_some());
 }
 
 #[test]
 fn a_local_service_is_probed_on_its_health_port() {
     let wanted = Wanted::of(&service(&json!({ "spec": {
         "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000 } })));
-    let body = with(LB, &Value::Null, &wanted, &subnet(), &members(&[])).unwrap();
+    let body = with(LB, &Value::Null, &wanted, &subnet(), &members(&[])).unwrap().unwrap();
     let probe = &body["properties"]["probes"][0];
     assert_eq!(probe["name"], "a0123456789abcdef0123456789abcde-ilb-subnet-TCP-31000");
     assert_eq!(probe["properties"]["requestPath"], "/healthz");
@@ -75,7 +75,7 @@ fn other_services_parts_stay() {
     let other = json!({ "name": "aother", "properties": {} });
     let current = json!({ "id": "/lb", "properties": { "frontendIPConfigurations": [other] } });
     let wanted = Wanted::of(&service(&json!({})));
-    let body = with(LB, &current, &wanted, &subnet(), &members(&[])).unwrap();
+    let body = with(LB, &current, &wanted, &subnet(), &members(&[])).unwrap().unwrap();
     assert_eq!(body["properties"]["frontendIPConfigurations"].as_array().unwrap().len(), 2);
     let rest = without(&body, &wanted).unwrap();
     assert_eq!(rest["properties"]["frontendIPConfigurations"], json!([other]));
@@ -113,13 +113,13 @@ fn body_of(wanted: &Wanted) -> Value {
     let front_ends = wanted.families.iter().map(front_end).collect();
     let members: Members =
         [(Family::V4, vec!["/n/4".to_owned()]), (Family::V6, vec!["/n/6".to_owned()])].into();
-    let body = with(LB, &Value::Null, wanted, &front_ends, &members);
+    let body = with(LB, &Value::Null, wanted, &front_ends, &members).unwrap().unwrap();
     assert_eq!(
-        with(LB, body.as_ref().unwrap(), wanted, &front_ends, &members),
-        None,
+        with(LB, &body, wanted, &front_ends, &members),
+        Ok(None),
         "a second time nothing is to be done"
     );
-    body.unwrap()
+    body
 }
 
 /// The rules of a body, a line each: name, front end, pool, probe, port, floating IP.
@@ -227,7 +227,7 @@ fn rules_are_no_way_out_where_the_cluster_has_none_or_another() {
     let front_ends = [(Family::V4, public)].into();
     let disabled = |current: &Value, outbound: OutboundType| {
         let body = with(Place { outbound, ..LB }, current, &wanted, &front_ends, &members(&["/n"]));
-        body.map(|body| {
+        body.unwrap().map(|body| {
             let rule = &body["properties"]["loadBalancingRules"][0];
             (rule["properties"]["disableOutboundSnat"].as_bool().unwrap(), body)
         })
@@ -251,7 +251,7 @@ fn rules_are_no_way_out_where_the_cluster_has_none_or_another() {
 
 /// What an internal front end says when the Service shows and asks for what a row says: address and allocation.
 /// `there` is the address of a front end of its name, if there is one, in the subnet that is wanted or another.
-fn internal_front_end(shown: &str, asked: Value, there: Option<(&str, &str)>) -> String {
+fn internal_front_end(shown: &str, asked: &Value, there: Option<(&str, &str)>) -> String {
     let wanted = Wanted::of(&service(&json!({
         "spec": { "loadBalancerIP": asked },
         "status": { "loadBalancer": { "ingress": [{ "ip": shown }] } } })));
@@ -295,7 +295,23 @@ fn an_address_is_asked_for_where_it_can_be_had() {
         ("10.30.0.9", &none, Some(("/subnets/aks", "10.20.0.9")), "Static 10.30.0.9"),
         ("fd00::9", &none, Some(("/subnets/ilb", "fd00::9")), "Dynamic any"),
     ] {
-        let found = internal_front_end(shown, asked.clone(), there);
+        let found = internal_front_end(shown, asked, there);
         assert_eq!(found, expected, "{shown} {asked} {there:?}");
     }
+}
+
+#[test]
+fn a_probe_that_nobody_wants_any_more_goes() {
+    let probed = Wanted::of(&service(&json!({})));
+    let body = with(LB, &Value::Null, &probed, &subnet(), &members(&[])).unwrap().unwrap();
+    let mut unprobed = service(&json!({}));
+    unprobed.annotations_mut().insert(format!("{PREFIX}port_80_no_probe_rule"), "true".to_owned());
+    let unprobed = Wanted::of(&unprobed);
+    let mut body = with(LB, &body, &unprobed, &subnet(), &members(&[])).unwrap().unwrap();
+    assert_eq!(body["properties"]["probes"], json!([]));
+    let rule = body["properties"]["loadBalancingRules"][0]["properties"].as_object_mut().unwrap();
+    assert_eq!(rule["probe"], Value::Null);
+    // Azure leaves out what is null.
+    rule.remove("probe");
+    assert_eq!(with(LB, &body, &unprobed, &subnet(), &members(&[])), Ok(None));
 }
