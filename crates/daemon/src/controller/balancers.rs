@@ -16,10 +16,12 @@ use vnet::{
 };
 
 pub(super) mod annotations;
+mod front_ends;
 mod probes;
 mod rules;
 
 use annotations::Annotations;
+pub(super) use front_ends::address;
 
 /// The longest name of a rule or front end that the provider makes, without what IPv6 adds.
 const LONGEST: usize = 75;
@@ -241,8 +243,13 @@ pub(super) fn with(
     let mut parts = Parts::default();
     let mut pools = Vec::new();
     for (family, front_end) in front_ends {
-        parts.front_ends.push(front_end_part(current, wanted, *family, front_end));
-        rules::add(&mut parts, place, wanted, *family)?;
+        let part = front_ends::part(current, wanted, *family, front_end);
+        let name = part["name"].as_str().unwrap_or_default();
+        front_ends::check_conflicts(current, wanted, name)?;
+        let is_way_out = front_ends::is_way_out(current, name);
+        let at = rules::At { family: *family, front_end: name, is_way_out };
+        rules::add(&mut parts, place, wanted, at)?;
+        parts.front_ends.push(part);
         let members = members.get(family).into_iter().flatten();
         let members: Vec<Value> = members.map(|id| json!({ "id": id })).collect();
         pools.push(json!({ "name": pool_name(*family),
@@ -255,7 +262,7 @@ pub(super) fn with(
         current.clone()
     };
     let mut changed = current.is_null();
-    changed |= replace(&mut body, "frontendIPConfigurations", wanted, parts.front_ends);
+    changed |= front_ends::replace(&mut body, wanted, parts.front_ends);
     changed |= replace(&mut body, "probes", wanted, parts.probes);
     changed |= replace(&mut body, "loadBalancingRules", wanted, parts.rules);
     for pool in pools {
@@ -272,66 +279,14 @@ struct Parts {
     rules: Vec<Value>,
 }
 
-/// A family's front end: the one that is there, as long as it is what is asked for.
-fn front_end_part(current: &Value, wanted: &Wanted, family: Family, front_end: &FrontEnd) -> Value {
-    let named = named(current, wanted, family);
-    if let Some(there) = named.filter(|there| is_asked_for(there, wanted, family, front_end)) {
-        return there.clone();
-    }
-    let properties = match front_end {
-        FrontEnd::Internal { subnet, prefixes } => {
-            let version = match family {
-                Family::V4 => "IPv4",
-                Family::V6 => "IPv6",
-            };
-            let mut properties =
-                json!({ "subnet": { "id": subnet }, "privateIPAddressVersion": version });
-            // An address once shown is asked for again, so that it does not change under its users. One of another
-            // subnet, or a public one, cannot be had.
-            let shown = wanted.shown.iter().find(|shown| {
-                Family::of(**shown) == family && prefixes.iter().any(|it| it.contains(**shown))
-            });
-            let asked = wanted.addresses.get(&family).cloned();
-            if let Some(address) = asked.or(shown.map(ToString::to_string)) {
-                properties["privateIPAddress"] = json!(address);
-                properties["privateIPAllocationMethod"] = json!("Static");
-            } else {
-                properties["privateIPAllocationMethod"] = json!("Dynamic");
-            }
-            properties
-        }
-        FrontEnd::Public { public_ip, .. } => json!({ "publicIPAddress": { "id": public_ip } }),
-    };
-    json!({ "name": wanted.front_end_name(family), "properties": properties })
-}
-
-/// Whether a front end stands on what is asked for, and has the address that is.
-fn is_asked_for(there: &Value, wanted: &Wanted, family: Family, front_end: &FrontEnd) -> bool {
-    let properties = &there["properties"];
-    match front_end {
-        FrontEnd::Internal { subnet, .. } => {
-            let address = properties["privateIPAddress"].as_str();
-            let address = address.and_then(|text| text.parse::<IpAddr>().ok());
-            // What is no address is Azure's to refuse.
-            let asked = wanted.addresses.get(&family).map(|asked| asked.parse::<IpAddr>().ok());
-            covers(&properties["subnet"]["id"], &json!(subnet))
-                && address.is_some_and(|address| Family::of(address) == family)
-                && asked.is_none_or(|asked| asked == address)
-        }
-        FrontEnd::Public { public_ip, .. } => {
-            covers(&properties["publicIPAddress"]["id"], &json!(public_ip))
-        }
-    }
-}
-
 /// The body without `wanted`'s parts, or `None` when there are none.
 pub(super) fn without(current: &Value, wanted: &Wanted) -> Option<Value> {
     if current.is_null() {
         return None;
     }
     let mut body = current.clone();
-    let mut changed = false;
-    for kind in ["frontendIPConfigurations", "probes", "loadBalancingRules"] {
+    let mut changed = front_ends::replace(&mut body, wanted, Vec::new());
+    for kind in ["probes", "loadBalancingRules"] {
         changed |= replace(&mut body, kind, wanted, Vec::new());
     }
     changed.then_some(body)
@@ -340,21 +295,6 @@ pub(super) fn without(current: &Value, wanted: &Wanted) -> Option<Value> {
 /// Whether no front end is left.
 pub(super) fn is_unused(body: &Value) -> bool {
     body["properties"]["frontendIPConfigurations"].as_array().is_none_or(Vec::is_empty)
-}
-
-/// The front end that has the name of `wanted`'s of a family.
-fn named<'a>(current: &'a Value, wanted: &Wanted, family: Family) -> Option<&'a Value> {
-    let name = wanted.front_end_name(family);
-    let mut front_ends = current["properties"]["frontendIPConfigurations"].as_array()?.iter();
-    front_ends.find(|part| part["name"] == json!(name))
-}
-
-/// The private address of `wanted`'s front end of a family, once it has one.
-pub(super) fn address(current: &Value, wanted: &Wanted, family: Family) -> Option<IpAddr> {
-    let ours = named(current, wanted, family)?;
-    let address = ours["properties"]["privateIPAddress"].as_str()?.parse().ok()?;
-    // A Service of another family may have had the name.
-    (Family::of(address) == family).then_some(address)
 }
 
 /// Replaces the parts that `wanted` owns. Answers whether that changes anything.

@@ -166,7 +166,7 @@ async fn ensure(
     // All of them or none: whoever asks for two addresses is not served by one.
     let addresses_in = |current: &Value| {
         let address = |(family, front_end): (&Family, &FrontEnd)| match front_end {
-            FrontEnd::Internal { .. } => balancers::address(current, &wanted, *family),
+            FrontEnd::Internal { .. } => balancers::address(current, &wanted, *family, front_end),
             FrontEnd::Public { address, .. } => Some(*address),
         };
         front_ends.iter().map(address).collect::<Option<Vec<IpAddr>>>()

@@ -12,21 +12,31 @@ const IDLE: i32 = 4;
 const IDLES: std::ops::RangeInclusive<i32> = 4..=100;
 const IDLE_ANNOTATION: &str = "azure-load-balancer-tcp-idle-timeout";
 
-/// Adds a family's rules and their probes. Refused in the provider's words.
+/// Where rules are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct At<'a> {
+    pub(super) family: Family,
+    /// The front end's name.
+    pub(super) front_end: &'a str,
+    /// Whether an outbound rule is of the front end, too: then no other rule may be a way out.
+    pub(super) is_way_out: bool,
+}
+
+/// Adds a family's rules, and their probes. Refused in the provider's words.
 pub(super) fn add(
     parts: &mut Parts,
     place: Place<'_>,
     wanted: &Wanted,
-    family: Family,
+    at: At<'_>,
 ) -> Result<(), String> {
     let annotations = &wanted.annotations;
-    let probe_name = |port: i32| wanted.rule_name(family, "TCP", port);
+    let probe_name = |port: i32| wanted.rule_name(at.family, "TCP", port);
     let health = match wanted.health_check_port {
         Some(port) => Some((probe_name(port), probes::of_health_port(annotations, port)?)),
         None => None,
     };
     if let (true, Some(first)) = (is_for_all_ports(wanted), wanted.ports.first()) {
-        let name = wanted.rule_name(family, &first.protocol, first.port);
+        let name = wanted.rule_name(at.family, &first.protocol, first.port);
         // One port's verdict stands for all; one that cannot be probed is passed over.
         let of_ports = || {
             let probe = wanted.ports.iter().find_map(|port| {
@@ -34,13 +44,13 @@ pub(super) fn add(
             });
             probe.map(|probe| (name.clone(), probe))
         };
-        let mut rule = properties(place, wanted, family, None)?;
+        let mut rule = properties(place, wanted, at, None)?;
         rule["probe"] = probe(parts, place, health.or_else(of_ports));
         parts.rules.push(json!({ "name": name, "properties": rule }));
         return Ok(());
     }
     for port in &wanted.ports {
-        let name = wanted.rule_name(family, &port.protocol, port.port);
+        let name = wanted.rule_name(at.family, &port.protocol, port.port);
         if annotations.is_true(&format!("port_{}_no_lb_rule", port.port)) {
             continue;
         }
@@ -49,7 +59,7 @@ pub(super) fn add(
                 "SCTP is only supported on standard loadbalancer in internal mode".to_owned()
             );
         }
-        let mut rule = properties(place, wanted, family, Some(port))?;
+        let mut rule = properties(place, wanted, at, Some(port))?;
         let its = if annotations.is_true(&format!("port_{}_no_probe_rule", port.port)) {
             None
         } else {
@@ -86,7 +96,7 @@ fn reference(place: Place<'_>, kind: &str, name: &str) -> Value {
 fn properties(
     place: Place<'_>,
     wanted: &Wanted,
-    family: Family,
+    at: At<'_>,
     port: Option<&ServicePort>,
 ) -> Result<Value, String> {
     let annotations = &wanted.annotations;
@@ -107,15 +117,14 @@ fn properties(
         )
     })?;
     // Inside, a NIC's other addresses cannot be front ends of IPv6, so that there is no floating IP.
-    let is_translated = wanted.internal && family == Family::V6
+    let is_translated = wanted.internal && at.family == Family::V6
         || port.is_some() && annotations.is_true("azure-disable-load-balancer-floating-ip");
     let back_end_port = |port: &ServicePort| if is_translated { port.node_port } else { port.port };
     let resets = port.is_none_or(|port| port.protocol == "TCP")
         && !annotations.is_true("azure-load-balancer-disable-tcp-reset");
     Ok(json!({
-        "frontendIPConfiguration":
-            reference(place, "frontendIPConfigurations", &wanted.front_end_name(family)),
-        "backendAddressPool": reference(place, "backendAddressPools", pool_name(family)),
+        "frontendIPConfiguration": reference(place, "frontendIPConfigurations", at.front_end),
+        "backendAddressPool": reference(place, "backendAddressPools", pool_name(at.family)),
         "protocol": match port.map(|port| port.protocol.as_str()) {
             Some("TCP") => "Tcp",
             Some("UDP") => "Udp",
@@ -127,7 +136,7 @@ fn properties(
         "loadDistribution": wanted.load_distribution,
         "idleTimeoutInMinutes": idle_minutes.unwrap_or(IDLE),
         "enableTcpReset": resets,
-        "disableOutboundSnat": place.disables_outbound_snat(),
+        "disableOutboundSnat": at.is_way_out || place.disables_outbound_snat(),
     }))
 }
 

@@ -2,7 +2,7 @@
 
 use super::{annotations::PREFIX, *};
 
-fn service(extra: &Value) -> Service {
+pub(super) fn service(extra: &Value) -> Service {
     let mut value = json!({
         "metadata": { "name": "testdeploy", "namespace": "testns",
             "uid": "01234567-89ab-cdef-0123-456789abcdef",
@@ -25,9 +25,10 @@ fn subnet() -> BTreeMap<Family, FrontEnd> {
 }
 
 /// A load balancer of a cluster that reaches the internet through it.
-const LB: Place<'_> = Place { id: "/lb", location: "eastus", outbound: OutboundType::LoadBalancer };
+pub(super) const LB: Place<'_> =
+    Place { id: "/lb", location: "eastus", outbound: OutboundType::LoadBalancer };
 
-fn members(names: &[&str]) -> Members {
+pub(super) fn members(names: &[&str]) -> Members {
     [(Family::V4, names.iter().map(ToString::to_string).collect())].into()
 }
 
@@ -246,57 +247,6 @@ fn rules_are_no_way_out_where_the_cluster_has_none_or_another() {
         let closed = disabled(&open.1, outbound).unwrap();
         assert!(closed.0, "{outbound:?}");
         assert!(disabled(&closed.1, outbound).is_none(), "{outbound:?}");
-    }
-}
-
-/// What an internal front end says when the Service shows and asks for what a row says: address and allocation.
-/// `there` is the address of a front end of its name, if there is one, in the subnet that is wanted or another.
-fn internal_front_end(shown: &str, asked: &Value, there: Option<(&str, &str)>) -> String {
-    let wanted = Wanted::of(&service(&json!({
-        "spec": { "loadBalancerIP": asked },
-        "status": { "loadBalancer": { "ingress": [{ "ip": shown }] } } })));
-    let front_end = FrontEnd::Internal {
-        subnet: "/subnets/ilb".to_owned(),
-        prefixes: vec!["10.30.0.0/24".parse().unwrap()],
-    };
-    let current = there.map_or(Value::Null, |(subnet, address)| {
-        json!({ "properties": { "frontendIPConfigurations": [{
-            "name": wanted.front_end_name(Family::V4), "properties": {
-                "subnet": { "id": subnet }, "privateIPAddress": address,
-                "privateIPAllocationMethod": "Dynamic" } }] } })
-    });
-    let part = front_end_part(&current, &wanted, Family::V4, &front_end);
-    let text = |key: &str| part["properties"][key].as_str().unwrap_or("any").to_owned();
-    format!("{} {}", text("privateIPAllocationMethod"), text("privateIPAddress"))
-}
-
-#[test]
-fn an_address_is_asked_for_where_it_can_be_had() {
-    let none = Value::Null;
-    for (shown, asked, there, expected) in [
-        ("10.30.0.9", &none, None, "Static 10.30.0.9"),
-        // Of the subnet before, or of the time when it was public.
-        ("10.20.0.9", &none, None, "Dynamic any"),
-        ("20.1.1.9", &none, None, "Dynamic any"),
-        ("10.30.0.9", &json!("10.30.0.7"), None, "Static 10.30.0.7"),
-        // What nobody can have is Azure's to refuse.
-        ("10.30.0.9", &json!("10.40.0.7"), None, "Static 10.40.0.7"),
-        // What is there stays.
-        ("10.30.0.9", &none, Some(("/subnets/ILB", "10.30.0.8")), "Dynamic 10.30.0.8"),
-        (
-            "10.30.0.9",
-            &json!("10.30.0.8"),
-            Some(("/subnets/ilb", "10.30.0.8")),
-            "Dynamic 10.30.0.8",
-        ),
-        // But for another address, or in another subnet.
-        ("10.30.0.8", &json!("10.30.0.7"), Some(("/subnets/ilb", "10.30.0.8")), "Static 10.30.0.7"),
-        ("10.20.0.9", &none, Some(("/subnets/aks", "10.20.0.9")), "Dynamic any"),
-        ("10.30.0.9", &none, Some(("/subnets/aks", "10.20.0.9")), "Static 10.30.0.9"),
-        ("fd00::9", &none, Some(("/subnets/ilb", "fd00::9")), "Dynamic any"),
-    ] {
-        let found = internal_front_end(shown, asked, there);
-        assert_eq!(found, expected, "{shown} {asked} {there:?}");
     }
 }
 

@@ -25,7 +25,8 @@ fn wanted(annotations: &[(&str, &str)], spec: &Value) -> Wanted {
 fn parts(wanted: &Wanted) -> Result<Parts, String> {
     let place = Place { id: "/lb", location: "eastus", outbound: OutboundType::LoadBalancer };
     let mut parts = Parts::default();
-    add(&mut parts, place, wanted, Family::V4)?;
+    let at = At { family: Family::V4, front_end: "front", is_way_out: false };
+    add(&mut parts, place, wanted, at)?;
     Ok(parts)
 }
 
