@@ -16,8 +16,9 @@ use vnet::{
 };
 
 pub(super) mod annotations;
-mod front_ends;
+pub(super) mod front_ends;
 mod probes;
+pub(super) mod public_ips;
 mod rules;
 
 use annotations::Annotations;
@@ -99,6 +100,16 @@ pub(super) enum FrontEnd {
     Public { public_ip: String, address: IpAddr },
 }
 
+impl FrontEnd {
+    /// The id of a public one's public IP.
+    pub(super) fn public_ip(&self) -> Option<&str> {
+        match self {
+            Self::Internal { .. } => None,
+            Self::Public { public_ip, .. } => Some(public_ip),
+        }
+    }
+}
+
 impl Wanted {
     /// Reads a Service.
     pub(super) fn of(service: &Service) -> Self {
@@ -157,16 +168,6 @@ impl Wanted {
     /// What the names of a family's parts end in.
     fn suffix(&self, family: Family) -> &'static str {
         if family == Family::V6 && self.families.len() > 1 { SUFFIX } else { "" }
-    }
-
-    /// The names that its public IPs may have, whether it has them or not.
-    pub(super) fn public_ip_names(&self) -> [String; 2] {
-        ["", SUFFIX].map(|suffix| format!("kubernetes-{}{suffix}", self.base))
-    }
-
-    /// The name of its public IP of a family.
-    pub(super) fn public_ip_name(&self, family: Family) -> String {
-        format!("kubernetes-{}{}", self.base, self.suffix(family))
     }
 
     /// `base`, with the subnet's name where one is asked for.
@@ -262,7 +263,7 @@ pub(super) fn with(
         current.clone()
     };
     let mut changed = current.is_null();
-    changed |= front_ends::replace(&mut body, wanted, parts.front_ends);
+    changed |= front_ends::replace(&mut body, wanted, &parts.front_ends);
     changed |= replace(&mut body, "probes", wanted, parts.probes);
     changed |= replace(&mut body, "loadBalancingRules", wanted, parts.rules);
     for pool in pools {
@@ -285,7 +286,7 @@ pub(super) fn without(current: &Value, wanted: &Wanted) -> Option<Value> {
         return None;
     }
     let mut body = current.clone();
-    let mut changed = front_ends::replace(&mut body, wanted, Vec::new());
+    let mut changed = front_ends::replace(&mut body, wanted, &[]);
     for kind in ["probes", "loadBalancingRules"] {
         changed |= replace(&mut body, kind, wanted, Vec::new());
     }

@@ -26,6 +26,8 @@ use super::{
     full_name, kubernetes, reference,
 };
 
+mod public_ips;
+
 /// Keeps a Service until its load balancer is gone.
 const FINALIZER: &str = "service.kubernetes.io/load-balancer-cleanup";
 const EXCLUDED: &str = "node.kubernetes.io/exclude-from-external-load-balancers";
@@ -149,6 +151,17 @@ async fn ensure(
     service: &Service,
 ) -> Result<Option<Balanced>, ControllerError> {
     let wanted = Wanted::of(service);
+    // First of all: what is made must not outlive a Service that goes in between.
+    let api: Api<Service> =
+        Api::namespaced(cluster.client.clone(), &service.namespace().unwrap_or_default());
+    if !service.finalizers().iter().any(|name| name == FINALIZER) {
+        let mut finalizers = service.finalizers().to_vec();
+        finalizers.push(FINALIZER.to_owned());
+        let patch = json!({ "metadata": { "finalizers": finalizers } });
+        api.patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+            .await
+            .map_err(kubernetes("adding the finalizer"))?;
+    }
     let members = members(cluster, managed);
     let id = balancer_id(managed, wanted.internal);
     let context = format!("ensure({}): lb({})", full_name(service), id.name());
@@ -182,16 +195,7 @@ async fn ensure(
         let note = "There are no available nodes for LoadBalancer";
         cluster.event(service, EventType::Warning, "UnAvailableLoadBalancer", note).await;
     }
-    let api: Api<Service> =
-        Api::namespaced(cluster.client.clone(), &service.namespace().unwrap_or_default());
-    if !service.finalizers().iter().any(|name| name == FINALIZER) {
-        let mut finalizers = service.finalizers().to_vec();
-        finalizers.push(FINALIZER.to_owned());
-        let patch = json!({ "metadata": { "finalizers": finalizers } });
-        api.patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-            .map_err(kubernetes("adding the finalizer"))?;
-    }
+    let before = current.clone();
     let current = match body {
         Some(body) => arm::put(&*cluster.arm, id.as_str(), body).await.map_err(azure(context))?,
         None => current,
@@ -199,26 +203,19 @@ async fn ensure(
     // A Service that was public and is internal now, or the other way, leaves its old balancer once it has the new one.
     take_out(cluster, managed, &wanted, !wanted.internal).await?;
     if !wanted.internal {
-        // One that was dual-stack has an address too many.
-        let mut names = wanted.public_ip_names().into_iter();
-        let unused =
-            names.find(|name| wanted.families.iter().all(|it| wanted.public_ip_name(*it) != *name));
-        if let Some(name) = unused {
-            delete_public_ip(cluster, managed, &name)
-                .await
-                .map_err(azure(format!("removing public IP {name}")))?;
-        }
+        let has: Vec<&str> = front_ends.values().filter_map(FrontEnd::public_ip).collect();
+        let groups = public_ip_groups(managed, &wanted, &before);
+        public_ips::give_back(cluster, &wanted, &groups, &has).await?;
     }
     Ok(addresses_in(&current).map(|addresses| Balanced { addresses, is_new: true }))
 }
 
-async fn delete_public_ip(
-    cluster: &Cluster,
-    managed: &Managed,
-    name: &str,
-) -> Result<(), ArmError> {
-    let id = managed.node_group.sibling("Microsoft.Network/publicIPAddresses", name);
-    arm::delete(&*cluster.arm, id.as_str()).await
+/// The resource groups that public IPs of a Service may be in, given the load balancer before it was changed.
+fn public_ip_groups(managed: &Managed, wanted: &Wanted, balancer: &Value) -> BTreeSet<ArmId> {
+    let had = balancers::front_ends::public_ips(balancer, wanted);
+    let had = had.filter_map(|id| Some(id.parse::<ArmId>().ok()?.resource_group_id()));
+    let now = [managed.node_group.resource_group_id(), wanted.public_ip_group(&managed.node_group)];
+    had.chain(now).collect()
 }
 
 /// Shows a Service's addresses.
@@ -259,34 +256,7 @@ async fn front_end(
         let id = body["id"].as_str().unwrap_or(subnet.as_str()).to_owned();
         return Ok(FrontEnd::Internal { subnet: id, prefixes: prefixes(&body) });
     }
-    let name = wanted.public_ip_name(family);
-    let id = managed.node_group.sibling("Microsoft.Network/publicIPAddresses", &name);
-    let version = match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
-    };
-    let failed = || azure(format!("{context} - public IP {name}"));
-    let found = match arm::get(&*cluster.arm, id.as_str()).await {
-        // A Service of IPv6 alone that became dual-stack: what was its only one has the name of the other's.
-        Ok(body) if body["properties"]["publicIPAddressVersion"] != version => {
-            take_out(cluster, managed, wanted, false).await?;
-            None
-        }
-        Ok(body) => Some(body),
-        Err(error) if error.is_not_found() => None,
-        Err(error) => return Err(failed()(error)),
-    };
-    let body = if let Some(body) = found {
-        body
-    } else {
-        let body = json!({ "location": managed.meta.location, "sku": { "name": "Standard" },
-            "tags": { "k8s-azure-service": wanted.full_name, "k8s-azure-cluster-name": "kubernetes" },
-            "properties": { "publicIPAllocationMethod": "Static", "publicIPAddressVersion": version } });
-        arm::put(&*cluster.arm, id.as_str(), body).await.map_err(failed())?
-    };
-    let address = body["properties"]["ipAddress"].as_str().and_then(|text| text.parse().ok());
-    let address = address.ok_or_else(|| ControllerError::NoAddress { public_ip: name })?;
-    Ok(FrontEnd::Public { public_ip: id.as_str().to_owned(), address })
+    public_ips::ensure(cluster, managed, wanted, family, context).await
 }
 
 /// The prefixes of a subnet.
@@ -348,9 +318,8 @@ async fn take_out(
         }
     }
     if !internal {
-        for name in wanted.public_ip_names() {
-            delete_public_ip(cluster, managed, &name).await.map_err(doing())?;
-        }
+        let groups = public_ip_groups(managed, wanted, &current);
+        public_ips::give_back(cluster, wanted, &groups, &[]).await?;
     }
     Ok(())
 }

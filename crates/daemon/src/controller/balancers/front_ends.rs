@@ -31,6 +31,23 @@ pub(super) fn is_way_out(balancer: &Value, name: &str) -> bool {
     })
 }
 
+/// Whether a front end is named after `wanted`, or one of its rules is of it.
+fn is_had(balancer: &Value, wanted: &Wanted, part: &Value) -> bool {
+    let name = part["name"].as_str().unwrap_or_default();
+    let mut rules = all(balancer, "loadBalancingRules").filter(|rule| wanted.owns(rule));
+    wanted.owns(part)
+        || rules.any(|rule| is_to(&rule["properties"]["frontendIPConfiguration"], name))
+}
+
+/// The public IPs, by id, that front ends of `wanted` stand on.
+pub(in super::super) fn public_ips<'a>(
+    balancer: &'a Value,
+    wanted: &'a Wanted,
+) -> impl Iterator<Item = &'a str> {
+    let parts = all(balancer, KIND).filter(|part| is_had(balancer, wanted, part));
+    parts.filter_map(|part| part["properties"]["publicIPAddress"]["id"].as_str())
+}
+
 /// Whether somebody but `wanted` uses the front end of this name.
 fn is_others(balancer: &Value, wanted: &Wanted, name: &str) -> bool {
     let uses = |rule: &Value| is_to(&rule["properties"]["frontendIPConfiguration"], name);
@@ -169,21 +186,16 @@ pub(super) fn check_conflicts(current: &Value, wanted: &Wanted, name: &str) -> R
 
 /// Gives `wanted` these front ends, and takes away those that it had and nobody else uses. Answers whether that changes
 /// anything.
-pub(super) fn replace(body: &mut Value, wanted: &Wanted, parts: Vec<Value>) -> bool {
-    let had = |name: &str| {
-        let mut rules = all(body, "loadBalancingRules").filter(|rule| wanted.owns(rule));
-        rules.any(|rule| is_to(&rule["properties"]["frontendIPConfiguration"], name))
-    };
+pub(super) fn replace(body: &mut Value, wanted: &Wanted, parts: &[Value]) -> bool {
     let is_wanted = |part: &Value| parts.iter().any(|wanted| wanted["name"] == part["name"]);
     let stays = |part: &Value| {
         let name = part["name"].as_str().unwrap_or_default();
-        let is_ours = wanted.owns(part) || had(name);
-        !is_wanted(part) && (!is_ours || is_others(body, wanted, name))
+        !is_wanted(part) && (!is_had(body, wanted, part) || is_others(body, wanted, name))
     };
     let before: Vec<&Value> = all(body, KIND).collect();
     let mut after: Vec<Value> =
         before.iter().copied().filter(|part| stays(part)).cloned().collect();
-    after.extend(parts.iter().cloned());
+    after.extend_from_slice(parts);
     let is_same = before.len() == after.len()
         && after.iter().all(|part| before.iter().any(|other| covers(other, part)));
     if !is_same {

@@ -98,7 +98,7 @@ fn of_families(families: &[&str], internal: bool) -> Wanted {
 /// The body of a load balancer of a Service, with nodes of both families.
 fn body_of(wanted: &Wanted) -> Value {
     let front_end = |family: &Family| {
-        let public_ip = wanted.public_ip_name(*family);
+        let public_ip = format!("/pip/{family:?}");
         let address = match family {
             Family::V4 => "20.0.0.4".parse().unwrap(),
             Family::V6 => "2001:db8::4".parse().unwrap(),
@@ -161,7 +161,6 @@ fn every_family_has_parts_of_its_own() {
             "kubernetes-IPv6 [{\"id\":\"/n/6\"}]",
         ]
     );
-    assert!(dual.public_ip_name(Family::V6).ends_with("-IPv6"));
     let six = of_families(&["IPv6"], false);
     assert_eq!(
         lines(&body_of(&six)),
@@ -170,7 +169,7 @@ fn every_family_has_parts_of_its_own() {
             "kubernetes-IPv6 [{\"id\":\"/n/6\"}]",
         ]
     );
-    assert_eq!(six.public_ip_name(Family::V6), dual.public_ip_name(Family::V4));
+    assert_eq!(six.choice(Family::V6), dual.choice(Family::V4));
     // Without floating IP inside, by the node's port.
     let internal = body_of(&of_families(&["IPv4", "IPv6"], true));
     assert_eq!(
