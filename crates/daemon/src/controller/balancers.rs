@@ -49,7 +49,7 @@ pub(super) struct Wanted {
     ports: Vec<ServicePort>,
     load_distribution: &'static str,
     health_check_port: Option<i32>,
-    annotations: Annotations,
+    pub(super) annotations: Annotations,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -291,6 +291,16 @@ pub(super) fn without(current: &Value, wanted: &Wanted) -> Option<Value> {
         changed |= replace(&mut body, kind, wanted, Vec::new());
     }
     changed.then_some(body)
+}
+
+/// Whether what is to be done concerns the nodes alone.
+pub(super) fn is_of_members(current: &Value, body: &Value) -> bool {
+    let without_pools = |body: &Value| {
+        let mut body = body.clone();
+        body["properties"]["backendAddressPools"] = Value::Null;
+        body
+    };
+    without_pools(current) == without_pools(body)
 }
 
 /// Whether no front end is left.

@@ -57,11 +57,14 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
             // Who has an address keeps what lets its users in.
             let addresses = balancers::shown(&service);
             if is_wanted(&service) && !addresses.is_empty() {
-                balanced.push((service.clone(), Balanced { addresses, is_new: false }));
+                let is_internal = Wanted::of(&service).internal;
+                let state = State::Same;
+                balanced.push((service.clone(), Balanced { addresses, is_internal, state }));
             }
             failed.get_or_insert(error);
         }
     }
+    tell_of_hosts(cluster, &balanced).await;
     // Nobody hears of an address before its users may use it.
     let addresses: Vec<(&Service, &[IpAddr])> = balanced
         .iter()
@@ -70,7 +73,9 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
     let admitted = admission::admit(cluster, &managed, &addresses).await;
     for ((service, balanced), admitted) in balanced.iter().zip(admitted) {
         let done = match admitted {
-            Ok(()) if balanced.is_new => publish(cluster, service, &balanced.addresses).await,
+            Ok(()) if balanced.state == State::New => {
+                publish(cluster, service, &balanced.addresses).await
+            }
             other => other,
         };
         if let Err(error) = done {
@@ -85,8 +90,34 @@ pub(super) async fn pass(cluster: &Cluster) -> Result<(), ControllerError> {
 struct Balanced {
     /// One of each of its families, IPv4 first.
     addresses: Vec<IpAddr>,
-    /// Whether they have yet to be shown.
-    is_new: bool,
+    is_internal: bool,
+    state: State,
+}
+
+/// What a pass has done for a Service that its load balancer serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Nothing.
+    Same,
+    /// It has other nodes behind it; it shares them with all of its balancer.
+    NewHosts,
+    /// Its addresses have yet to be shown.
+    New,
+}
+
+/// Tells the users of Services whose nodes are others now, and nothing else.
+async fn tell_of_hosts(cluster: &Cluster, balanced: &[(Arc<Service>, Balanced)]) {
+    let changed: BTreeSet<bool> = balanced
+        .iter()
+        .filter(|(_, it)| it.state == State::NewHosts)
+        .map(|(_, it)| it.is_internal)
+        .collect();
+    for (service, it) in balanced {
+        if it.state != State::New && changed.contains(&it.is_internal) {
+            let note = "Updated load balancer with new hosts";
+            cluster.event(service.as_ref(), EventType::Normal, "UpdatedLoadBalancer", note).await;
+        }
+    }
 }
 
 /// Says once which annotations of a Service have no effect here.
@@ -151,17 +182,10 @@ async fn ensure(
     service: &Service,
 ) -> Result<Option<Balanced>, ControllerError> {
     let wanted = Wanted::of(service);
+    let refused = |why| ControllerError::Refused { why };
     // First of all: what is made must not outlive a Service that goes in between.
-    let api: Api<Service> =
-        Api::namespaced(cluster.client.clone(), &service.namespace().unwrap_or_default());
-    if !service.finalizers().iter().any(|name| name == FINALIZER) {
-        let mut finalizers = service.finalizers().to_vec();
-        finalizers.push(FINALIZER.to_owned());
-        let patch = json!({ "metadata": { "finalizers": finalizers } });
-        api.patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
-            .await
-            .map_err(kubernetes("adding the finalizer"))?;
-    }
+    keep(cluster, service).await?;
+    let additional = wanted.annotations.additional_addresses().map_err(refused)?;
     let members = members(cluster, managed);
     let id = balancer_id(managed, wanted.internal);
     let context = format!("ensure({}): lb({})", full_name(service), id.name());
@@ -173,8 +197,7 @@ async fn ensure(
     let current = read(cluster, &id).await?;
     let place =
         Place { id: id.as_str(), location: &managed.meta.location, outbound: managed.outbound };
-    let body = balancers::with(place, &current, &wanted, &front_ends, &members)
-        .map_err(|why| ControllerError::Refused { why })?;
+    let body = balancers::with(place, &current, &wanted, &front_ends, &members).map_err(refused)?;
 
     // All of them or none: whoever asks for two addresses is not served by one.
     let addresses_in = |current: &Value| {
@@ -182,15 +205,20 @@ async fn ensure(
             FrontEnd::Internal { .. } => balancers::address(current, &wanted, *family, front_end),
             FrontEnd::Public { address, .. } => Some(*address),
         };
-        front_ends.iter().map(address).collect::<Option<Vec<IpAddr>>>()
+        let own = front_ends.iter().map(address).collect::<Option<Vec<IpAddr>>>();
+        own.map(|own| own.into_iter().chain(additional.iter().copied()).collect::<Vec<IpAddr>>())
     };
     let shown = balancers::shown(service);
     if body.is_none() && addresses_in(&current).as_ref() == Some(&shown) {
-        return Ok(Some(Balanced { addresses: shown, is_new: false }));
+        let state = State::Same;
+        return Ok(Some(Balanced { addresses: shown, is_internal: wanted.internal, state }));
     }
-    cluster
-        .event(service, EventType::Normal, "EnsuringLoadBalancer", "Ensuring load balancer")
-        .await;
+    let is_of_members = body.as_ref().is_some_and(|it| balancers::is_of_members(&current, it))
+        && addresses_in(&current).as_ref() == Some(&shown);
+    if !is_of_members {
+        let note = "Ensuring load balancer";
+        cluster.event(service, EventType::Normal, "EnsuringLoadBalancer", note).await;
+    }
     if wanted.families.iter().all(|family| members.get(family).is_none_or(Vec::is_empty)) {
         let note = "There are no available nodes for LoadBalancer";
         cluster.event(service, EventType::Warning, "UnAvailableLoadBalancer", note).await;
@@ -200,6 +228,11 @@ async fn ensure(
         Some(body) => arm::put(&*cluster.arm, id.as_str(), body).await.map_err(azure(context))?,
         None => current,
     };
+    let is_internal = wanted.internal;
+    if is_of_members {
+        let state = State::NewHosts;
+        return Ok(Some(Balanced { addresses: shown, is_internal, state }));
+    }
     // A Service that was public and is internal now, or the other way, leaves its old balancer once it has the new one.
     take_out(cluster, managed, &wanted, !wanted.internal).await?;
     if !wanted.internal {
@@ -207,7 +240,24 @@ async fn ensure(
         let groups = public_ip_groups(managed, &wanted, &before);
         public_ips::give_back(cluster, &wanted, &groups, &has).await?;
     }
-    Ok(addresses_in(&current).map(|addresses| Balanced { addresses, is_new: true }))
+    let state = State::New;
+    Ok(addresses_in(&current).map(|addresses| Balanced { addresses, is_internal, state }))
+}
+
+/// Makes a Service stay until its load balancer is gone.
+async fn keep(cluster: &Cluster, service: &Service) -> Result<(), ControllerError> {
+    if service.finalizers().iter().any(|name| name == FINALIZER) {
+        return Ok(());
+    }
+    let api: Api<Service> =
+        Api::namespaced(cluster.client.clone(), &service.namespace().unwrap_or_default());
+    let mut finalizers = service.finalizers().to_vec();
+    finalizers.push(FINALIZER.to_owned());
+    let patch = json!({ "metadata": { "finalizers": finalizers } });
+    api.patch(&service.name_any(), &PatchParams::default(), &Patch::Merge(&patch))
+        .await
+        .map_err(kubernetes("adding the finalizer"))?;
+    Ok(())
 }
 
 /// The resource groups that public IPs of a Service may be in, given the load balancer before it was changed.

@@ -3,7 +3,11 @@
 //! Names and what is said of wrong values: kubernetes-sigs/cloud-provider-azure, `pkg/consts/consts.go` and
 //! `pkg/consts/helpers.go`.
 
-use std::{collections::BTreeMap, num::IntErrorKind};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    num::{IntErrorKind, ParseIntError},
+};
 
 use k8s_openapi::api::core::v1::Service;
 use kube::ResourceExt;
@@ -47,7 +51,7 @@ impl Annotations {
         check: impl Fn(i32) -> Result<(), String>,
     ) -> Result<Option<i32>, String> {
         let Some(text) = self.raw(name).map(str::trim) else { return Ok(None) };
-        let number: i32 = text.parse().map_err(|error: std::num::ParseIntError| {
+        let number: i32 = text.parse().map_err(|error: ParseIntError| {
             let why = match error.kind() {
                 IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
                 _ => "invalid syntax",
@@ -58,6 +62,21 @@ impl Annotations {
         })?;
         check(number).map_err(|why| format!("error parsing value: {why}"))?;
         Ok(Some(number))
+    }
+
+    /// Addresses that lead to the Service beside its own, in whatever way its users see to.
+    pub(in super::super) fn additional_addresses(&self) -> Result<Vec<IpAddr>, String> {
+        let name = "azure-additional-public-ips";
+        let Some(value) = self.raw(name) else { return Ok(Vec::new()) };
+        let parse = |text: &str| {
+            text.parse().map_err(|_| {
+                format!(
+                    "invalid service annotation {PREFIX}{name}:{value}: invalid CIDR `{text}`: \
+                     ParseAddr({text:?}): unable to parse IP"
+                )
+            })
+        };
+        value.trim().split(',').map(parse).collect()
     }
 
     /// What the Service asks for and does not get here: each annotation's whole name, and why it has no effect.
@@ -122,6 +141,22 @@ mod tests {
             assert_eq!(found, expected.map_err(str::to_owned), "`{text}`");
         }
         assert_eq!(annotations(&[]).number("n", check), Ok(None));
+    }
+
+    #[test]
+    fn additional_addresses_are_addresses() {
+        let found = |text: &str| {
+            annotations(&[("azure-additional-public-ips", text)]).additional_addresses()
+        };
+        assert_eq!(found(" 20.0.0.4,2001:db8::4 ").unwrap().len(), 2);
+        assert_eq!(
+            found("20.0.0.4,20.0.0").unwrap_err(),
+            "invalid service annotation service.beta.kubernetes.io/azure-additional-public-ips:20.0.0.4,20.0.0: \
+             invalid CIDR `20.0.0`: ParseAddr(\"20.0.0\"): unable to parse IP"
+        );
+        assert!(found("20.0.0.4, 20.0.0.5").is_err(), "blanks belong to no address");
+        assert!(found("").is_err());
+        assert_eq!(annotations(&[]).additional_addresses(), Ok(Vec::new()));
     }
 
     #[test]

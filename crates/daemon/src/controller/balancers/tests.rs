@@ -264,3 +264,17 @@ fn a_probe_that_nobody_wants_any_more_goes() {
     rule.remove("probe");
     assert_eq!(with(LB, &body, &unprobed, &subnet(), &members(&[])), Ok(None));
 }
+
+#[test]
+fn a_change_of_nodes_is_told_from_any_other() {
+    let wanted = Wanted::of(&service(&json!({})));
+    let to = |current: &Value, wanted: &Wanted, names: &[&str]| {
+        with(LB, current, wanted, &subnet(), &members(names)).unwrap().unwrap()
+    };
+    let body = to(&Value::Null, &wanted, &["/n/1"]);
+    assert!(!is_of_members(&Value::Null, &body));
+    assert!(is_of_members(&body, &to(&body, &wanted, &["/n/1", "/n/2"])));
+    assert!(is_of_members(&body, &to(&body, &wanted, &[])));
+    let sticky = Wanted { load_distribution: "SourceIP", ..wanted };
+    assert!(!is_of_members(&body, &to(&body, &sticky, &["/n/1", "/n/2"])));
+}
