@@ -4,6 +4,7 @@ mod lab;
 
 use lab::{GROUP, Lab, SUBSCRIPTION, cluster, cluster_body, network, subnet};
 use serde_json::{Value, json};
+use vnet::{command::Command, model::Timestamp, policy::tags::ServiceTags};
 
 /// Compares with the golden text.
 fn check(name: &str, body: &Value) {
@@ -296,8 +297,19 @@ async fn a_route_for_a_service_tag_looks_as_in_azure() {
     assert_eq!(shown("blobs"), r#""Active" ["198.19.22.48/29"] "None""#);
     assert_eq!(shown("own"), r#""Active" ["198.18.0.0/16"] "None""#);
     assert_eq!(shown("cloud"), r#""Invalid" ["198.18.0.0/16"] "Internet""#);
+    // One element, however many prefixes the tag has.
+    let prefixes = ["20.1.0.0/24", "20.9.0.0/24"].map(|text| text.parse().expect("a prefix"));
+    let tags = [("Storage.EastUS".to_owned(), prefixes.to_vec())].into();
+    let tags = Some(ServiceTags { change_number: 1, tags });
+    lab.store.change(Command::SetServiceTags { tags }, Timestamp(1)).expect("a list");
+    let routes = format!("{}/effectiveRouteTable", network("networkInterfaces/n"));
+    let routes = lab.send("POST", &routes, None).await.body;
+    let routes = routes["value"].as_array().expect("a list");
+    let blobs: Vec<&Value> = routes.iter().filter(|it| it["name"] == "blobs").collect();
+    assert_eq!(blobs.len(), 1);
+    assert_eq!(blobs[0]["addressPrefix"], json!(["20.1.0.0/24", "20.9.0.0/24"]));
     let question = json!({ "targetResourceId": machine, "sourceIPAddress": "10.0.0.4",
-        "destinationIPAddress": "198.19.22.50" });
+        "destinationIPAddress": "20.9.0.50" });
     let next = format!("{}/nextHop", watcher(&lab).await);
     let next = lab.send("POST", &next, Some(question)).await.body;
     assert_eq!(next["nextHopType"], "None");

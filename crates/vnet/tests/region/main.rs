@@ -14,6 +14,7 @@ mod outbound;
 mod peerings;
 mod publics;
 mod refusals;
+mod routes;
 mod security;
 mod support;
 mod upgrades;
