@@ -93,7 +93,7 @@ enum Command {
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
-    /// Service tags: names for addresses that security rules can name
+    /// Service tags: names for addresses that security rules and routes can name
     #[command(subcommand)]
     ServiceTags(service_tags::Tags),
     /// Show or keep the packets at points of their path

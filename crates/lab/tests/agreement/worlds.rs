@@ -320,24 +320,10 @@ impl World<'_> {
             });
         }
         // One tag on each side at most, and nothing beside it or `*`.
-        match any_of.iter().position(|one| !matches!(one, Addresses::Prefix(_))) {
-            Some(at) => Peers::Addresses { any_of: vec![any_of.swap_remove(at)], as_list: false },
-            None => {
-                // Nor an address twice.
-                let of = |one: &Addresses| match one {
-                    Addresses::Prefix(prefix) => Some(*prefix),
-                    Addresses::Any | Addresses::Tag(_) => None,
-                };
-                let mut apart: Vec<Addresses> = Vec::new();
-                for one in any_of {
-                    let overlaps = |it| of(it).zip(of(&one)).is_some_and(|(a, b)| a.overlaps(b));
-                    if !apart.iter().any(overlaps) {
-                        apart.push(one);
-                    }
-                }
-                Peers::Addresses { any_of: apart, as_list: true }
-            }
+        if let Some(at) = any_of.iter().position(|one| !matches!(one, Addresses::Prefix(_))) {
+            return Peers::Addresses { any_of: vec![any_of.swap_remove(at)], as_list: false };
         }
+        Peers::Addresses { any_of: apart(any_of), as_list: true }
     }
 
     fn ports(&mut self) -> Ports {
@@ -506,4 +492,20 @@ impl World<'_> {
             self.try_apply(Command::PutPeering { id, peering });
         }
     }
+}
+
+/// The prefixes without those that overlap with an earlier one: a rule names no address twice.
+fn apart(any_of: Vec<Addresses>) -> Vec<Addresses> {
+    let of = |one: &Addresses| match one {
+        Addresses::Prefix(prefix) => Some(*prefix),
+        Addresses::Any | Addresses::Tag(_) => None,
+    };
+    let mut apart: Vec<Addresses> = Vec::new();
+    for one in any_of {
+        let overlaps = |it| of(it).zip(of(&one)).is_some_and(|(a, b)| a.overlaps(b));
+        if !apart.iter().any(overlaps) {
+            apart.push(one);
+        }
+    }
+    apart
 }
