@@ -466,8 +466,8 @@ fn subnets(region: &Region) -> Vec<SubnetStatus> {
                 vnet: vnet.meta.id.name().to_owned(),
                 name: subnet.name.to_string(),
                 prefix: subnet.prefix.to_string(),
-                usable: subnet.prefix.n_addresses().saturating_sub(5),
-                held: subnet.held.len() as u64,
+                usable: subnet.usage().usable,
+                held: subnet.usage().held,
                 delegated_to: subnet.delegations.first().map(|given| given.service.clone()),
             });
         }

@@ -7,7 +7,7 @@ mod watcher;
 
 use std::{
     fmt::Write as _,
-    net::{Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
@@ -139,6 +139,7 @@ pub(crate) fn run(lab: &Lab, wanted: &Trace) -> anyhow::Result<Exit> {
         name if wanted.ipv6 => format!("{name} has no IPv6 address"),
         name => format!("{name} has no address that a probe could be sent to"),
     })?;
+    refuse_pointless(&from, &to, address)?;
     let destination = SocketAddr::new(address, port);
     let protocol = kind.protocol(Family::of(address));
     let patience = Duration::from_secs_f64(wanted.timeout);
@@ -244,6 +245,25 @@ fn report(
     }
 }
 
+/// Refuses probes that cannot leave, and says what would.
+fn refuse_pointless(from: &Place, to: &Place, address: IpAddr) -> anyhow::Result<()> {
+    let (is_private, is_to_all) = match address {
+        IpAddr::V4(v4) => (v4.is_private(), v4.is_broadcast()),
+        IpAddr::V6(v6) => (v6.is_unique_local(), false),
+    };
+    if address.is_multicast() || is_to_all {
+        bail!("a virtual network carries no multicast and no broadcast, which {address} is");
+    }
+    if from.name == "internet" && is_private {
+        bail!(
+            "the internet knows no route to {address}: say the public address of {}, if it has one (`az network \
+             public-ip list`)",
+            to.name
+        );
+    }
+    Ok(())
+}
+
 /// The appliance that made another packet of it and sent that on, which is its own doing: from there on the model
 /// speaks of something else.
 fn translator(hops: &[Hop]) -> Option<&String> {
@@ -277,7 +297,7 @@ fn agreement<'w>(path: &Path, ways: &'w [Way]) -> (Option<&'w Way>, Option<bool>
         };
         match &way.delivered_to {
             Some(_) => arrival(way).is_some(),
-            None => way.passes != beyond.is_empty() && same_rule,
+            None => (way.passes && !way.ends_in_network) != beyond.is_empty() && same_rule,
         }
     };
     let destination = path.hops.last().and_then(|hop| hop.last.as_ref()).map(|it| it.destination);

@@ -116,6 +116,29 @@ fn traces_follow_the_packet(lab: &TestLab) {
     assert!(before.starts_with("10.1.0.4:") && !after.starts_with("10.1."), "{report:#}");
     assert_eq!(report["agree"], true, "{report:#}");
 
+    // The platform's own services are in the virtual network, and nothing beside them.
+    for (to, answer) in [
+        (&["168.63.129.16", "--port", "53"][..], true),
+        (&["168.63.129.16", "--port", "53", "--protocol", "udp"], true),
+        (&["169.254.169.254", "--port", "80"], true),
+        (&["168.63.129.16", "--port", "99"], false),
+        (&["168.63.129.16"], false),
+    ] {
+        let (_, report) = trace(lab, &[&["web"], to].concat());
+        assert_eq!(
+            (&report["reachable"], &report["agree"]),
+            (&answer.into(), &true.into()),
+            "{to:?}: {report:#}"
+        );
+    }
+    for (from, to, why) in [
+        ("web", "224.0.0.1", "no multicast"),
+        ("internet", "web", "say the public address of vm/web"),
+    ] {
+        let said = lab.aksnet(&["trace", from, to]).fails();
+        assert!(said.contains(why), "{said}");
+    }
+
     // Nobody has the address: a rule says so, and the model does.
     let (code, report) = trace(lab, &["web", "10.1.1.77", "--port", "80"]);
     assert_eq!((code, &report["agree"]), (Some(1), &true.into()), "{report:#}");

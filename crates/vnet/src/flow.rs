@@ -15,7 +15,7 @@ mod fate;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
 };
 
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
         Health,
         balancing::{self, Delivery, Service, Services},
         egress::{self, Outside},
+        platform,
         view::{Port, View},
     },
     model::{Access, Direction, Subnet},
@@ -35,6 +36,11 @@ use crate::{
 };
 
 pub use self::fate::{End, Origin, Reason, Step, Walk};
+
+/// Whether an address means many: multicast, or everybody on a link.
+fn is_to_many(address: IpAddr) -> bool {
+    address.is_multicast() || address == IpAddr::V4(Ipv4Addr::BROADCAST)
+}
 
 /// A region prepared for questions about flows.
 pub struct Map<'a> {
@@ -173,7 +179,15 @@ impl<'m, 'a> Walker<'m, 'a> {
             return self.drop(Reason::Denied);
         }
         if is_platform(flow.destination) {
-            return self.end(End::Platform);
+            let is_heard = platform::hears(&flow);
+            return self.end(if is_heard {
+                End::Platform
+            } else {
+                End::Dropped(Reason::NotServed)
+            });
+        }
+        if is_to_many(flow.destination) {
+            return self.drop(Reason::ToMany);
         }
         if network.is_gateway(flow.destination) {
             return self.drop(Reason::NobodyThere);

@@ -39,6 +39,8 @@ pub(crate) struct Way {
     pub(crate) delivered_to: Option<String>,
     /// Whether it gets where it should.
     pub(crate) passes: bool,
+    /// Whether it gets there without leaving the virtual network's own namespace: the platform is in it.
+    pub(crate) ends_in_network: bool,
     /// The last destination that it has.
     pub(crate) destination: std::net::IpAddr,
 }
@@ -99,6 +101,7 @@ fn way(region: &Region, walk: &Walk, flow: Flow) -> Way {
         },
         // What comes from its own address gets to the machine, which does not take it.
         passes: !matches!(&walk.end, End::Dropped(reason) if !matches!(reason, Reason::OwnAddress { .. })),
+        ends_in_network: walk.end == End::Platform,
         destination,
     }
 }
@@ -175,6 +178,10 @@ fn why(reason: &Reason) -> String {
         Reason::Denied => "a security rule denies it".to_owned(),
         Reason::NextHopNone => "the route has next hop None".to_owned(),
         Reason::NobodyThere => "nobody has the destination".to_owned(),
+        Reason::NotServed => {
+            "the platform has nothing there: 168.63.129.16 answers DNS, 169.254.169.254 HTTP".to_owned()
+        }
+        Reason::ToMany => "a virtual network carries no multicast and no broadcast".to_owned(),
         Reason::NoAppliance(address) => format!("no machine that forwards has {address}"),
         Reason::NoRule(address) => {
             format!("no rule of the front end {address} is for this protocol and port")

@@ -89,6 +89,7 @@ fn way(passes: bool, denied_by: Option<&str>, to: [u8; 4]) -> Way {
         through: Vec::new(),
         delivered_to: passes.then(|| "vm/db".to_owned()),
         passes,
+        ends_in_network: false,
         destination: to.into(),
     }
 }

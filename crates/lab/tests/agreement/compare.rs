@@ -325,6 +325,8 @@ fn fate(end: &End) -> String {
             Reason::Denied => "denied",
             Reason::NextHopNone => "next hop None",
             Reason::NobodyThere => "nobody",
+            Reason::NotServed => "not served",
+            Reason::ToMany => "to many",
             Reason::NoAppliance(_) => "no appliance",
             Reason::NoRule(_) => "no rule",
             Reason::NoTransit => "no transit",

@@ -127,6 +127,10 @@ pub enum Reason {
     NextHopNone,
     /// Nobody has the destination.
     NobodyThere,
+    /// The platform has nothing at this port.
+    NotServed,
+    /// A virtual network carries no multicast and no broadcast (Azure documentation, "Virtual Network FAQ").
+    ToMany,
     /// Nobody has the next hop's address, or its NIC does not forward.
     NoAppliance(IpAddr),
     /// The peering lets nothing pass that it did not come for: no transit, and no foreign sources unless forwarded

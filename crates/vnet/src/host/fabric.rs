@@ -95,6 +95,10 @@ fn internet() -> NamespaceState {
     state.sysctl("net/ipv4/ip_forward", "1");
     state.sysctl("net/ipv4/conf/all/rp_filter", "0");
     state.sysctl("net/ipv4/conf/default/rp_filter", "0");
+    // What it sends back by the link that it came in by, such as to another public address of one virtual network, is
+    // as it should be.
+    state.sysctl("net/ipv4/conf/all/send_redirects", "0");
+    state.sysctl("net/ipv4/conf/default/send_redirects", "0");
     state.address("lo", names::REGISTRY_ADDRESS, 32);
     for (network, length) in NOWHERE {
         state.route(LOCAL, Prefix4::containing(network, length), Target::Blackhole);

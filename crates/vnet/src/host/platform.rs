@@ -19,6 +19,7 @@ use crate::{
     addr::{Prefix4, Prefix6},
     model::{Holder, Machine, ProvisioningState, Vnet},
     name::ArmId,
+    policy::{Flow, Protocol},
     region::Region,
 };
 
@@ -42,6 +43,19 @@ pub const FLOW_LOG_GROUP: u16 = 197;
 pub(super) fn addresses(state: &mut NamespaceState) {
     state.address("lo", PLATFORM_ADDRESS, 32);
     state.address("lo", METADATA_ADDRESS, 32);
+}
+
+/// Whether the platform hears a flow to one of its own addresses (`ruleset`, chain `input`).
+pub(crate) fn hears(flow: &Flow) -> bool {
+    match flow.protocol {
+        Protocol::Tcp if flow.destination == IpAddr::V4(METADATA_ADDRESS) => {
+            flow.destination_port == 80
+        }
+        Protocol::Tcp | Protocol::Udp if flow.destination == IpAddr::V4(PLATFORM_ADDRESS) => {
+            flow.destination_port == 53
+        }
+        _ => false,
+    }
 }
 
 /// What a rule of the list `name` does with a packet that it denies: flow logs read list and rule from the prefix, of
