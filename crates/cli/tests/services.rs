@@ -160,6 +160,15 @@ fn shares(lab: &TestLab) {
     for place in ["10.20.3.6:80", "10.20.3.6:81"] {
         eventually(&format!("{place} answers"), || answers(lab, place));
     }
+    // Both hear of other nodes, and of nothing else.
+    let label = "node.kubernetes.io/exclude-from-external-load-balancers";
+    lab.kubectl(CLUSTER, &format!("label node --all {label}=true")).succeeds();
+    for name in ["first", "second"] {
+        says(lab, name, "UpdatedLoadBalancer", "Updated load balancer with new hosts");
+    }
+    eventually("no node is there to answer", || !answers(lab, "10.20.3.6:81"));
+    lab.kubectl(CLUSTER, &format!("label node --all {label}-")).succeeds();
+    eventually("it answers again", || answers(lab, "10.20.3.6:81"));
     // The third has its port as soon as the first has not, and the front end stays.
     delete(lab, "first");
     has(lab, "third", "10.20.3.6");
@@ -215,12 +224,13 @@ fn public_ips(lab: &TestLab) {
     apply(lab, "near", 80, &[("azure-load-balancer-ipv4", &near), ("azure-pip-tags", "a=b")]);
     apply(lab, "beside", 81, &[("azure-pip-name", "near")]);
     let group = ("azure-load-balancer-resource-group", "ips");
-    apply(lab, "far", 80, &[group, ("azure-pip-name", "far")]);
+    let more = ("azure-additional-public-ips", "198.18.9.8");
+    apply(lab, "far", 80, &[group, ("azure-pip-name", "far"), more]);
     apply(lab, "named", 80, &[("azure-dns-label-name", "named"), ("azure-pip-tags", "a=b")]);
     apply(lab, "missing", 80, &[("azure-load-balancer-ipv4", "198.18.9.9")]);
     has(lab, "near", &near);
     has(lab, "beside", &near);
-    has(lab, "far", &far);
+    has(lab, "far", &format!("{far} 198.18.9.8"));
     eventually("it has an address", || !addresses(lab, "named").is_empty());
     let named = addresses(lab, "named");
     for place in
@@ -245,6 +255,8 @@ fn public_ips(lab: &TestLab) {
         (&tags(&named)["a"], &tags(&named)["k8s-azure-service"]),
         (&json!("b"), &json!("default/named"))
     );
+    apply(lab, "missing", 80, &[("azure-additional-public-ips", "nowhere")]);
+    says(lab, "missing", "SyncLoadBalancerFailed", "invalid service annotation");
     // One that two Services have stays for the second.
     apply(lab, "joined", 81, &[("azure-load-balancer-ipv4", &named)]);
     has(lab, "joined", &named);

@@ -65,7 +65,7 @@ pub(super) fn part(
 ) -> Value {
     match find(current, wanted, family, front_end) {
         Some(there) => there.clone(),
-        None => new(wanted, family, front_end),
+        None => made(wanted, family, front_end),
     }
 }
 
@@ -116,7 +116,7 @@ fn is_asked_for(there: &Value, wanted: &Wanted, family: Family, front_end: &Fron
     }
 }
 
-fn new(wanted: &Wanted, family: Family, front_end: &FrontEnd) -> Value {
+fn made(wanted: &Wanted, family: Family, front_end: &FrontEnd) -> Value {
     let properties = match front_end {
         FrontEnd::Internal { subnet, prefixes } => {
             let version = match family {
