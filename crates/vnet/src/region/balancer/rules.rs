@@ -285,11 +285,11 @@ fn check_shared_frontends(balancer: &LoadBalancer) -> Result<(), Fault> {
             outbound[..n].iter().any(|(_, other)| overlap(rule.protocol, other.protocol))
         });
         if overlaps {
-            // Azure/AzLoadBalancerMigration issue 10.
+            // Azure/AzLoadBalancerMigration issue 10, typo included.
             return Err(Fault::bad(
                 "MoreThanOneOutboundRuleUsingSameFrontendIPConfigurationAndProtocolIsNotSupported",
                 format!(
-                    "It is not supported to have more than a single outbound rule using frontendIPConfiguration {frontend_id} \
+                    "Is is not supported to have more than a single outbound rule using frontendIPConfiguration {frontend_id} \
                      with same or overlapping protocol. This frontendIPConfiguration is used by the following outbound \
                      rules: {}",
                     ids("outboundRules", &names)
