@@ -273,13 +273,26 @@ fn the_agent_learns_from_the_cluster_and_asks_it_for_more() {
     assert!(world.plugin("DEL", "p0", &network).success);
     world.kill_agent();
 
-    // Static blocks: all addresses of both but the node's own, the first one, and no question for more.
+    static_blocks(&mut world, &cluster);
+
+    // Kubenet: the block is the Node's.
+    world.start_agent_of_cluster("kubenet", &kubeconfig);
+    let node = json!({ "metadata": { "name": "node" }, "spec": { "podCIDR": "10.244.3.0/24", "podCIDRs": ["10.244.3.0/24"] } });
+    cluster.call("POST", "/api/v1/nodes", &node);
+    world.wait_for_network();
+    assert_eq!(world.plugin("ADD", "p1", &network).address(), "10.244.3.2");
+    assert!(world.plugin("DEL", "p1", &network).success);
+}
+
+/// Static blocks: all addresses of both but the node's own, the first one, and no question for more.
+fn static_blocks(world: &mut World, cluster: &Cluster) {
     cluster.grant(&json!({
         "id": "nc", "type": "vnetblock", "assignmentMode": "static", "subnetName": "pods",
         "primaryIP": "10.1.2.16/28", "ipAssignments": [{ "name": "block", "ip": "10.1.2.32/28" }],
     }));
     let asked = cluster.spec();
-    world.start_agent_of_cluster("pod-subnet", &kubeconfig);
+    world.start_agent_of_cluster("pod-subnet", &cluster.kubeconfig());
+    let network = world.network("1.0.0");
     world.wait_for_network();
     let all: Vec<_> = (0..32).map(|n| format!("b{n}")).collect();
     let given: Vec<_> = all
@@ -298,12 +311,4 @@ fn the_agent_learns_from_the_cluster_and_asks_it_for_more() {
         assert!(world.plugin("DEL", name, &network).success);
     }
     world.kill_agent();
-
-    // Kubenet: the block is the Node's.
-    world.start_agent_of_cluster("kubenet", &kubeconfig);
-    let node = json!({ "metadata": { "name": "node" }, "spec": { "podCIDR": "10.244.3.0/24", "podCIDRs": ["10.244.3.0/24"] } });
-    cluster.call("POST", "/api/v1/nodes", &node);
-    world.wait_for_network();
-    assert_eq!(world.plugin("ADD", "p1", &network).address(), "10.244.3.2");
-    assert!(world.plugin("DEL", "p1", &network).success);
 }

@@ -68,6 +68,11 @@ pub(super) fn answer(call: &Call<'_>, kind: Kind, id: &ArmId, word: &str) -> Ans
             resources::shown(call, kind, id)?;
             Err(unsupported(NOT_SUPPORTED, refused(word)))
         }
+        // `az network watcher flow-log`: none, and none to be made.
+        (&Method::GET, Kind::Watcher, "flowlogs") => {
+            resources::shown(call, kind, id)?;
+            Ok(Reply::list(Vec::new()))
+        }
         (&Method::GET, kind, _) => {
             resources::shown(call, kind, id)?;
             let message = format!("'{word}' is nothing that {} answers.", id.kind());

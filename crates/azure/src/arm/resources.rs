@@ -128,14 +128,22 @@ pub(super) fn render(view: &View<'_>, kind: Kind, id: &ArmId) -> Option<Value> {
     }
 }
 
+/// Whether there is the resource group of `id`.
+fn check_group(region: &Region, id: &ArmId) -> Result<(), Fault> {
+    if region.groups.contains_key(&id.resource_group_id()) {
+        return Ok(());
+    }
+    Err(Fault::new(
+        404,
+        "ResourceGroupNotFound",
+        format!("Resource group '{}' could not be found.", id.resource_group()),
+    ))
+}
+
 /// Azure's 404: for a child of something that is there it is the provider's own.
 pub(super) fn not_found(region: &Region, kind: Kind, id: &ArmId) -> Fault {
-    if !region.groups.contains_key(&id.resource_group_id()) {
-        return Fault::new(
-            404,
-            "ResourceGroupNotFound",
-            format!("Resource group '{}' could not be found.", id.resource_group()),
-        );
+    if let Err(fault) = check_group(region, id) {
+        return fault;
     }
     let parent = id.parent();
     let has_parent = parent.as_ref().is_some_and(|parent| {
@@ -301,6 +309,7 @@ fn delete(call: &Call<'_>, kind: Kind, id: &ArmId) -> Answer {
     let region = call.region();
     let view = call.view(&region);
     let Some(stored) = render(&view, kind, id) else {
+        check_group(&region, id)?;
         return Ok(Reply::empty(StatusCode::NO_CONTENT));
     };
     check_conditions(call, Some(&stored))?;

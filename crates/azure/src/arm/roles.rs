@@ -151,12 +151,28 @@ fn parse(call: &Call<'_>, scope: &str, name: &str) -> Result<Command, Fault> {
         name: name.to_owned(),
         scope: scope.to_owned(),
         role_definition: given(properties.role_definition_id)
+            .map(|id| of_subscription(&id, scope))
             .ok_or_else(|| missing("properties.roleDefinitionId"))?,
         principal: given(properties.principal_id)
             .ok_or_else(|| missing("properties.principalId"))?,
         principal_type: given(properties.principal_type)
             .unwrap_or_else(|| "ServicePrincipal".to_owned()),
     }))
+}
+
+/// The id of a role as every subscription has it, whatever scope it was read at.
+fn of_subscription(definition: &str, scope: &str) -> String {
+    const KIND: &str = "/providers/Microsoft.Authorization/roleDefinitions/";
+    let (Some(subscription), Some((_, name))) =
+        (scope.split('/').nth(2), definition.rsplit_once('/'))
+    else {
+        return definition.to_owned();
+    };
+    if definition.to_ascii_lowercase().contains(&KIND.to_ascii_lowercase()) {
+        format!("/subscriptions/{subscription}{KIND}{name}")
+    } else {
+        definition.to_owned()
+    }
 }
 
 fn render(assignment: &RoleAssignment) -> Value {

@@ -121,7 +121,11 @@ fn properties(machine: &Machine) -> Value {
 /// A scale set's instance as a `GET` shows it.
 pub(crate) fn render_instance(machine: &Machine) -> Value {
     let mut body = frame(&machine.meta, INSTANCE);
-    body["instanceId"] = json!(machine.meta.id.name());
+    let number = machine.meta.id.name();
+    body["instanceId"] = json!(number);
+    if let Some(scale_set) = scale_set_of(machine) {
+        body["name"] = json!(format!("{}_{number}", scale_set.name()));
+    }
     body["properties"] = properties(machine);
     body["properties"]["latestModelApplied"] = json!(true);
     body

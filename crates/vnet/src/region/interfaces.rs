@@ -12,6 +12,23 @@ use crate::{
     name::ArmId,
 };
 
+/// Refuses to move a NIC into another virtual network: it is of the one that it was made in
+/// (MicrosoftDocs/azure-docs pull request 123354, "Virtual network" in the table of settings).
+fn check_vnet(old: Option<&Nic>, wanted: &[PutIpConfiguration]) -> Result<(), Fault> {
+    let Some(vnet) = old.and_then(Nic::vnet) else { return Ok(()) };
+    let other = wanted.iter().find(|put| put.subnet.parent().as_ref() != Some(&vnet));
+    let Some(other) = other else { return Ok(()) };
+    Err(Fault::bad(
+        "PropertyChangeNotAllowed",
+        format!(
+            "The network interface is of virtual network {vnet} for good, and subnet {} is of another one. Make a new \
+             network interface.",
+            other.subnet
+        ),
+    )
+    .at("properties.ipConfigurations.properties.subnet"))
+}
+
 impl Change {
     pub(super) fn put_nic(
         &mut self,
@@ -25,6 +42,7 @@ impl Change {
         refusal::check_name(common.id.name())?;
         let id = meta.id.clone();
         check_configurations(&id, &wanted)?;
+        check_vnet(old.as_deref(), &wanted)?;
         let kept = |put: &PutIpConfiguration| -> Option<IpAddr> {
             let configs = old.iter().flat_map(|old| &old.configs);
             let mut same = configs.filter(|config| is_same(config, put));
