@@ -1,11 +1,16 @@
 //! Every format that was ever written stays readable: `tests/golden/format-N.txt` has a store of format N as
 //! lines of table, key and value. A line of these files is never changed; another format adds another file.
 
+use std::sync::Arc;
+
 use redb::{
     Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle,
     backends::InMemoryBackend,
 };
-use vnet::{model::Distribution, region::Region};
+use vnet::{
+    model::{Distribution, PublicIpSettings},
+    region::Region,
+};
 
 use crate::{Store, tables};
 
@@ -110,4 +115,21 @@ fn how_members_are_chosen_is_written_as_ever() {
     }
     let unknown = FORMAT_2.replace(is, "\"source_ip_affinity\":\"Sticky\"");
     assert!(tables::load(&database(&unknown)).is_err());
+}
+
+/// What a public IP has besides is written where it is not the default, and read again.
+#[test]
+fn settings_of_public_ips_are_written_where_there_are_any() {
+    let mut region = tables::load(&database(FORMAT_2)).unwrap();
+    let before = region.clone();
+    let id = region.public_ips.keys().next().unwrap().clone();
+    let settings = PublicIpSettings { idle_timeout_minutes: 30, dns_label: Some("web".to_owned()) };
+    Arc::make_mut(region.public_ips.get_mut(&id).unwrap()).settings = settings;
+    let database = database(FORMAT_2);
+    tables::save(&database, &before, &region).unwrap();
+    let written = text(&database);
+    let settings = r#","settings":{"idle_timeout_minutes":30,"dns_label":"web"}"#;
+    assert_eq!(written.matches(settings).count(), 1);
+    assert_eq!(written.replace(settings, ""), FORMAT_2);
+    assert_eq!(tables::load(&database).unwrap().public_ips[&id], region.public_ips[&id]);
 }
