@@ -200,9 +200,12 @@ fn probes(lab: &TestLab) {
     eventually("the pod is found fit", || answers(lab, "10.20.0.5"));
     assert_eq!((&probe()["intervalInSeconds"], &probe()["requestPath"]), (&json!(6), &json!("/")));
     let all_ports = ("azure-load-balancer-enable-high-availability-ports", "true");
-    apply(lab, "probed", 8080, &[INTERNAL, all_ports, ("azure-pls-create", "true")]);
+    let (link, mode) = (("azure-pls-create", "true"), ("azure-load-balancer-mode", "auto"));
+    apply(lab, "probed", 8080, &[INTERNAL, all_ports, link, mode]);
     eventually("any port leads there", || answers(lab, "10.20.0.5:8080"));
-    says(lab, "probed", "AnnotationWithoutEffect", &format!("{PREFIX}azure-pls-create"));
+    for (name, _) in [link, mode] {
+        says(lab, "probed", "AnnotationWithoutEffect", &format!("{PREFIX}{name}"));
+    }
     let interval = ("azure-load-balancer-health-probe-interval", "60");
     apply(lab, "probed", 80, &[INTERNAL, interval]);
     says(lab, "probed", "SyncLoadBalancerFailed", "total probe should be less than 120");
@@ -265,15 +268,13 @@ fn public_ips(lab: &TestLab) {
     eventually("it answers still", || answers_the_internet(lab, &format!("{named}:81")));
     assert_eq!(tags(&named)["k8s-azure-service"], "default/joined");
     delete(lab, "joined near beside far");
-    let names = |group: &str| {
+    // The way out has a GUID for a name.
+    let left = |group: &str| {
         let all = public_ips_of(lab, group).into_iter();
-        let mut names: Vec<String> =
-            all.map(|it| it["name"].as_str().unwrap().to_owned()).collect();
-        // The way out has a GUID for a name.
-        names.retain(|name| name.len() != 36);
-        names
+        let all = all.map(|it| it["name"].as_str().unwrap().to_owned());
+        all.filter(|name| name.len() != 36).collect::<Vec<String>>()
     };
-    assert_eq!((names(NODES), names("ips")), (vec!["near".to_owned()], vec!["far".to_owned()]));
+    assert_eq!((left(NODES), left("ips")), (vec!["near".to_owned()], vec!["far".to_owned()]));
 }
 
 /// Where a cluster has no way out, a public Service is none; the balancer goes with it.

@@ -174,8 +174,13 @@ struct Cluster {
     told: Mutex<BTreeMap<String, String>>,
     /// Which annotations without effect a Service was warned of, by its UID.
     warned: Mutex<BTreeMap<String, BTreeSet<String>>>,
-    recorder: Recorder,
+    /// A recorder for each text of an event: one alone counts events of one reason about one object as one, and shows
+    /// the first one's text for ever.
+    recorders: Mutex<BTreeMap<String, Recorder>>,
 }
+
+/// How many texts are remembered at a time.
+const TEXTS: usize = 256;
 
 impl Cluster {
     /// Waits until every kind of object has been listed once.
@@ -196,6 +201,7 @@ impl Cluster {
     where
         K: Resource<DynamicType = ()>,
     {
+        let recorder = self.recorder(note);
         let event = Event {
             type_,
             reason: reason.to_owned(),
@@ -203,10 +209,26 @@ impl Cluster {
             action: reason.to_owned(),
             secondary: None,
         };
-        if let Err(error) = self.recorder.publish(&event, &object.object_ref(&())).await {
+        if let Err(error) = recorder.publish(&event, &object.object_ref(&())).await {
             tracing::warn!(cluster = %self.id.name(), reason, error = %reconcile::Chain(&error),
                 "an event could not be published");
         }
+    }
+}
+
+impl Cluster {
+    /// The recorder of events that say `note`.
+    fn recorder(&self, note: &str) -> Recorder {
+        const NEVER_POISONED: &str = "nothing panics while it holds the recorders";
+        let mut recorders = self.recorders.lock().expect(NEVER_POISONED);
+        if recorders.len() >= TEXTS && !recorders.contains_key(note) {
+            recorders.clear();
+        }
+        let made = || {
+            let controller = "cloud-controller-manager".to_owned();
+            Recorder::new(self.client.clone(), Reporter { controller, instance: None })
+        };
+        recorders.entry(note.to_owned()).or_insert_with(made).clone()
     }
 }
 
@@ -258,10 +280,7 @@ async fn start(
         masquerade: mirror_some(&mut tasks, maps, (), ours, &changed),
         told: Mutex::default(),
         warned: Mutex::default(),
-        recorder: Recorder::new(
-            client.clone(),
-            Reporter { controller: "cloud-controller-manager".to_owned(), instance: None },
-        ),
+        recorders: Mutex::default(),
         client,
     });
 
