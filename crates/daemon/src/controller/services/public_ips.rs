@@ -1,5 +1,5 @@
 //! Finds, makes, keeps and gives back the public IPs of Services. Not here: what they must be like (see
-//! [`balancers::public_ips`]).
+//! [`super::super::balancers::public_ips`]).
 
 use std::collections::BTreeSet;
 
