@@ -60,6 +60,8 @@ async fn a_delete_can_be_polled_by_both_headers() {
     );
     assert_eq!(lab.get(&path).await.code(), "ResourceNotFound");
     assert_eq!(lab.send("DELETE", &path, None).await.status, 204);
+    let elsewhere = path.replace("/rg/", "/nope/");
+    assert_eq!(lab.send("DELETE", &elsewhere, None).await.code(), "ResourceGroupNotFound");
 }
 
 #[tokio::test]
@@ -263,6 +265,11 @@ async fn roles_are_given_and_found() {
     assert_eq!(lab.send("PUT", &one, Some(body.clone())).await.status, 201);
     let list = lab.get(&format!("{roles}/roleAssignments?$filter=atScope()")).await.body;
     assert_eq!(list["value"][0]["properties"]["scope"], scope);
+    // A role is the subscription's, wherever it was read.
+    let expected = format!(
+        "{SUBSCRIPTION}/providers/Microsoft.Authorization/roleDefinitions/4d97b98b-1d4f-4787-a291-c67834d212e7"
+    );
+    assert_eq!(list["value"][0]["properties"]["roleDefinitionId"], expected);
     let all = lab
         .get(&format!("{SUBSCRIPTION}/providers/Microsoft.Authorization/roleAssignments"))
         .await

@@ -355,6 +355,7 @@ async fn watcher(lab: &Lab) -> String {
     assert_eq!(watchers["value"][0]["location"], "eastus");
     let watcher = watchers["value"][0]["id"].as_str().unwrap_or_default().to_owned();
     assert_eq!(lab.get(&watcher).await.body["name"], "NetworkWatcher_eastus");
+    assert_eq!(lab.get(&format!("{watcher}/flowLogs")).await.body["value"], json!([]));
     watcher
 }
 

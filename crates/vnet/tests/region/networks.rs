@@ -282,6 +282,11 @@ fn machines_hold_their_nics() {
     let fault = lab.refused(put("o", "n"));
     check(&fault, "NicInUse", "virtualMachines/m");
     check(&lab.refused(Command::Delete { id: id("nic n") }), "NicInUse", "virtualMachines/m");
+    // Another subnet, but not another network.
+    lab.vnet("far", &["10.77.0.0/16"]);
+    lab.subnet("far", "a", "10.77.0.0/24");
+    let fault = lab.nic("n", "far/a", None).unwrap_err();
+    check(&fault, "PropertyChangeNotAllowed", "virtualNetworks/far");
     lab.nic("n2", "v/a", None).unwrap();
     check(&lab.refused(put("m", "n2")), "PropertyChangeNotAllowed", "networkInterfaces");
     lab.delete("vm m");
