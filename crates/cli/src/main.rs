@@ -80,13 +80,13 @@ enum Command {
     /// Pods of network-only clusters (`up --nodes network-only`)
     #[command(subcommand)]
     Pod(pod::Pod),
-    /// Run a command in the network of a VM, a node or a pod
+    /// Run a command in the network of a VM, a node or a pod, or on the internet
     #[command(
         after_help = "Examples:\n  aksnet exec jump -- ping -c 1 172.20.0.4\n  aksnet exec testns/testdeploy-7c5ddbdf54-x2x4k -- tcpdump -n -c 5\n  aksnet exec aks-nodepool1-12345678-vmss000000 -- cilium-dbg status"
     )]
     Exec {
         #[arg(
-            help = "The VM's or node's name, [GROUP:]NAME where groups have the same, or [CLUSTER:]NAMESPACE/NAME of a pod ([CLUSTER:]NAME in network-only clusters); or vm/NAME, node/NAME, pod/NAME"
+            help = "The VM's or node's name, [GROUP:]NAME where groups have the same, or [CLUSTER:]NAMESPACE/NAME of a pod ([CLUSTER:]NAME in network-only clusters); or vm/NAME, node/NAME, pod/NAME; or internet"
         )]
         target: String,
         /// The command and its arguments, after `--`

@@ -69,8 +69,11 @@ impl Finder<'_> {
         self.among(&KINDS, text)
     }
 
-    /// The VM, node or pod that `text` names, as [`Finder::find`] does: where programs can run.
+    /// The VM, node or pod that `text` names, as [`Finder::find`] does, or the internet: where programs can run.
     pub(crate) fn find_host(&self, text: &str) -> Result<Place, String> {
+        if text == "internet" {
+            return Ok(self.internet());
+        }
         self.among(&HOSTS, text)
     }
 
@@ -414,8 +417,8 @@ impl Finder<'_> {
     }
 
     fn unknown(&self, kinds: &[&str], text: &str) -> String {
-        let internet = (kinds == KINDS).then(|| "internet".to_owned());
-        let names = kinds.iter().flat_map(|kind| self.names_of(kind)).chain(internet);
+        let names =
+            kinds.iter().flat_map(|kind| self.names_of(kind)).chain(["internet".to_owned()]);
         let what = if kinds == HOSTS { "no VM, node or pod" } else { "nothing here" };
         format!(
             "{what} is called `{text}`; there {}; a pod is [CLUSTER:]NAMESPACE/NAME, or [CLUSTER:]NAME of `aksnet pod list`",

@@ -376,6 +376,11 @@ impl Answering {
             Ok(place) => place,
             Err(message) => return Answer::Failed { message },
         };
+        if place.machine.is_none() {
+            // The internet is no machine's.
+            let (netns, kind) = (place.netns, place.name);
+            return Answer::Found { kind, netns, resolv_conf: None, first_process: None };
+        }
         let Some(machine) = place.machine.as_ref().and_then(|id| region.machines.get(id)) else {
             return Answer::Failed { message: format!("the node of `{name}` is gone") };
         };

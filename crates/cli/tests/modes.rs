@@ -221,7 +221,7 @@ fn refusals(lab: &TestLab) {
         lab.aksnet(&["vm", "create", "v", "-g", "rg", "--vnet", "net", "--subnet", "nope"]).fails();
     assert!(said.contains("nope"), "{said}");
     let said = lab.aksnet(&["exec", "nobody", "--", "true"]).fails();
-    assert!(said.contains("`nobody`; there is none; a pod is"), "{said}");
+    assert!(said.contains("`nobody`; there are internet; a pod is"), "{said}");
     let said = lab.aksnet(&["--name", "a/b", "status"]).fails();
     assert!(said.contains("lower-case letters"), "{said}");
     let said = lab.aksnet(&["image", "import", "/nonexistent"]).fails();
