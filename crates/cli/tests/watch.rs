@@ -269,7 +269,10 @@ fn names_that_mean_nothing_are_refused_with_those_that_do(lab: &TestLab) {
     let address = |target: &str| lab.exec(target, "ip -o -4 addr show dev eth0");
     assert!(address("web").succeeds().contains("10.1.0.4/"));
     let text = refusal(address("vnet/web"));
-    assert!(text.contains("no VM, node or pod is called `vnet/web`; there are internet, vm/db"), "{text}");
+    assert!(
+        text.contains("no VM, node or pod is called `vnet/web`; there are internet, vm/db"),
+        "{text}"
+    );
     let said = lab.exec("internet", "curl -s --max-time 2 http://203.0.113.9/").succeeds();
     assert!(said.trim().parse::<std::net::IpAddr>().is_ok(), "{said}");
     lab.az("group create -n rg2 -l eastus").succeeds();
