@@ -475,18 +475,17 @@ fn machine_name(machine: &Machine) -> String {
 
 /// Whether `[GROUP:]NAME` means this resource.
 fn is_meant(id: &ArmId, text: &str) -> bool {
-    let (group, name) =
-        text.split_once(':').map_or((None, text), |(group, name)| (Some(group), name));
-    id.name().eq_ignore_ascii_case(name)
-        && group.is_none_or(|group| id.resource_group().eq_ignore_ascii_case(group))
+    is_in_group(id, text) && id.name().eq_ignore_ascii_case(plain(text))
 }
 
 /// Whether `[GROUP:]HOSTNAME` means this machine.
 fn has_hostname(machine: &Machine, text: &str) -> bool {
-    let (group, name) =
-        text.split_once(':').map_or((None, text), |(group, name)| (Some(group), name));
-    machine.hostname == name
-        && group.is_none_or(|group| machine.meta.id.resource_group().eq_ignore_ascii_case(group))
+    is_in_group(&machine.meta.id, text) && machine.hostname == plain(text)
+}
+
+/// Whether the resource is in the group of `[GROUP:]NAME`, if it names one.
+fn is_in_group(id: &ArmId, text: &str) -> bool {
+    text.split_once(':').is_none_or(|(group, _)| id.resource_group().eq_ignore_ascii_case(group))
 }
 
 /// The name without its group.

@@ -87,14 +87,7 @@ impl Reconciler {
         let present: BTreeSet<String> =
             Netns::list()?.into_iter().filter(|name| is_fabric_ns(&self.lab, name)).collect();
         let leaving = present.iter().filter(|name| !desired.namespaces.contains_key(*name));
-        Netns::clear(leaving.clone())?;
-        for name in leaving {
-            self.actor.forget(name);
-            self.crossings.forget(name);
-            self.tables.forget(name);
-            Netns::delete(name)?;
-            done.deleted.push(name.clone());
-        }
+        done.deleted = self.remove(leaving)?;
         let mut touched: BTreeSet<&str> = BTreeSet::new();
         for (name, state) in &desired.namespaces {
             if !present.contains(name) {
@@ -158,6 +151,23 @@ impl Reconciler {
         Ok(seen)
     }
 
+    /// Removes namespaces with all that is known of them, and ends what still runs there.
+    fn remove<'n>(
+        &mut self,
+        leaving: impl Iterator<Item = &'n String> + Clone,
+    ) -> Result<Vec<String>, LinuxError> {
+        Netns::clear(leaving.clone())?;
+        let mut removed = Vec::new();
+        for name in leaving {
+            self.actor.forget(name);
+            self.crossings.forget(name);
+            self.tables.forget(name);
+            Netns::delete(name)?;
+            removed.push(name.clone());
+        }
+        Ok(removed)
+    }
+
     /// Makes the machine match a change of what it was made to match last, and looks at nothing. `Ok(None)` when it was
     /// not made to match anything, or something else; after an error, too, a pass is needed, which looks at everything.
     pub fn change(&mut self, change: &Change) -> Result<Option<Done>, LinuxError> {
@@ -169,14 +179,7 @@ impl Reconciler {
         let made = std::mem::take(&mut self.made);
         let mut done = Done::default();
         let leaving = before.keys().filter(|name| !after.contains_key(*name));
-        Netns::clear(leaving.clone())?;
-        for name in leaving {
-            self.actor.forget(name);
-            self.crossings.forget(name);
-            self.tables.forget(name);
-            Netns::delete(name)?;
-            done.deleted.push(name.clone());
-        }
+        done.deleted = self.remove(leaving)?;
         let mut observed: BTreeMap<String, Observed> = BTreeMap::new();
         for (name, state) in after.iter().filter(|(name, _)| !before.contains_key(*name)) {
             let seen = match Netns::open(name) {
